@@ -1,0 +1,50 @@
+"""Reads what follows the colon in --config=configs/x.py:scale=bench,quantizer=vq."""
+
+import difflib
+
+
+def parse(text: str | None, **defaults):
+    """A namespace-like dict of `defaults`, updated by "name=value,name=value".
+
+    A value takes the type of its default; a tuple of ints is written with dashes, "8-5-5-5".
+    Every default must be given as a value, or as a tuple of strings: the choices, the first of
+    which is the default.
+
+    Raises:
+      ValueError: for an unknown name or choice (with the nearest right one), or a value of the
+        wrong type.
+    """
+    values = {n: d[0] if _is_choice(d) else d for n, d in defaults.items()}
+    for part in filter(None, (text or "").split(",")):
+        name, separator, value = part.partition("=")
+        if name not in defaults:
+            raise ValueError(f"Config argument {name!r} is unknown{_nearest(name, defaults)}.")
+        if not separator:
+            raise ValueError(f"Config argument {name!r} needs a value: {name}=...")
+        values[name] = _convert(name, value, defaults[name])
+    return values
+
+
+def _is_choice(default) -> bool:
+    return isinstance(default, tuple) and bool(default) and isinstance(default[0], str)
+
+
+def _convert(name: str, value: str, default):
+    if _is_choice(default):
+        if value not in default:
+            raise ValueError(f"{name}={value!r} is unknown{_nearest(value, default)}.")
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        if isinstance(default, tuple):
+            return tuple(int(v) for v in value.split("-"))
+        return type(default)(value)
+    except (ValueError, KeyError):
+        expected = "8-5-5-5" if isinstance(default, tuple) else type(default).__name__
+        raise ValueError(f"{name}={value!r} can't be read as {expected}.") from None
+
+
+def _nearest(name: str, names) -> str:
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"

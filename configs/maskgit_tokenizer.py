@@ -1,0 +1,150 @@
+"""MaskGIT stage I: a VQ-GAN tokenizer with FSQ (or VQ) codes.
+
+python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --workdir=runs/tokenizer
+
+Arguments, after the colon, separated by commas:
+  scale=bench|smoke|paper   bench: Fashion-MNIST, one GPU, minutes. smoke: scenes, a CPU, seconds.
+                            paper: ImageNet, to the paper's last number (sections 4.2, 4.3, A.4).
+  size=256                  image size in pixels; paper: 256 or 128; default by scale
+  quantizer=fsq|vq|vq_ema   FSQ, MaskGIT's VQ, UViM's VQ
+  levels=8-5-5-5            FSQ's levels; default by scale
+  codebook_size=1024        of the VQs
+  data=tfds:imagenet2012    or scenes, folder:PATH; default by scale
+  data_dir=PATH             where TFDS keeps its data sets
+  dtype=float32|bfloat16    what activations are computed in; default by scale
+"""
+
+import ml_collections
+
+from configs import arguments
+
+ARGUMENTS = dict(
+    scale=("bench", "smoke", "paper"),
+    size=0,
+    quantizer=("fsq", "vq", "vq_ema"),
+    levels=(0,),
+    codebook_size=1024,
+    data="",
+    data_dir="",
+    dtype=("", "float32", "bfloat16"),
+)
+SCALES = {
+    "paper": dict(size=256, data="tfds:imagenet2012", dtype="float32", levels=(8, 5, 5, 5)),
+    "bench": dict(size=32, data="tfds:fashion_mnist", dtype="bfloat16", levels=(8, 5, 5, 5)),
+    "smoke": dict(size=32, data="scenes", dtype="float32", levels=(8, 6, 5)),
+}
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    args = arguments.parse(argument, **ARGUMENTS)
+    scale = args["scale"]
+    for name, value in SCALES[scale].items():
+        if not args[name] or args[name] == (0,):
+            args[name] = value
+    config = ml_collections.ConfigDict(dict(stage="tokenizer", seed=42))
+    config.quantizer = quantizer(args)
+    config.model = dict(
+        filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2,
+        shortcut="output",  # as in MaskGIT's code and checkpoints; "input" is a true residual
+        remat=False, dtype=args["dtype"],
+    )
+    config.discriminator = dict(
+        channel_multiplier=1, max_width=512, blur=True, dtype=args["dtype"]
+    )
+    config.loss = dict(
+        reconstruction=1.0, adversarial=0.1, perceptual=0.1, r1=10.0, lecam=0.0,
+        lecam_decay=0.99,
+        r1_every=1,  # 16 is StyleGAN2's lazy schedule: as strong on average, and cheaper
+        adversarial_start=0, discriminator_start=0,  # steps before which a side is switched off
+    )
+    # With weights=PATH to an ImageNet ResNet-50, network="resnet50" is the paper's.
+    config.perceptual = dict(network="efficientnet", weights="")
+    config.optim = dict(
+        learning_rate=1e-4, b1=0.0, b2=0.99, warmup_steps=0, schedule="constant",
+        weight_decay=0.0, clip_norm=0.0,
+    )
+    config.discriminator_optim = config.optim.copy_and_resolve_references()
+    config.ema_decay = 0.999
+    config.data = data(args)
+    config.update(SIZES[scale](args["size"]))
+    config.accumulate = 1  # microbatches of an update
+    config.fsdp = False  # shard large weights over the devices, rather than copy them to each
+    config.best, config.best_mode = "reconstruction/psnr", "max"
+    return config
+
+
+def quantizer(args) -> dict:
+    """The constructor's arguments of the chosen quantizer."""
+    if args["quantizer"] == "fsq":
+        return dict(name="fsq", levels=args["levels"])
+    if args["quantizer"] == "vq":
+        return dict(
+            name="vq", codebook_size=args["codebook_size"], channels=256,
+            commitment_weight=0.25, entropy_weight=0.1,
+        )
+    return dict(name="vq_ema", codebook_size=args["codebook_size"], channels=256)
+
+
+def data(args) -> dict:
+    """What is read and how it is augmented."""
+    return dict(
+        source=args["data"], data_dir=args["data_dir"], size=args["size"],
+        train_split="train", eval_split="validation",
+        min_area=0.8, max_aspect=4 / 3, flip=True,  # random resized crop and mirror image
+        workers=0, cache=False, eval_limit=0,
+    )
+
+
+def paper(size: int) -> dict:
+    """Sections 4.2 (128 px) and 4.3 (256 px): the latter is batch 512 for 1M steps."""
+    steps, batch_size = (500_000, 256) if size == 128 else (1_000_000, 512)
+    return dict(
+        steps=steps, batch_size=batch_size, eval_batch_size=128,
+        log_every=100, preview_every=5_000, checkpoint_every=5_000, keep=3,
+        data=dict(workers=16),
+        perceptual=dict(network="resnet50", weights="resnet50.pth"),
+        evals=evals(every=50_000, features="efficientnet", limit=50_000),
+    )
+
+
+def bench(size: int) -> dict:
+    del size
+    return dict(
+        steps=8_000, batch_size=256, eval_batch_size=500,
+        model=dict(filters=64, channel_multipliers=(1, 2, 2), shortcut="input"),
+        discriminator=dict(max_width=128),
+        # Pictures of clothes are not cropped: where a sleeve ends is part of what it is.
+        data=dict(eval_split="test", workers=6, min_area=1.0, max_aspect=1.0),
+        optim=dict(learning_rate=4e-4, warmup_steps=200),
+        discriminator_optim=dict(learning_rate=4e-4, warmup_steps=200),
+        log_every=50, preview_every=2_000, checkpoint_every=2_000, keep=2,
+        evals=evals(every=8_000, features="efficientnet", limit=0),
+    )
+
+
+def smoke(size: int) -> dict:
+    del size
+    return dict(
+        steps=20, batch_size=8, eval_batch_size=8,
+        model=dict(
+            filters=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, shortcut="input"
+        ),
+        discriminator=dict(max_width=16),
+        loss=dict(perceptual=0.0),
+        data=dict(train_split="train[:64]", eval_split="validation[:20]"),
+        log_every=5, preview_every=10, checkpoint_every=10, keep=2,
+        evals=evals(every=20, features="random", limit=0),
+    )
+
+
+SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+
+
+def evals(every: int, features: str, limit: int) -> dict:
+    """What is evaluated, how often, over which features; limit: images of each set, 0 for all."""
+    return dict(
+        codebook=dict(every=every),
+        reconstruction=dict(
+            every=every, features=features, reference_split="train", reference_limit=limit
+        ),
+    )

@@ -1,0 +1,115 @@
+"""MaskGIT stage II: a masked transformer on the tokens of a trained stage I.
+
+python -m fsq_jax.train --config=configs/maskgit_transformer.py:scale=bench,tokenizer=runs/tokenizer \
+    --workdir=runs/maskgit
+
+Arguments, after the colon, separated by commas:
+  scale=bench|smoke|paper   as in maskgit_tokenizer.py
+  tokenizer=PATH            workdir of the stage I run whose tokens are modelled
+  token_cache=PATH          trains on tokens that `python -m fsq_jax.encode` wrote, rather than on
+                            images that are encoded on the fly
+  size, data, data_dir, dtype                  as in maskgit_tokenizer.py
+  quantizer, levels, codebook_size             what `fsq_jax.describe` assumes where no
+                                               tokenizer=PATH is given; a run reads them from it
+"""
+
+import ml_collections
+
+from configs import arguments, maskgit_tokenizer
+
+ARGUMENTS = maskgit_tokenizer.ARGUMENTS | dict(tokenizer="", token_cache="")
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    args = arguments.parse(argument, **ARGUMENTS)
+    workdir, token_cache = args.pop("tokenizer"), args.pop("token_cache")
+    stage_1 = maskgit_tokenizer.get_config(
+        ",".join(f"{name}={_text(value)}" for name, value in args.items() if _given(value))
+    )
+    scale, size = args["scale"], stage_1.data.size
+    config = ml_collections.ConfigDict(dict(stage="maskgit", seed=42))
+    config.tokenizer = dict(
+        workdir=workdir, model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict()
+    )
+    config.token_cache = token_cache
+    config.model = dict(
+        width=768, depth=24, num_heads=16, mlp_dim=3072, dropout=0.1, attention_dropout=0.1,
+        attention="auto", remat="none", dtype=stage_1.model.dtype,
+    )
+    config.num_classes = 0  # 0: as many as the data has
+    config.label_dropping = 0.1  # of the labels become the mask token, for guidance (section 4.3)
+    config.masking = dict(
+        schedule="cosine", label_smoothing=0.1,
+        min_ratio=0.45,  # appendix A.4.2: more than this share of the tokens is always masked
+    )
+    config.sampling = dict(
+        num_steps=12, schedule="cosine", choice_temperature=4.5, guidance=0.0
+    )
+    config.optim = dict(
+        learning_rate=1e-4, b1=0.9, b2=0.96, weight_decay=0.045, warmup_steps=5_000,
+        schedule="constant", clip_norm=0.0,
+    )
+    config.ema_decay = 0.999
+    config.data = stage_1.data.to_dict()
+    config.update(SIZES[scale](size))
+    if scale == "paper":
+        config.num_classes = 1000
+        config.sampling.guidance = 0.2 if args["quantizer"] == "fsq" else 0.1  # figure 4
+    config.accumulate = 1
+    config.fsdp = False
+    config.best, config.best_mode = "validation/loss", "min"
+    return config
+
+
+def _given(value) -> bool:
+    return value not in ("", 0, (0,))
+
+
+def _text(value) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def paper(size: int) -> dict:
+    """Sections 4.2 (128 px, 200 epochs) and 4.3 (256 px, 2.5M steps)."""
+    return dict(
+        steps=1_000_000 if size == 128 else 2_500_000, batch_size=256, eval_batch_size=128,
+        log_every=100, preview_every=10_000, checkpoint_every=5_000, keep=3,
+        evals=evals(every=100_000, features="efficientnet", num_samples=50_000, limit=0),
+    )
+
+
+def bench(size: int) -> dict:
+    del size
+    return dict(
+        steps=12_000, batch_size=256, eval_batch_size=500,
+        model=dict(width=384, depth=8, num_heads=8, mlp_dim=1536),
+        optim=dict(learning_rate=5e-4, warmup_steps=500, schedule="cosine"),
+        log_every=50, preview_every=3_000, checkpoint_every=3_000, keep=2,
+        evals=evals(every=12_000, features="efficientnet", num_samples=10_000, limit=0),
+    )
+
+
+def smoke(size: int) -> dict:
+    del size
+    return dict(
+        steps=20, batch_size=8, eval_batch_size=8,
+        model=dict(width=32, depth=2, num_heads=2, mlp_dim=64),
+        optim=dict(warmup_steps=5),
+        sampling=dict(num_steps=4),
+        log_every=5, preview_every=10, checkpoint_every=10, keep=2,
+        evals=evals(every=20, features="random", num_samples=20, limit=0),
+    )
+
+
+SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+
+
+def evals(every: int, features: str, num_samples: int, limit: int) -> dict:
+    """What is evaluated, how often; samples are balanced over the classes."""
+    return dict(
+        compression=dict(every=every),
+        generation=dict(
+            every=every, features=features, num_samples=num_samples,
+            reference_split="train", reference_limit=limit,
+        ),
+    )

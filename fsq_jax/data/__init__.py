@@ -1,0 +1,1 @@
+"""Records to batches, in NumPy only: scenes, sources, transforms, pipeline."""

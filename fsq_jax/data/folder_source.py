@@ -1,0 +1,63 @@
+"""Images in folders: a sub-folder a class."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+from fsq_jax.data import images
+from fsq_jax.data.source import Source, existing_folder, sub_folders
+from fsq_jax.data.splits import SPLIT_NAMES, resolve
+
+_HELD_OUT = 0.05  # of a folder that has no folder for validation
+
+
+def open_source(path: str, split: str) -> Source:
+    """PATH/train and PATH/validation (or val, test) where there is a PATH/train; else PATH, cut in
+    two by the names of its files. Images beside the sub-folders of classes are left out."""
+    root, where = existing_folder(path, "folder"), f"folder:{path}"
+    folders = sub_folders(root)
+    split_folders = [name for name in folders if name in SPLIT_NAMES]
+    by_folder = "train" in split_folders
+    splits = tuple(split_folders) if by_folder else ("train", "validation")
+    split = resolve(split, splits, where)
+    folder = root / split if by_folder else root
+    classes = sub_folders(root / "train") if by_folder else folders
+    files = images.list_images(folder)
+    if classes and not (by_folder and split != "train"):
+        files = [file for file in files if "/" in file]
+    if not by_folder:
+        files = _hash_split(files, split)
+    if not files:
+        raise ValueError(
+            f"{where} holds no images for the split {split!r} ({' '.join(images.EXTENSIONS)})."
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    strange = [f for f in files if classes and f.split("/")[0] not in numbers]
+    if strange:
+        raise ValueError(f"{folder / strange[0]} is of no class of {where}/train: {classes}.")
+    records = _FolderRecords(folder, files, [numbers.get(f.split("/")[0], 0) for f in files])
+    return Source(where, split, tuple(classes) or ("image",), records, 0, len(files), splits)
+
+
+def _hash_split(files: list[str], split: str) -> list[str]:
+    """Validation: 5 % of the files, those of the lowest hashes, so that a new file moves no other
+    (at least one, of two or more). Train: the rest."""
+    hashes = {f: int(hashlib.sha256(f.encode()).hexdigest()[:8], 16) / 2**32 for f in files}
+    limit = max(_HELD_OUT, min(hashes.values(), default=0) * (1 + 1e-9)) if len(files) > 1 else 0
+    return [f for f in files if (hashes[f] < limit) == (split == "validation")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _FolderRecords:
+    folder: pathlib.Path
+    files: list[str]
+    labels: list[int]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.folder / self.files[index]
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            raise images.RecordError(f"{path} cannot be read ({error.strerror}).") from error
+        return {"image": images.decode(encoded, str(path)), "label": self.labels[index]}

@@ -1,0 +1,159 @@
+"""Crops, flips and sizes of a record: functions (record, rng) -> record, in NumPy and OpenCV.
+
+A record's depth and segments are cropped and flipped with its image. They are resized to the
+nearest pixel, since a mean of two depths or of two classes is neither. The image is averaged over
+areas along a side that shrinks (so nothing aliases), and bicubic along one that grows.
+
+Legend: H, W height and width of a record, S side of the result, V views, L tokens.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+
+Record = dict[str, Any]
+Transform = Callable[[Record, np.random.Generator], Record]
+
+MAPS = ("image", "depth", "segments")  # what is laid out as [H,W,...]
+
+
+def compose(*transforms: Transform) -> Transform:
+    """One transform that applies the given ones from the first to the last."""
+    return functools.partial(_apply_all, transforms)
+
+
+def _apply_all(transforms, record, rng):
+    for transform in transforms:
+        record = transform(record, rng)
+    return record
+
+
+def augment(
+    size: int, min_area: float = 1.0, max_aspect: float = 1.0, flip: bool = True
+) -> Transform:
+    """The training transform: a random crop of at least `min_area` of the image (a fraction) and
+    an aspect ratio up to `max_aspect`, at S x S, flipped half of the time, float32 in [0, 1].
+
+    Raises ValueError for a `min_area` outside (0, 1] or a `max_aspect` below 1.
+    """
+    if not 0 < min_area <= 1 or max_aspect < 1:
+        raise ValueError(f"Needs 0 < min_area <= 1 <= max_aspect, not {min_area=}, {max_aspect=}.")
+    area = (min_area, 1.0)
+    crop = functools.partial(random_resized_crop, size=size, area=area, aspect=max_aspect)
+    return compose(crop, *([random_flip] if flip else []), value_range(0.0, 1.0))
+
+
+def evaluation(size: int) -> Transform:
+    """The transform without chance: the largest square in the middle at S x S, in [0, 1]."""
+    return compose(
+        centre_crop, functools.partial(resize, height=size, width=size), value_range(0.0, 1.0)
+    )
+
+
+def draw_crop(
+    height: int, width: int, rng: np.random.Generator, area: tuple[float, float], aspect: float
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop that lies inside of the image.
+
+    The area is uniform over `area` (fractions of the image's own), the ratio of width to height
+    log-uniform over 1/aspect to aspect, both within what fits: an image longer than `aspect` has
+    its largest area lowered to that of the largest crop of that ratio. No drawing is ever rejected.
+    """
+    shape = width / height
+    largest = min(area[1], aspect * min(shape, 1 / shape))
+    fraction = rng.uniform(min(area[0], largest), largest)
+    # A crop of ratio r is sqrt(fraction * r / shape) of the width: r may not exceed these.
+    lowest, highest = max(1 / aspect, fraction * shape), min(aspect, shape / fraction)
+    ratio = math.exp(rng.uniform(math.log(lowest), math.log(max(lowest, highest))))
+    crop_width = min(width, max(1, round(width * math.sqrt(fraction * ratio / shape))))
+    crop_height = min(height, max(1, round(height * math.sqrt(fraction * shape / ratio))))
+    top = int(rng.integers(height - crop_height + 1))
+    left = int(rng.integers(width - crop_width + 1))
+    return top, left, crop_height, crop_width
+
+
+def random_resized_crop(
+    record: Record, rng: np.random.Generator, *, size: int, area=(0.08, 1.0), aspect: float = 4 / 3
+) -> Record:
+    """A random crop of the record (see `draw_crop`), resized to S x S."""
+    height, width = record["image"].shape[:2]
+    box = draw_crop(height, width, rng, area, aspect)
+    return resize(_crop(record, *box), rng, height=size, width=size)
+
+
+def random_flip(record: Record, rng: np.random.Generator) -> Record:
+    """The record, mirrored left to right with probability 1/2."""
+    if rng.random() < 0.5:
+        return record
+    return record | {name: record[name][:, ::-1] for name in MAPS if name in record}
+
+
+def centre_crop(record: Record, rng: np.random.Generator | None = None) -> Record:
+    """The largest square in the middle of the record."""
+    height, width = record["image"].shape[:2]
+    side = min(height, width)
+    return _crop(record, (height - side) // 2, (width - side) // 2, side, side)
+
+
+def _crop(record: Record, top: int, left: int, height: int, width: int) -> Record:
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    return record | {name: record[name][rows, columns] for name in MAPS if name in record}
+
+
+def resize(
+    record: Record, rng: np.random.Generator | None = None, *, height: int, width: int
+) -> Record:
+    """The record with its image, depth and segments at height x width pixels."""
+    resized = {
+        name: (resize_image if name == "image" else resize_nearest)(record[name], height, width)
+        for name in MAPS
+        if name in record
+    }
+    return record | resized
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image [H,W,3] at another size: areas where it shrinks, then bicubic where it grows."""
+    old_height, old_width = image.shape[:2]
+    small_height, small_width = min(height, old_height), min(width, old_width)
+    if (small_height, small_width) != (old_height, old_width):
+        image = cv2.resize(image, (small_width, small_height), interpolation=cv2.INTER_AREA)
+    if (small_height, small_width) != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image
+
+
+def resize_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map [H,W,...] at another size: each pixel takes the value under its own centre."""
+    rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(np.int64)
+    return values[rows[:, None], columns]
+
+
+def value_range(low: float, high: float) -> Transform:
+    """A transform of the image from uint8 to float32 in [low, high]."""
+    return functools.partial(_to_range, low=low, high=high)
+
+
+def _to_range(record, rng, *, low, high):
+    scale = np.float32((high - low) / 255)
+    return record | {"image": record["image"].astype(np.float32) * scale + np.float32(low)}
+
+
+def random_view(record: Record, rng: np.random.Generator) -> Record:
+    """A record of a token cache with one of its views, drawn at random, as tokens int32 [L]."""
+    return _view(record, int(rng.integers(len(record["tokens_VL"]))))
+
+
+def first_view(record: Record, rng: np.random.Generator | None = None) -> Record:
+    """A record of a token cache with its first view as tokens int32 [L]."""
+    return _view(record, 0)
+
+
+def _view(record: Record, view: int) -> Record:
+    rest = {name: value for name, value in record.items() if name != "tokens_VL"}
+    return rest | {"tokens": record["tokens_VL"][view]}

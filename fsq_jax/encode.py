@@ -1,0 +1,100 @@
+"""Writes a token cache: the images of a data set as a trained tokenizer's codes.
+
+python -m fsq_jax.encode --workdir=runs/tokenizer --out=runs/tokens --views=4
+python -m fsq_jax.train --workdir=runs/maskgit \
+    --config=configs/maskgit_transformer.py:tokenizer=runs/tokenizer,token_cache=runs/tokens
+
+OUT/train/ gets tokens.npy int32 [records, views, tokens], labels.npy [records], and meta.json,
+which tells by which tokenizer they were made; stage II refuses a cache of another one.
+"""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import tqdm
+from absl import app, flags
+
+from fsq_jax import runs, sharding
+from fsq_jax.data import transforms
+from fsq_jax.errors import friendly
+from fsq_jax.stages import frozen_tokenizer
+
+
+def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> str:
+    """Encodes the training split of a tokenizer's run; returns the folder that was written.
+
+    Args:
+      workdir: the tokenizer's run.
+      out: the cache's folder; OUT/train must not be there yet.
+      views: crops and flips of each image, drawn as in training; with one, images stay as they
+        are but for the centre crop.
+      step: which checkpoint; the latest by default.
+
+    Raises:
+      ValueError: for a folder that holds no tokenizer, or an OUT/train that is there.
+    """
+    if views < 1:
+        raise ValueError(f"{views=} must be at least 1.")
+    folder = os.path.join(out, "train")
+    if os.path.exists(folder):
+        raise ValueError(f"{folder!r} is there already; remove it, or name another --out.")
+    trained = frozen_tokenizer.load(workdir, step)
+    config, mesh = trained.config, sharding.make_mesh()
+    data = config.data
+    variables = sharding.put(trained.variables, sharding.replicated(mesh))
+    to_tokens = jax.jit(lambda v, images: frozen_tokenizer.encode(trained.model, v, images))
+    source = runs.make_source(data, data.train_split)
+    augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip)
+    transform = augment if views > 1 else transforms.evaluation(data.size)
+
+    tokens_NVL, labels_N = [], None
+    for view in range(views):
+        batches = runs.every_record(config, source, transform, seed=config.seed + view)
+        rows, labels = [], []
+        for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
+            put = sharding.put_batch(batch, mesh)
+            indices, label, mask = sharding.to_host(
+                (to_tokens(variables, put["image"]), put["label"], put["mask"])
+            )
+            rows.append(indices[mask])
+            labels.append(label[mask])
+        tokens_NVL.append(np.concatenate(rows))
+        labels_N = np.concatenate(labels)
+    if jax.process_index() == 0:
+        meta = {
+            "fingerprint": trained.fingerprint, "workdir": workdir, "step": trained.step,
+            "codebook_size": trained.codebook_size, "levels": trained.levels,
+            "num_classes": source.num_classes, "class_names": source.class_names,
+            "data": data.source, "split": "train", "views": views,
+        }
+        _write(folder, np.stack(tokens_NVL, axis=1), labels_N, meta)
+    return folder
+
+
+def _write(folder: str, tokens_NVL: np.ndarray, labels_N: np.ndarray, meta: dict) -> None:
+    """Writes the cache beside its place, and moves it there once it is whole."""
+    partial = folder + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    np.save(os.path.join(partial, "tokens.npy"), tokens_NVL.astype(np.int32))
+    np.save(os.path.join(partial, "labels.npy"), labels_N.astype(np.int32))
+    with open(os.path.join(partial, "meta.json"), "w") as file:
+        json.dump(meta, file, indent=2)
+    os.rename(partial, folder)
+
+
+def main(argv) -> None:
+    del argv
+    sharding.initialize_distributed()
+    print(encode(flags.FLAGS.workdir, flags.FLAGS.out, flags.FLAGS.views, flags.FLAGS.step))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Run of a tokenizer.", required=True)
+    flags.DEFINE_string("out", None, "Folder to write.", required=True)
+    flags.DEFINE_integer("views", 1, "Crops and flips of each image; 1: the image as it is.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
+    app.run(friendly(main))

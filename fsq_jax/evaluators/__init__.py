@@ -1,0 +1,46 @@
+"""What is measured on a checkpoint, by the names that `config.evals` gives."""
+
+from collections.abc import Mapping
+
+from fsq_jax.evaluators import codebook, compression, generation, reconstruction
+from fsq_jax.evaluators.run import Run
+
+EVALUATORS = {
+    "codebook": codebook.evaluate,
+    "reconstruction": reconstruction.evaluate,
+    "compression": compression.evaluate,
+    "generation": generation.evaluate,
+}
+
+
+def due(evals: Mapping[str, Mapping], step: int) -> bool:
+    """Whether any evaluator is to run at this step."""
+    return any(step % arguments["every"] == 0 for arguments in evals.values())
+
+
+def evaluate(evals: Mapping[str, Mapping], run: Run, step: int | None = None) -> dict[str, dict]:
+    """{metric: {"value", "protocol", "step"}} of the evaluators that are due.
+
+    Args:
+      evals: `config.evals`: name -> {"every": steps between two evaluations, other arguments}.
+      run: what is evaluated.
+      step: evaluates only what is due at this step; None evaluates all.
+
+    Raises:
+      ValueError: for an evaluator that there isn't, before anything is computed.
+    """
+    unknown = sorted(set(evals) - set(EVALUATORS))
+    if unknown:
+        raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
+    results = {}
+    for name, arguments in evals.items():
+        arguments = dict(arguments)
+        every = arguments.pop("every")
+        if step is not None and step % every:
+            continue
+        values, protocol = EVALUATORS[name](run, **arguments)
+        for metric, value in values.items():
+            results[metric] = {
+                "value": value, "protocol": run.protocol | protocol, "step": run.step
+            }
+    return results

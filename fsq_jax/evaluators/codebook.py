@@ -1,0 +1,41 @@
+"""How much of the codebook a tokenizer uses over the whole held-out set (section 4.2)."""
+
+import functools
+
+import jax
+import numpy as np
+
+from fsq_jax import sharding
+from fsq_jax.evaluators.run import Run
+from fsq_jax.metrics import codebook
+
+
+def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
+    """How often each code occurs in a split, int64 [codebook_size]."""
+    count = jax.jit(functools.partial(codebook.counts, codebook_size=run.info["codebook_size"]))
+    total = np.zeros(run.info["codebook_size"], np.int64)
+    for batch, outputs in run.outputs("reconstruct", split, limit):
+        total += np.asarray(sharding.to_host(count(outputs["indices"], batch["mask"])), np.int64)
+    return total
+
+
+def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
+    """codebook/usage and codebook/perplexity, with FSQ each level's share in the protocol.
+
+    Args:
+      run: a tokenizer's run.
+      limit: images to encode; 0 for all, which is what the paper's definition asks for.
+    """
+    counts = count_codes(run, limit=limit)
+    values = {
+        "codebook/usage": codebook.usage(counts),
+        "codebook/perplexity": codebook.perplexity(counts),
+        "codebook/used": int((counts > 0).sum()),
+    }
+    protocol = {
+        "codebook_size": len(counts), "split": run.eval_split, "num_tokens": int(counts.sum()),
+    }
+    if run.info["levels"]:
+        histograms = codebook.level_histograms(counts, run.info["levels"])
+        protocol["level_histograms"] = [[float(v) for v in h] for h in histograms]
+    return values, protocol

@@ -1,0 +1,24 @@
+"""How well a masked transformer models held-out tokens: bits a token, and its training loss."""
+
+from fsq_jax.evaluators.run import Run, masked_means
+
+
+def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
+    """compression/bits_per_token, validation/loss (nats) and validation/accuracy.
+
+    Bits are the ideal code length under M2T's deterministic masking schedule, which is the paper's
+    measure of how hard tokens are to model (section 4.2). Loss and accuracy are those of training,
+    on masks drawn once from the run's seed.
+
+    Args:
+      run: a masked transformer's run.
+      limit: held-out images; 0 for all.
+    """
+    means, count = masked_means(run.outputs("bits", limit=limit))
+    losses, _ = masked_means(run.outputs("loss", limit=limit))
+    values = {"compression/bits_per_token": means["bits"] / means["num_tokens"]}
+    values |= {f"validation/{name}": value for name, value in losses.items()}
+    return values, {
+        "split": run.eval_split, "num_images": count, "tokenizer": run.info["tokenizer"],
+        "schedule": "m2t, 12 steps, alpha 2.2",
+    }

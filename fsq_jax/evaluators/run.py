@@ -1,0 +1,77 @@
+"""What an evaluator is given: a trained state, its functions, and the data."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fsq_jax import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checkpoint with all that is needed to measure something on it.
+
+    Attributes:
+      predict: the stage's functions, compiled: name -> (state, batch, key) -> arrays.
+      state: a `TrainState` on the mesh.
+      batches: (split, limit) -> the records of a split, each once, as padded NumPy batches with
+        "mask"; limit 0 is no limit.
+      eval_split: the split that is held out.
+      mesh: where batches go.
+      batch_size: rows of a batch over all hosts.
+      info: the stage's facts, such as "codebook_size".
+      protocol: what every result of this run is recorded with.
+      seed: of all that is drawn in an evaluation.
+      step: updates that the state has seen.
+    """
+
+    predict: Mapping[str, Callable]
+    state: Any
+    batches: Callable[[str, int], Iterable[dict[str, np.ndarray]]]
+    eval_split: str
+    mesh: jax.sharding.Mesh
+    batch_size: int
+    info: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    seed: int
+    step: int
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The batch on the mesh, from this host's rows of it."""
+        return sharding.put_batch(dict(batch), self.mesh)
+
+    def outputs(
+        self, name: str, split: str = "", limit: int = 0
+    ) -> Iterator[tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+        """(batch, outputs of `predict[name]`), both on the mesh, over a split (held-out one)."""
+        key = jax.random.key(self.seed)
+        for i, batch in enumerate(self.batches(split or self.eval_split, limit)):
+            batch = self.put(batch)
+            yield batch, self.predict[name](self.state, batch, jax.random.fold_in(key, i))
+
+
+def masked_means(
+    batches: Iterable[tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]]],
+) -> tuple[dict[str, float], int]:
+    """Means over all examples of values [B] an example, and how many examples there were.
+
+    Args:
+      batches: pairs (batch with "mask" [B], {name: values [B]}). Sums are taken on the device and
+        divided once, here, so that padding and the number of hosts change nothing.
+    """
+    totals, count = {}, 0
+    for batch, values_B in batches:
+        sums = sharding.to_host(_masked_sums(dict(values_B), batch["mask"]))
+        count += int(sums.pop("count"))
+        totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
+    return {name: total / count for name, total in totals.items()}, count
+
+
+@jax.jit
+def _masked_sums(values_B, mask_B):
+    # where, not a product: a padding row may hold anything, NaN included.
+    sums = {k: jax.numpy.where(mask_B, v, 0).sum() for k, v in values_B.items()}
+    return sums | {"count": mask_B.sum()}

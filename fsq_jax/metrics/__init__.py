@@ -1,0 +1,1 @@
+"""Per-example maths of what is measured, one idea a file."""

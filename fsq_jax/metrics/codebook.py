@@ -1,0 +1,54 @@
+"""How a codebook is used, from how often each of its codes was chosen.
+
+Counts of batches and of hosts add up; usage, perplexity and histograms are taken once, of the sum.
+
+Legend: K codes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def count(indices: jax.Array, codebook_size: int, mask: jax.Array | None = None) -> jax.Array:
+    """Returns how often each code occurs in `indices`: int32 [K].
+
+    indices: int32 [...]; those outside [0, K), such as a mask token's, are not counted.
+    mask: bool, of the leading dimensions of indices, such as [B]; False leaves an example out.
+    """
+    is_counted = (indices >= 0) & (indices < codebook_size)
+    if mask is not None:
+        is_counted &= mask.reshape(mask.shape + (1,) * (indices.ndim - mask.ndim))
+    # One extra bin takes what does not count.
+    bins = jnp.where(is_counted, indices, codebook_size)
+    return jnp.bincount(bins.ravel(), length=codebook_size + 1)[:codebook_size]
+
+
+def usage(counts_K: jax.Array) -> jax.Array:
+    """Returns the share of codes that occur at least once, 0 to 1 (the paper's section 4.2)."""
+    return jnp.mean(jnp.asarray(counts_K) > 0)
+
+
+def perplexity(counts_K: jax.Array) -> jax.Array:
+    """Returns exp(entropy) of the codes' frequencies, 1 to K; NaN where nothing was counted."""
+    counts_K = jnp.asarray(counts_K, jnp.float32)
+    share_K = counts_K / counts_K.sum()
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share_K, share_K)))
+
+
+def level_histograms(counts_K: jax.Array, levels: Sequence[int]) -> list[jax.Array]:
+    """Returns for each FSQ channel how often each of its digits occurs: d arrays [L_i].
+
+    Raises ValueError unless there are as many counts as the levels have codes.
+    """
+    if counts_K.shape != (math.prod(levels),):
+        raise ValueError(
+            f"Levels {tuple(levels)} have {math.prod(levels)} codes, but the counts are of shape "
+            f"{counts_K.shape}."
+        )
+    # The first channel is the least significant digit, hence the last axis.
+    grid = counts_K.reshape(tuple(levels)[::-1])
+    axes = range(grid.ndim - 1, -1, -1)
+    return [grid.sum(axis=tuple(a for a in range(grid.ndim) if a != axis)) for axis in axes]

@@ -1,0 +1,1 @@
+"""Networks: arrays to arrays, Flax Linen modules that take values and never a config."""

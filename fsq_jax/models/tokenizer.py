@@ -1,0 +1,241 @@
+"""MaskGIT stage I: a convolutional encoder and decoder around a quantizer.
+
+The network of MaskGIT (Chang et al. 2022), which section 4 of the FSQ paper takes over: GroupNorm,
+swish, residual blocks, no attention. Images are in [0, 1] and the output is not squashed.
+Parameter names are those of the published checkpoints.
+
+    B batch  H W image height, width  h w token grid  C width  D channels of a code  G groups
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+SHORTCUTS = ("output", "input")
+
+
+def group_count(channels: int) -> int:
+    """Returns 32, or for widths that 32 does not divide their greatest common divisor.
+
+    MaskGIT always uses 32 groups; narrower networks (smoke tests) get as many as divide evenly.
+    """
+    return math.gcd(32, channels)
+
+
+def _scale_swish(x_BHWC, scale_BC, shift_BC):
+    y = x_BHWC.astype(jnp.float32) * scale_BC[:, None, None] + shift_BC[:, None, None]
+    return nn.swish(y).astype(x_BHWC.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation followed by swish, `swish(norm(x))`, in the dtype of x.
+
+    Sums of x and x^2 are taken in float32 in one pass over x; per-channel scale and shift then
+    turn the normalisation into one multiply-add. The backward pass recomputes the swish from x:
+    without that XLA keeps its sigmoid as a float32 copy of the whole activation.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x_BHWC):
+        b, h, w, c = x_BHWC.shape
+        groups = group_count(c)
+        scale_C = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
+        bias_C = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+
+        x32 = x_BHWC.astype(jnp.float32)
+
+        def group_mean(sums_BC):
+            mean_BG = sums_BC.reshape(b, groups, -1).sum(-1) / (h * w * (c // groups))
+            return jnp.repeat(mean_BG, c // groups, axis=-1)
+
+        mean_BC = group_mean(x32.sum((1, 2)))
+        square_BC = group_mean(jnp.square(x32).sum((1, 2)))
+        variance_BC = jnp.maximum(square_BC - jnp.square(mean_BC), 0.0)
+        mul_BC = jax.lax.rsqrt(variance_BC + self.epsilon) * scale_C
+        return jax.checkpoint(_scale_swish)(x_BHWC, mul_BC, bias_C - mean_BC * mul_BC)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions without bias, added to a shortcut; `width` channels come out.
+
+    Where the width changes, `shortcut` says what the 1x1 convolution of the shortcut reads.
+    "output": the block's own result, as in the published code and checkpoints (kernel out x out,
+    so that no identity path leads around these four blocks). "input": the block's input, as a
+    residual block is meant to be (kernel in x out), and as MAGVIT corrected it.
+    """
+
+    width: int
+    shortcut: str = "output"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC):
+        def conv(size):
+            return nn.Conv(self.width, (size, size), use_bias=False, dtype=self.dtype)
+
+        y = GroupNorm()(x_BHWC)
+        y = conv(3)(y)
+        y = GroupNorm()(y)
+        y = conv(3)(y)
+        if x_BHWC.shape[-1] == self.width:
+            return x_BHWC + y
+        return conv(1)(y if self.shortcut == "output" else x_BHWC) + y
+
+
+def average_pool(x_BHWC):
+    """Halves height and width by the mean of 2x2 pixels (summed in float32)."""
+    b, h, w, c = x_BHWC.shape
+    return x_BHWC.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def upsample(x_BHWC):
+    """Doubles height and width by repeating pixels."""
+    b, h, w, c = x_BHWC.shape
+    x = jnp.broadcast_to(x_BHWC[:, :, None, :, None], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+class Encoder(nn.Module):
+    """Images [B,H,W,3] to float32 latents [B,H/f,W/f,channels], f = 2**(levels - 1)."""
+
+    channels: int
+    filters: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int
+    shortcut: str
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, images_BHWC):
+        widths = [self.filters * m for m in self.channel_multipliers]
+        block = _numbered_blocks(self)
+        x = images_BHWC.astype(self.dtype)
+        x = nn.Conv(self.filters, (3, 3), use_bias=False, dtype=self.dtype)(x)
+        for level, width in enumerate(widths):
+            for _ in range(self.num_res_blocks):
+                x = block(width)(x)
+            if level < len(widths) - 1:
+                x = average_pool(x)
+        for _ in range(self.num_res_blocks):
+            x = block(widths[-1])(x)
+        x = GroupNorm()(x)
+        # The quantizer rounds: let it see float32 latents, not ones rounded to bfloat16 before.
+        return nn.Conv(self.channels, (1, 1), dtype=jnp.float32)(x.astype(jnp.float32))
+
+
+class Decoder(nn.Module):
+    """Codes [B,h,w,D] to float32 images [B,h*f,w*f,3], not clipped, f = 2**(levels - 1)."""
+
+    filters: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int
+    shortcut: str
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, codes_BhwD):
+        widths = [self.filters * m for m in self.channel_multipliers]
+        block = _numbered_blocks(self)
+        x = codes_BhwD.astype(self.dtype)
+        x = nn.Conv(widths[-1], (3, 3), dtype=self.dtype)(x)
+        for _ in range(self.num_res_blocks):
+            x = block(widths[-1])(x)
+        for level in reversed(range(len(widths))):
+            for _ in range(self.num_res_blocks):
+                x = block(widths[level])(x)
+            if level > 0:
+                x = nn.Conv(widths[level], (3, 3), dtype=self.dtype)(upsample(x))
+        x = GroupNorm()(x)
+        return nn.Conv(3, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def _numbered_blocks(module):
+    """Returns width -> ResBlock, named in the order of the calls (remat would rename them)."""
+    cls = nn.remat(ResBlock) if module.remat else ResBlock
+    count = iter(range(1000))
+
+    def block(width):
+        return cls(width, module.shortcut, module.dtype, name=f"ResBlock_{next(count)}")
+
+    return block
+
+
+class Tokenizer(nn.Module):
+    """Images to tokens and back: `(reconstruction, Quantized)` of a batch of images.
+
+    The defaults are MaskGIT's: at 256 px a 16x16 grid of tokens, and 54,515,587 parameters with
+    1024 codes of width 256, or 52,962,951 with FSQ of four channels.
+
+    Attributes:
+      quantizer: a module of `fsq_jax.quantizers`; its `channels` set the encoder's output width.
+      filters: width of the first level; `channel_multipliers` scale it level by level.
+      num_res_blocks: residual blocks a level, and once more at the coarsest resolution.
+      shortcut: "output" (the published network) or "input" (corrected), see `ResBlock`.
+      dtype: of activations and convolutions. Parameters, statistics, the quantizer's input and
+        the reconstruction are float32 in any case.
+      remat: recompute the residual blocks in the backward pass: less memory, more time.
+    """
+
+    quantizer: nn.Module
+    filters: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    shortcut: str = "output"
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        if self.shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut={self.shortcut!r} is not one of {SHORTCUTS}.")
+        settings = dict(
+            filters=self.filters,
+            channel_multipliers=tuple(self.channel_multipliers),
+            num_res_blocks=self.num_res_blocks,
+            shortcut=self.shortcut,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+        self.encoder = Encoder(channels=self.quantizer.channels, **settings)
+        self.decoder = Decoder(**settings)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along the side of a token."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    def __call__(self, images_BHWC: jax.Array, train: bool = False):
+        """Returns (reconstruction [B,H,W,3] float32, Quantized) of images in [0, 1].
+
+        Raises:
+          ValueError: a side of the images is not a multiple of `downsampling`.
+        """
+        quantized = self.encode(images_BHWC, train)
+        return self.decode(quantized.codes), quantized
+
+    def latents(self, images_BHWC: jax.Array) -> jax.Array:
+        """Returns what the quantizer reads, float32 [B,h,w,channels]."""
+        h, w = images_BHWC.shape[1:3]
+        if h % self.downsampling or w % self.downsampling:
+            raise ValueError(
+                f"Images of {h}x{w} pixels do not divide into tokens of {self.downsampling}x"
+                f"{self.downsampling} ({len(self.channel_multipliers)} channel_multipliers)."
+            )
+        return self.encoder(images_BHWC)
+
+    def encode(self, images_BHWC: jax.Array, train: bool = False):
+        """Returns the Quantized of images in [0, 1]; its indices are int32 [B,h,w]."""
+        return self.quantizer(self.latents(images_BHWC), train=train)
+
+    def decode(self, codes_BhwD: jax.Array) -> jax.Array:
+        """Returns images float32 [B,H,W,3] of codes; about [0, 1], not clipped."""
+        return self.decoder(codes_BhwD)
+
+    def decode_indices(self, indices_Bhw: jax.Array) -> jax.Array:
+        """Returns images float32 [B,H,W,3] of int32 token indices; about [0, 1], not clipped."""
+        return self.decode(self.quantizer.indices_to_codes(indices_Bhw))

@@ -1,0 +1,184 @@
+"""A run put together from its config, or from its workdir: data, stage, state, evaluation."""
+
+import ast
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+
+import jax
+import ml_collections
+import numpy as np
+
+from fsq_jax import checkpoint, sharding, stages
+from fsq_jax.data import pipeline, sources, transforms
+from fsq_jax.evaluators.run import Run
+from fsq_jax.stages.stage import Stage, TrainState
+
+
+def make_source(data: Mapping, split: str):
+    """The source of `config.data`, for one of its splits."""
+    return sources.make_source(
+        data["source"], split, data["size"], data_dir=data["data_dir"], cache=data["cache"]
+    )
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy in which what the data decides stands as a number: `num_classes` 0 is replaced."""
+    config = config.copy_and_resolve_references()
+    sharding.check_batch_size(config.batch_size, config.accumulate)
+    sharding.check_batch_size(config.eval_batch_size)
+    if config.get("num_classes") == 0:
+        config.num_classes = make_source(config.data, config.data.train_split).num_classes
+    return config
+
+
+def train_batches(config) -> pipeline.TrainBatches:
+    """This host's training batches, from the first one on."""
+    data = config.data
+    if config.get("token_cache"):
+        source = sources.make_source(f"tokens:{config.token_cache}", "train", data.size)
+        transform = transforms.draw_view
+    else:
+        source = make_source(data, data.train_split)
+        transform = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip)
+    return pipeline.train_batches(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(config, split: str, limit: int = 0) -> Iterable[dict[str, np.ndarray]]:
+    """This host's batches of a split, each record once, as it is (no augmentation).
+
+    "train" and "eval" stand for the data's own two splits.
+    """
+    data = config.data
+    split = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
+    return pipeline.eval_batches(
+        make_source(data, split),
+        transforms.evaluation(data.size),
+        batch_size=config.eval_batch_size,
+        limit=limit or None,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def preview_batch(config, num_images: int = 32) -> dict[str, np.ndarray]:
+    """The held-out images that previews show, the same at every step; this host's rows."""
+    batch = next(iter(eval_batches(config, "eval")))
+    rows = max(1, num_images // jax.device_count()) * jax.local_device_count()
+    return {name: value[:rows] for name, value in batch.items()}
+
+
+def abstract_state(config, stage: Stage, batch) -> TrainState:
+    """The state's shapes, of which nothing is allocated."""
+    return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
+
+
+def claim_workdir(workdir: str, config) -> None:
+    """Makes the workdir this run's own.
+
+    Raises:
+      ValueError: with the differing keys, where it belongs to a run of another config.
+    """
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        there = checkpoint.load_config(workdir).to_dict()
+        differing = checkpoint.differing_keys(config.to_dict(), there)
+        if differing:
+            listed = "; ".join(f"{k}: {there} there, {ours} here"
+                               for k, (ours, there) in differing.items())
+            raise ValueError(f"{workdir!r} holds a run of another config ({listed}).")
+    elif jax.process_index() == 0:
+        checkpoint.save_config(workdir, config)
+
+
+def evaluation(config, stage: Stage, predict, state: TrainState, mesh) -> Run:
+    """What evaluators take, for a state of this config."""
+    device = jax.devices()[0]
+    return Run(
+        predict=predict,
+        state=state,
+        batches=lambda split, limit: eval_batches(config, split, limit or config.data.eval_limit),
+        eval_split="eval",
+        mesh=mesh,
+        batch_size=config.eval_batch_size,
+        info=stage.info,
+        protocol={
+            "data": config.data.source, "size": config.data.size,
+            "eval_split": config.data.eval_split, "train_split": config.data.train_split,
+            "seed": config.seed, "weights": "ema", "device": device.device_kind,
+            "jax": jax.__version__, "python": platform.python_version(),
+        },
+        seed=config.seed,
+        step=int(state.step),
+    )
+
+
+def load(workdir: str, step: int | None = None, overrides: Mapping | None = None):
+    """(config, stage, Run) of a trained run, its averaged weights on all devices.
+
+    Args:
+      workdir: the run's folder.
+      step: which checkpoint; the latest by default.
+      overrides: {dotted key: value} put over the run's config, such as {"sampling.guidance": 1.0}.
+
+    Raises:
+      ValueError: where there is no run or no such checkpoint, or it can't be read.
+    """
+    config = checkpoint.load_config(workdir)
+    config.update_from_flattened_dict(dict(overrides or {}))
+    stage = stages.make(config)
+    mesh = sharding.make_mesh()
+    step, weights = checkpoint.load_weights(workdir, step)
+    weights = sharding.put(weights, sharding.replicated(mesh))
+    state = TrainState(
+        step=np.int32(step), params=None, opt_state=None, **weights,
+        frozen=sharding.put(stage.frozen, sharding.replicated(mesh)),
+    )
+    predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
+    return config, stage, evaluation(config, stage, predict, state, mesh)
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict:
+    """{dotted key: value} of "KEY=VALUE" strings; a value is read as a Python literal if it can."""
+    overrides = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator:
+            raise ValueError(f"{assignment!r} is not of the form KEY=VALUE.")
+        try:
+            overrides[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            overrides[name] = text
+    return overrides
+
+
+def values(results: Mapping[str, Mapping]) -> dict[str, float]:
+    """{metric: value}, without protocols."""
+    return {name: result["value"] for name, result in results.items()}
+
+
+def load_results(workdir: str) -> dict[str, dict]:
+    """What results.json holds; {} where nothing was evaluated yet."""
+    path = os.path.join(workdir, "results.json")
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        return json.load(file)
+
+
+def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
+    """Takes results into WORKDIR/results.json, over older values of the same metrics."""
+    path = os.path.join(workdir, "results.json")
+    merged = load_results(workdir) | dict(results)
+    with open(path + ".tmp", "w") as file:
+        json.dump(merged, file, indent=2)
+    os.replace(path + ".tmp", path)

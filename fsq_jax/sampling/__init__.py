@@ -1,0 +1,1 @@
+"""Ways to draw tokens from a model that is given as a function."""

@@ -1,0 +1,17 @@
+"""The training stages, by the name that `config.stage` gives."""
+
+from fsq_jax.stages import maskgit, tokenizer
+from fsq_jax.stages.stage import Stage
+
+STAGES = {"tokenizer": tokenizer.make, "maskgit": maskgit.make}
+
+
+def make(config, abstract: bool = False) -> Stage:
+    """The stage that the config asks for; a ValueError for a name that there isn't.
+
+    With `abstract`, frozen weights are shapes and no file is read: enough to count what a run
+    would take, not to run it.
+    """
+    if config.stage not in STAGES:
+        raise ValueError(f"stage={config.stage!r} is unknown; there are {sorted(STAGES)}.")
+    return STAGES[config.stage](config, abstract)

@@ -1,0 +1,71 @@
+"""A trained stage I, as stage II uses it: images to tokens and tokens to images, never trained."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from fsq_jax import checkpoint
+from fsq_jax.models.tokenizer import Tokenizer
+from fsq_jax.stages import tokenizer as tokenizer_stage
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTokenizer:
+    """A tokenizer and its weights (moving averages), on the host.
+
+    Attributes:
+      model: the autoencoder.
+      variables: what `model.apply` takes; to be passed to compiled functions as an argument.
+      fingerprint: tells these weights from any others; token caches carry it.
+      step: the checkpoint that they come from.
+      config: the config of the run that they come from.
+    """
+
+    model: Tokenizer
+    variables: PyTree
+    fingerprint: str
+    step: int
+    config: ml_collections.ConfigDict
+
+    @property
+    def codebook_size(self) -> int:
+        return self.model.quantizer.codebook_size
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """FSQ's levels; () for a vector quantizer."""
+        return tuple(getattr(self.model.quantizer, "levels", ()))
+
+
+def load(workdir: str, step: int | None = None) -> FrozenTokenizer:
+    """The tokenizer that a run trained; a ValueError where the folder holds no such run."""
+    config = checkpoint.load_config(workdir)
+    if config.stage != "tokenizer":
+        raise ValueError(
+            f"{workdir!r} is a run of stage {config.stage!r}; a run of stage 'tokenizer' is needed."
+        )
+    step, weights = checkpoint.load_weights(workdir, step)
+    collections = {k: v for k, v in weights["model_state"].items() if k != "lecam"}
+    variables = {"params": weights["ema_params"], **collections}
+    return FrozenTokenizer(
+        tokenizer_stage.make_model(config), variables, checkpoint.fingerprint(variables), step,
+        config,
+    )
+
+
+def encode(model: Tokenizer, variables: PyTree, images_BHWC: jax.Array) -> jax.Array:
+    """Tokens [B, h*w] int32 in raster order, of images in [0, 1]."""
+    indices = model.apply(variables, images_BHWC, method="encode").indices
+    return indices.reshape(indices.shape[0], -1)
+
+
+def decode(model: Tokenizer, variables: PyTree, tokens_BL: jax.Array) -> jax.Array:
+    """Images [B, H, W, 3] in [0, 1], of tokens of a square grid in raster order."""
+    side = round(tokens_BL.shape[1] ** 0.5)
+    indices = tokens_BL.reshape(-1, side, side)
+    return jnp.clip(model.apply(variables, indices, method="decode_indices"), 0, 1)

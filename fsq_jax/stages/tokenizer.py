@@ -1,0 +1,188 @@
+"""MaskGIT stage I: an autoencoder around a quantizer, trained against a discriminator.
+
+Generator and discriminator are updated at once, from one forward pass: both losses are summed
+into one, with gradients stopped where one network must not feel the other's loss, and XLA merges
+the forward passes that the two halves share.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fsq_jax import losses, optim, quantizers
+from fsq_jax.models.discriminator import Discriminator
+from fsq_jax.models.tokenizer import Tokenizer
+from fsq_jax.pretrained.features import load_perceptual
+from fsq_jax.stages.stage import Stage, TrainState
+
+
+def make_model(config) -> Tokenizer:
+    """The autoencoder that `config.model` and `config.quantizer` describe."""
+    return Tokenizer(quantizer=quantizers.make(**config.quantizer), **config.model)
+
+
+def make(config, abstract: bool = False) -> Stage:
+    """The stage: `init`, `update`, and `predict` = {"reconstruct", "preview"}.
+
+    Args:
+      config: as of configs/maskgit_tokenizer.py.
+      abstract: takes the perceptual network's weights as shapes, rather than load them.
+    """
+    model = make_model(config)
+    adversarial = config.loss.adversarial > 0
+    discriminator = Discriminator(**config.discriminator) if adversarial else None
+    features, frozen = None, None
+    if config.loss.perceptual > 0:
+        features, frozen, _ = load_perceptual(**config.perceptual, abstract=abstract)
+    loss = _make_loss(config.loss, model, discriminator, features)
+    optimizers = {"tokenizer": optim.make_optimizer(total_steps=config.steps, **config.optim)}
+    if adversarial:
+        optimizers["discriminator"] = optim.make_optimizer(
+            total_steps=config.steps, **config.discriminator_optim
+        )
+
+    def init(key, batch) -> TrainState:
+        key_model, key_discriminator, key_codebook = jax.random.split(key, 3)
+        images = batch["image"][:1]
+        variables = dict(model.init({"params": key_model, "codebook": key_codebook}, images))
+        params = {"tokenizer": variables.pop("params")}
+        if adversarial:
+            params["discriminator"] = discriminator.init(key_discriminator, images)["params"]
+            variables["lecam"] = losses.lecam_init()
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state={name: o.init(params[name]) for name, o in optimizers.items()},
+            ema_params=params["tokenizer"],
+            model_state=variables,
+        )
+
+    def update(state: TrainState, batch, key):
+        key = jax.random.fold_in(key, state.step)
+
+        def gradients(params, model_state, batch, key):
+            grad_fn = jax.grad(loss, has_aux=True)
+            grads, (model_state, metrics) = grad_fn(
+                params, model_state, state.frozen, batch, key, state.step
+            )
+            return grads, model_state, metrics
+
+        grads, model_state, metrics = optim.accumulate(gradients, config.accumulate)(
+            state.params, state.model_state, batch, key
+        )
+        params, opt_state = {}, {}
+        for name, optimizer in optimizers.items():
+            updates, opt_state[name] = optimizer.update(
+                grads[name], state.opt_state[name], state.params[name]
+            )
+            params[name] = optax.apply_updates(state.params[name], updates)
+            metrics[f"{name}_gradient_norm"] = optax.global_norm(grads[name])
+        return state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=optim.moving_average(
+                state.ema_params, params["tokenizer"], config.ema_decay
+            ),
+            model_state=model_state,
+        ), metrics
+
+    def reconstruct(state, batch, key):
+        del key  # nothing is drawn here
+        variables = {"params": state.ema_params, **_collections(state.model_state)}
+        images, quantized = model.apply(variables, batch["image"])
+        return {"reconstruction": jnp.clip(images, 0, 1), "indices": quantized.indices}
+
+    def preview(state, batch, key):
+        reconstruction = reconstruct(state, batch, key)["reconstruction"]
+        pairs = jnp.stack([batch["image"], reconstruction], axis=1)  # original, reconstruction, …
+        return {"reconstruction": pairs.reshape(-1, *reconstruction.shape[1:])}
+
+    info = {
+        "codebook_size": model.quantizer.codebook_size,
+        "levels": tuple(getattr(model.quantizer, "levels", ())),
+        "downsampling": model.downsampling,
+    }
+    return Stage(init, update, {"reconstruct": reconstruct, "preview": preview}, frozen, info)
+
+
+def _collections(model_state) -> dict:
+    """What of the model state belongs to the autoencoder."""
+    return {name: value for name, value in model_state.items() if name != "lecam"}
+
+
+def _make_loss(weights, model, discriminator, features):
+    """The sum of both networks' losses, each with respect to its own parameters alone."""
+
+    def loss(params, model_state, frozen, batch, key, step):
+        images = batch["image"]
+        collections = _collections(model_state)
+        (reconstruction, quantized), new_collections = model.apply(
+            {"params": params["tokenizer"], **collections},
+            images,
+            train=True,
+            rngs={"codebook": key},
+            mutable=list(collections),
+        )
+        squared_error = losses.squared_error(images, reconstruction).mean()
+        total = weights.reconstruction * squared_error + quantized.loss
+        metrics = {"reconstruction": squared_error, "quantizer": quantized.loss}
+        metrics |= {f"quantizer/{name}": value for name, value in quantized.metrics.items()}
+        model_state = model_state | new_collections
+        if features is not None:
+            perceptual = losses.perceptual_distance(
+                features(frozen, images), features(frozen, reconstruction)
+            ).mean()
+            total += weights.perceptual * perceptual
+            metrics["perceptual"] = perceptual
+        if discriminator is not None:
+            adversarial, lecam, values = _adversarial(
+                weights, discriminator, params["discriminator"], images, reconstruction,
+                model_state["lecam"], step,
+            )
+            total += adversarial
+            metrics |= values
+            model_state = model_state | {"lecam": lecam}
+        metrics["loss"] = total
+        return total, (model_state, metrics)
+
+    return loss
+
+
+def _adversarial(weights, discriminator, params, images, reconstruction, lecam, step):
+    """(loss of both sides, new LeCam averages, metrics); section 4.1 of the GAN recipe."""
+    stop = jax.lax.stop_gradient
+    real = discriminator.apply({"params": params}, images)
+    fake = discriminator.apply({"params": params}, stop(reconstruction))
+    fooled = discriminator.apply({"params": stop(params)}, reconstruction)
+
+    generator = losses.generator_loss(fooled).mean()
+    critic = losses.discriminator_loss(real, fake).mean()
+    r1 = _lazy_r1(weights, discriminator, params, images, step)
+    regulariser, lecam = losses.lecam(real, fake, lecam, decay=weights.lecam_decay)
+
+    # Before its start step a network's share is nothing, and Adam leaves it where it is.
+    generator_on = jnp.float32(step >= weights.adversarial_start)
+    critic_on = jnp.float32(step >= weights.discriminator_start)
+    total = weights.adversarial * generator_on * generator + critic_on * (
+        critic + r1 + weights.lecam * regulariser
+    )
+    metrics = {
+        "adversarial": generator, "discriminator": critic, "r1": r1, "lecam": regulariser,
+        "real_logit": real.mean(), "fake_logit": fake.mean(),
+    }
+    return total, lecam, metrics
+
+
+def _lazy_r1(weights, discriminator, params, images, step):
+    """R1 at every `r1_every`-th step, that much stronger (StyleGAN2's lazy regularisation)."""
+
+    def penalty():
+        logits = lambda x: discriminator.apply({"params": params}, x)  # noqa: E731
+        return weights.r1 * weights.r1_every * losses.r1_penalty(logits, images).mean()
+
+    if weights.r1 == 0:
+        return jnp.zeros(())
+    if weights.r1_every == 1:
+        return penalty()
+    return jax.lax.cond(step % weights.r1_every == 0, penalty, lambda: jnp.zeros(()))

@@ -1,0 +1,116 @@
+"""Trains any stage from its config; started again in the same workdir, it goes on exactly there.
+
+python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --workdir=runs/tokenizer
+"""
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fsq_jax import checkpoint, evaluators, runs, sharding, stages
+from fsq_jax.errors import friendly
+from fsq_jax.logging import MetricWriter, Progress, StepReporter
+from fsq_jax.preemption import StopSignal
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
+    """Trains to `config.steps`; returns the results of the evaluations, as in results.json.
+
+    Raises:
+      ValueError: where the config can't be run, or `workdir` holds a run of another config.
+      FloatingPointError: where a metric is not finite; the checkpoints before it are kept.
+    """
+    config = runs.resolve(config)
+    stage = stages.make(config)
+    runs.claim_workdir(workdir, config)
+    mesh = sharding.make_mesh()
+    key = jax.random.key(config.seed)
+    batches = runs.train_batches(config)
+    batch = sharding.put_batch(next(batches), mesh)
+
+    # Shapes first, shardings from them, then the arrays: each is made where it will live.
+    shapes = runs.abstract_state(config, stage, batch)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
+    checkpoints = checkpoint.Checkpoints(
+        workdir, keep=config.keep, best=config.best, best_mode=config.best_mode
+    )
+    first = checkpoints.latest_step or 0
+    if first:
+        state, data_state = checkpoints.restore(shapes, shardings)
+        batches.set_state(data_state)
+        if first < config.steps:
+            batch = sharding.put_batch(next(batches), mesh)
+        logging.info("Going on from step %d of %s.", first, workdir)
+    else:
+        state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
+    frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
+    state = state.replace(frozen=sharding.put(stage.frozen, frozen))
+    update = jax.jit(
+        stage.update,
+        donate_argnums=0,
+        out_shardings=(shardings.replace(frozen=frozen), sharding.replicated(mesh)),
+    )
+    predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
+
+    main_host = jax.process_index() == 0
+    writer = MetricWriter(workdir, step=first, active=main_host)
+    progress = Progress(config.steps, initial=first, title=config.stage, active=main_host)
+    reporter = StepReporter(writer, progress, config.log_every, config.batch_size)
+    stop = StopSignal()
+    preview_batch = None
+    try:
+        for step in range(first + 1, config.steps + 1):
+            state, metrics = update(state, batch, key)
+            if step < config.steps:  # the next batch, while the device is at work
+                batch = sharding.put_batch(next(batches), mesh)
+            reporter.push(step, metrics)
+
+            last, results = step == config.steps, {}
+            if last or evaluators.due(config.evals, step):
+                reporter.pause()
+                run = runs.evaluation(config, stage, predict, state, mesh)
+                results = evaluators.evaluate(config.evals, run, None if last else step)
+                writer.scalars(step, "eval", runs.values(results))
+                if main_host:
+                    runs.save_results(workdir, results)
+            if last or step % config.preview_every == 0:
+                reporter.pause()
+                if preview_batch is None:
+                    preview_batch = sharding.put_batch(runs.preview_batch(config), mesh)
+                images = predict["preview"](state, preview_batch, key)
+                for name, image in sharding.to_host(images).items():
+                    writer.images(step, name, image)
+            stopping = stop.requested(step)
+            if last or stopping or step % config.checkpoint_every == 0:
+                reporter.pause()  # which raises, rather than save, where a number is not finite
+                checkpoints.save(state, {"position": step}, runs.values(results))
+            if stopping:
+                logging.warning("Stopped at step %d; the same command goes on from there.", step)
+                break
+        reporter.flush()
+    finally:
+        checkpoints.close()  # waits until what was begun is written
+        progress.close()
+        writer.close()
+        batches.close()
+        stop.close()
+    return runs.load_results(workdir)
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache or None)
+    sharding.initialize_distributed()
+    for name, result in train(flags.FLAGS.config, flags.FLAGS.workdir).items():
+        print(f"{name}: {result['value']:.6g}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder that the run writes and resumes from.")
+    flags.DEFINE_string("compilation_cache", "", "Folder that keeps compiled programs.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    jax.config.config_with_absl()
+    app.run(friendly(main))

@@ -1,0 +1,130 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsq_jax.models import attention as lib
+
+
+def _qkv(shape=(2, 9, 3, 8), dtype=jnp.float32, seed=0):
+    return tuple(jax.random.normal(k, shape, dtype) for k in jax.random.split(jax.random.key(seed), 3))
+
+
+def test_agrees_with_flax():
+    q, k, v = _qkv()
+    np.testing.assert_allclose(
+        lib.attention(q, k, v), nn.dot_product_attention(q, k, v), atol=1e-6
+    )
+
+
+def test_padding_is_never_read_and_gets_no_gradient():
+    q, k, v = _qkv()
+
+    def read(q, k, v):
+        return lib.attention(q, k, v, length=6)[:, :6]
+
+    expected = lib.attention(q[:, :6], k[:, :6], v[:, :6])
+    np.testing.assert_allclose(read(q, k, v), expected, atol=1e-6)
+    grads = jax.grad(lambda *qkv: jnp.sum(read(*qkv) ** 2), argnums=(0, 1, 2))(q, k, v)
+    for grad in grads:
+        assert jnp.all(jnp.isfinite(grad)) and jnp.all(grad[:, 6:] == 0)
+
+
+def test_bfloat16_is_near_float32():
+    q, k, v = _qkv()
+    half = lib.attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), lib.attention(q, k, v), atol=3e-2)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_dropout_zeroes_weights_after_the_softmax(shared):
+    batch, length, heads = 2, 8, 2
+    q, k, _ = _qkv((batch, length, heads, length))
+    identity = jnp.eye(length)[None, :, None].repeat(batch, 0).repeat(heads, 2)  # v shows weights
+    weights = lib.attention(q, k, identity)
+    dropped = lib.attention(
+        q, k, identity, dropout_rate=0.5, key=jax.random.key(1), shared_dropout=shared
+    )
+    zero = dropped == 0
+    np.testing.assert_allclose(dropped, jnp.where(zero, 0, 2 * weights), rtol=1e-5)
+    assert 0.2 < zero.mean() < 0.8
+    assert bool(jnp.all(zero == zero[:1, :, :1])) == shared
+
+
+def test_only_inputs_are_kept_for_the_backward_pass():
+    q, k, v = _qkv((1, 64, 2, 8))
+    key = jax.random.key(0)
+    _, backward = jax.vjp(
+        lambda q, k, v: lib.attention(q, k, v, dropout_rate=0.1, key=key), q, k, v
+    )
+    assert max(leaf.size for leaf in jax.tree.leaves(backward)) <= q.size
+
+
+def test_dropout_gradient_uses_the_forward_mask():
+    q, k, v = _qkv((1, 4, 1, 8))
+    key = jax.random.key(3)
+
+    def total(v):
+        return lib.attention(q, k, v, dropout_rate=0.5, key=key).sum()
+
+    # Linear in v: the gradient must give the value back.
+    np.testing.assert_allclose(jnp.vdot(jax.grad(total)(v), v), total(v), rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [5, 8, 257])
+def test_keep_mask_has_the_promised_share_and_independent_columns(width):
+    rate = 0.1
+    keep = lib.keep_mask(jax.random.key(0), rate, (4000, width))
+    share = 1 - lib.dropped_share(rate)
+    assert keep.shape == (4000, width) and keep.dtype == bool
+    np.testing.assert_allclose(keep.mean(), share, atol=5 * np.sqrt(0.09 / keep.size))
+    columns = np.asarray(keep[:, :5], float) - share
+    correlation = columns.T @ columns / 4000 / 0.09
+    assert np.abs(correlation - np.diag(np.diag(correlation))).max() < 0.1
+
+
+def test_keep_mask_does_not_depend_on_sharding():
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, there are {jax.device_count()}")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("data"))
+    x = jnp.ones((16, 4, 12))
+    drop = jax.jit(lambda x: lib.dropout(x, 0.3, jax.random.key(5)))
+    sharded = drop(jax.device_put(x, sharding))
+    assert sharded.sharding.is_equivalent_to(sharding, 3)
+    np.testing.assert_array_equal(sharded, drop(x))
+
+
+def test_dropout_keeps_the_mean_and_the_dtype():
+    x = jnp.ones((400, 100), jnp.bfloat16)
+    dropped = lib.dropout(x, 0.25, jax.random.key(0))
+    assert dropped.dtype == jnp.bfloat16
+    np.testing.assert_allclose(dropped.astype(jnp.float32).mean(), 1, atol=0.02)
+    assert lib.dropout(x, 0.0, None) is x
+
+
+def test_resolve_falls_back_on_a_cpu():
+    assert lib.resolve("auto", jnp.float32, 48) == "xla"
+    assert lib.resolve("cudnn", jnp.bfloat16, 48) == "cudnn"
+    if jax.default_backend() == "cpu":
+        assert lib.resolve("auto", jnp.bfloat16, 48) == "xla"
+
+
+def test_errors_name_the_values():
+    q, k, v = _qkv()
+    with pytest.raises(ValueError, match="flash"):
+        lib.attention(q, k, v, implementation="flash")
+    with pytest.raises(ValueError, match="float32 and 8"):
+        lib.attention(q, k, v, implementation="cudnn")
+    with pytest.raises(ValueError, match="even number of tokens, got 9"):
+        half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+        lib.attention(*half, implementation="cudnn")
+    with pytest.raises(ValueError, match="length=10"):
+        lib.attention(q, k, v, length=10)
+    with pytest.raises(ValueError, match="needs a key"):
+        lib.attention(q, k, v, dropout_rate=0.1)
+    for rate in (-0.1, 1.0, 0.001):
+        with pytest.raises(ValueError, match=str(rate)):
+            lib.dropped_share(rate)

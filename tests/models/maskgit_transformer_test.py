@@ -1,0 +1,131 @@
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization
+
+from fsq_jax.models.maskgit_transformer import MaskedTransformer, lookup
+
+SMALL = dict(vocab_size=22, num_positions=17, width=32, depth=2, num_heads=4, mlp_dim=64)
+TOKENS = np.random.default_rng(0).integers(0, 22, (3, 17)).astype(np.int32)
+
+
+def _params(**changes):
+    model = MaskedTransformer(**{**SMALL, **changes})
+    return model, model.init(jax.random.key(0), TOKENS)
+
+
+def _oracle():
+    name = "oracles/maskgit_transformer"
+    default = pathlib.Path(__file__).parents[3] / "shared"
+    folder = pathlib.Path(os.environ.get("FSQ_JAX_SHARED", default)) / name
+    if not folder.is_dir():
+        pytest.skip(f"{name} is not beside the repository (or set FSQ_JAX_SHARED)")
+    variables = serialization.msgpack_restore((folder / "checkpoint.msgpack").read_bytes())
+    return variables, dict(np.load(folder / "expected.npz"))
+
+
+@pytest.mark.parametrize("rows,expected", [(2025, 172_457_193), (2001, 172_438_737)])
+def test_paper_size_has_the_published_parameter_count(rows, expected):
+    model = MaskedTransformer(vocab_size=rows, num_positions=257)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 257), jnp.int32))
+    leaves = jax.tree.leaves(shapes)
+    assert sum(leaf.size for leaf in leaves) == expected
+    assert len(leaves) == 393
+    attention = shapes["params"]["TransformerLayer_23"]["Attention_0"]["self_attention"]
+    assert attention["query"]["kernel"].shape == (768, 16, 48)
+
+
+def test_reads_the_published_tree_and_agrees_with_the_reference():
+    variables, expected = _oracle()
+    model = MaskedTransformer(**SMALL)
+    tokens = np.where(expected["tokens"] < 0, 21, expected["tokens"]).astype(np.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+    np.testing.assert_allclose(model.apply(variables, tokens), expected["logits"], atol=1e-4)
+
+
+def test_first_logits_are_those_of_the_full_vocabulary():
+    model, variables = _params()
+    full = model.apply(variables, TOKENS)
+    assert full.shape == (3, 17, 22) and full.dtype == jnp.float32
+    np.testing.assert_allclose(
+        model.clone(num_logits=16).apply(variables, TOKENS), full[..., :16], atol=1e-6
+    )
+
+
+def test_bfloat16_pads_but_agrees():
+    model, variables = _params()
+    half = model.clone(dtype=jnp.bfloat16).apply(variables, TOKENS)
+    assert half.shape == (3, 17, 22) and half.dtype == jnp.float32
+    np.testing.assert_allclose(half, model.apply(variables, TOKENS), atol=0.05)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+def test_initial_weights_are_normals_cut_at_two_deviations():
+    _, variables = _params()
+    params = variables["params"]
+    kernel = params["TransformerLayer_0"]["Mlp_0"]["intermediate_output"]["kernel"]
+    for weights in (kernel, params["Embed_0"]["word_embeddings"]["embedding"]):
+        assert np.abs(weights).max() <= 0.04
+        np.testing.assert_allclose(weights.std(), 0.0176, rtol=0.1)
+    assert not np.any(params["MlmLayer_0"]["mlm_bias"]["bias"])
+
+
+def test_dropout_acts_in_training_only_and_follows_its_key():
+    model, variables = _params()
+
+    def train(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply(variables, TOKENS, train=True, rngs=rngs)
+
+    np.testing.assert_array_equal(train(1), train(1))
+    assert np.abs(train(1) - train(2)).max() > 1e-3
+    still = model.clone(dropout=0.0, attention_dropout=0.0)
+    np.testing.assert_array_equal(
+        still.apply(variables, TOKENS, train=True), model.apply(variables, TOKENS)
+    )
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_remat_changes_no_gradient(remat, dtype):
+    model, variables = _params()
+
+    def gradient(remat):
+        def loss(variables):
+            logits = model.clone(remat=remat, dtype=dtype).apply(
+                variables, TOKENS, train=True, rngs={"dropout": jax.random.key(1)}
+            )
+            return jnp.mean(logits**2)
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient("none"), gradient(remat)
+    )
+
+
+def test_lookup_gradient_is_that_of_indexing():
+    table = jnp.arange(12.0).reshape(4, 3)
+    ids = jnp.array([[0, 2, 2], [3, 0, 2]])
+    weights = jax.random.normal(jax.random.key(0), (2, 3, 3))
+    ours = jax.grad(lambda t: jnp.vdot(lookup(t, ids, jnp.float32), weights))(table)
+    np.testing.assert_allclose(
+        ours, jax.grad(lambda t: jnp.vdot(t[ids], weights))(table), rtol=1e-6
+    )
+
+
+def test_errors_name_the_values():
+    model, variables = _params()
+    with pytest.raises(ValueError, match=r"\(3, 16\).*num_positions=17"):
+        model.apply(variables, TOKENS[:, 1:])
+    with pytest.raises(ValueError, match="width=32 is no multiple of num_heads=5"):
+        _params(num_heads=5)
+    with pytest.raises(ValueError, match="num_logits=23"):
+        _params(num_logits=23)
+    with pytest.raises(ValueError, match="some"):
+        _params(remat="some")

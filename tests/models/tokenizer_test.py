@@ -1,0 +1,158 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import serialization, traverse_util
+
+from fsq_jax.models.tokenizer import GroupNorm, Tokenizer, average_pool, group_count, upsample
+from fsq_jax.quantizers.fsq import FSQ
+from fsq_jax.quantizers.vq import VectorQuantizer
+
+ORACLE = Path(__file__).parents[3] / "shared" / "oracles" / "maskgit_tokenizer"
+SMALL = dict(filters=16, channel_multipliers=(1, 2), num_res_blocks=1)
+
+
+def shapes(model, size):
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return traverse_util.flatten_dict(variables["params"], sep="/")
+
+
+def count(model, size=256):
+    return sum(np.prod(a.shape) for a in shapes(model, size).values())
+
+
+@pytest.mark.parametrize(
+    "quantizer,expected",
+    [
+        (VectorQuantizer(codebook_size=1024, channels=256), 54_515_587),
+        (FSQ((8, 5, 5, 5)), 52_962_951),
+        (FSQ((8, 6, 5)), 52_962_951 - 5_121),
+        (FSQ((7, 5, 5, 5, 5)), 52_962_951 + 5_121),
+    ],
+)
+def test_parameter_count_is_the_papers(quantizer, expected):
+    assert count(Tokenizer(quantizer)) == expected
+
+
+def test_parameter_names_are_those_of_the_published_checkpoint():
+    params = shapes(Tokenizer(VectorQuantizer(codebook_size=1024, channels=256)), 256)
+    assert len(params) == 168
+    expected = {
+        "quantizer/codebook": (1024, 256),
+        "encoder/Conv_0/kernel": (3, 3, 3, 128),
+        "encoder/ResBlock_4/Conv_2/kernel": (1, 1, 256, 256),
+        "encoder/ResBlock_8/GroupNorm_0/scale": (256,),
+        "encoder/ResBlock_11/Conv_1/kernel": (3, 3, 512, 512),
+        "encoder/Conv_1/bias": (256,),
+        "decoder/ResBlock_8/Conv_2/kernel": (1, 1, 128, 128),
+        "decoder/Conv_3/kernel": (3, 3, 256, 256),
+        "decoder/Conv_5/kernel": (3, 3, 128, 3),
+    }
+    for name, shape in expected.items():
+        assert params[name].shape == shape
+    assert "encoder/Conv_0/bias" not in params
+
+
+def test_corrected_shortcut_reads_the_input():
+    params = shapes(Tokenizer(FSQ((8, 5, 5, 5)), shortcut="input"), 256)
+    assert params["encoder/ResBlock_4/Conv_2/kernel"].shape == (1, 1, 128, 256)
+    assert params["decoder/ResBlock_4/Conv_2/kernel"].shape == (1, 1, 512, 256)
+
+
+def test_agrees_with_the_reference_code():
+    if not ORACLE.is_dir():
+        pytest.skip(f"the reference answers are not at {ORACLE}")
+    variables = serialization.msgpack_restore((ORACLE / "checkpoint.msgpack").read_bytes())
+    expected = np.load(ORACLE / "expected.npz")
+    model = Tokenizer(VectorQuantizer(codebook_size=64, channels=16), filters=32,
+                      channel_multipliers=(1, 2, 2), num_res_blocks=1)
+    latents = model.apply(variables, expected["image"], method="latents")
+    np.testing.assert_allclose(latents, expected["encoder_output"], atol=1e-4)
+    reconstruction, quantized = model.apply(variables, expected["image"])
+    np.testing.assert_array_equal(quantized.indices, expected["indices"])
+    np.testing.assert_allclose(reconstruction, expected["reconstruction"], atol=1e-4)
+    decoded = model.apply(variables, expected["indices"], method="decode_indices")
+    np.testing.assert_allclose(decoded, expected["reconstruction"], atol=1e-4)
+
+
+@pytest.mark.parametrize("shortcut", ["output", "input"])
+def test_bfloat16_and_remat_change_nothing_but_rounding(shortcut):
+    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    target = images[:, ::-1]
+    model = Tokenizer(FSQ((8, 5, 5)), shortcut=shortcut, **SMALL)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def gradient(**settings):
+        other = model.clone(**settings)
+
+        def loss(variables):
+            reconstruction, quantized = other.apply(variables, images, train=True)
+            assert reconstruction.dtype == quantized.codes.dtype == jnp.float32
+            assert quantized.indices.shape == (2, 4, 4)
+            return jnp.square(reconstruction - target).mean()
+
+        gradients = jax.jit(jax.grad(loss))(variables)["params"]
+        assert {a.dtype for a in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
+        return np.concatenate([np.ravel(a) for a in jax.tree.leaves(gradients)])
+
+    exact = gradient()
+    assert np.linalg.norm(exact) > 0
+    np.testing.assert_allclose(gradient(remat=True), exact, atol=1e-5 * np.abs(exact).max())
+    half = gradient(dtype=jnp.bfloat16)
+    # A latent close to a boundary of FSQ may round to the other side, so only the direction holds.
+    assert exact @ half > 0.95 * np.linalg.norm(exact) * np.linalg.norm(half)
+
+
+def test_decode_indices_gives_the_reconstruction():
+    images = np.random.default_rng(0).random((2, 8, 12, 3), np.float32)
+    model = Tokenizer(FSQ((8, 5, 5)), **SMALL)
+    variables = model.init(jax.random.key(0), images)
+    reconstruction, quantized = model.apply(variables, images)
+    decoded = model.apply(variables, quantized.indices, method="decode_indices")
+    assert reconstruction.shape == images.shape
+    np.testing.assert_allclose(decoded, reconstruction, atol=1e-5)
+
+
+def test_refuses_sides_that_do_not_divide():
+    model = Tokenizer(FSQ((8, 5, 5)))
+    with pytest.raises(ValueError, match="100x128 .* 16x16"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 100, 128, 3)))
+
+
+def test_refuses_an_unknown_shortcut():
+    with pytest.raises(ValueError, match="inptu"):
+        shapes(Tokenizer(FSQ((8, 5, 5)), shortcut="inptu"), 32)
+
+
+def test_group_norm_matches_flax_with_gradients():
+    rng = np.random.default_rng(0)
+    x = (3 + 2 * rng.standard_normal((2, 4, 6, 64))).astype(np.float32)
+    params = {"scale": rng.random(64, np.float32), "bias": rng.random(64, np.float32)}
+    weights = rng.standard_normal(x.shape).astype(np.float32)
+
+    def ours(params, x):
+        return jnp.sum(weights * GroupNorm().apply({"params": params}, x))
+
+    def flax(params, x):
+        return jnp.sum(weights * nn.swish(nn.GroupNorm(32).apply({"params": params}, x)))
+
+    for a, b in zip(
+        jax.tree.leaves(jax.value_and_grad(ours, (0, 1))(params, x)),
+        jax.tree.leaves(jax.value_and_grad(flax, (0, 1))(params, x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_divide_the_width():
+    assert [group_count(c) for c in (512, 64, 32, 48, 16, 12)] == [32, 32, 32, 16, 16, 4]
+
+
+def test_resampling():
+    x = np.arange(8, dtype=np.float32).reshape(1, 2, 4, 1)
+    np.testing.assert_array_equal(average_pool(x)[0, :, :, 0], [[2.5, 4.5]])
+    np.testing.assert_array_equal(upsample(x), x.repeat(2, 1).repeat(2, 2))

@@ -1,0 +1,269 @@
+"""FSQ: bijection, reach, gradients, precision, options, errors, and an independent FSQ's answers."""
+
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import fsq_jax
+from fsq_jax.quantizers import fsq
+
+PUBLISHED = list(fsq.LEVELS.values())
+SMALL = [(2,), (2, 2, 3), (3, 5, 4), (7, 6), (17, 9)]
+REFERENCE = pathlib.Path(__file__).parent / "reference" / "vector_quantize_pytorch.npz"
+
+
+def digits(codes, levels, grid="paper"):
+    half = np.array(fsq.half_widths(levels, grid))
+    return np.rint(np.asarray(codes) * half + half).astype(int)
+
+
+def preimage(codes, levels, **options):
+    """z that `bound` sends to the codes, or for the outermost codes nearly so, by bisection."""
+    half = np.array(fsq.half_widths(levels, options.get("grid", "paper")))
+    low, high = np.full(codes.shape, -20.0), np.full(codes.shape, 20.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        below = np.asarray(fsq.bound(middle, levels, **options)) < codes * half
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return (low + high) / 2
+
+
+def test_published_sizes():
+    sizes = {2**4: 15, 2**6: 64, 2**8: 240, 2**9: 512, 2**10: 1000, 2**11: 1920}
+    sizes |= {2**12: 4375, 2**14: 15360, 2**16: 64000}
+    assert {name: fsq.codebook_size(levels) for name, levels in fsq.LEVELS.items()} == sizes
+
+
+@pytest.mark.parametrize("grid", fsq.GRIDS)
+@pytest.mark.parametrize("levels", PUBLISHED + SMALL)
+def test_indices_and_codes_are_a_bijection(levels, grid):
+    indices = np.arange(math.prod(levels))
+    codes = fsq.indices_to_codes(indices, levels, grid=grid)
+    assert codes.dtype == jnp.float32 and float(jnp.abs(codes).max()) <= 1
+    assert len(np.unique(codes, axis=0)) == len(indices)
+    back = fsq.codes_to_indices(codes, levels, grid=grid)
+    assert back.dtype == jnp.int32
+    np.testing.assert_array_equal(back, indices)
+
+
+@pytest.mark.parametrize("options", [{}, {"grid": "symmetric"}, {"shift": "tan"}])
+@pytest.mark.parametrize("levels", PUBLISHED + SMALL)
+def test_every_code_is_reached(levels, options):
+    grid = options.get("grid", "paper")
+    codes = np.asarray(fsq.indices_to_codes(np.arange(math.prod(levels)), levels, grid=grid))
+    z = preimage(codes, levels, **options)
+    np.testing.assert_array_equal(fsq.quantize(z, levels, **options), codes)
+
+
+def test_outermost_of_many_levels_are_reached():
+    for levels in [(1001,), (4096,), (2**16,), (2**20,)]:
+        codes = fsq.quantize(jnp.array([[-1e4], [1e4]]), levels)
+        np.testing.assert_array_equal(digits(codes, levels).ravel(), [0, levels[0] - 1])
+
+
+def test_first_channel_is_least_significant():
+    codes = fsq.indices_to_codes(np.arange(60), (3, 5, 4))
+    np.testing.assert_array_equal(codes[:4, 0], [-1, 0, 1, -1])
+    expected = np.stack([np.arange(60) % 3, np.arange(60) // 3 % 5, np.arange(60) // 15], axis=1)
+    np.testing.assert_array_equal(digits(codes, (3, 5, 4)), expected)
+
+
+def test_grids():
+    paper = {2: [-1, 0], 3: [-1, 0, 1], 4: [-1, -0.5, 0, 0.5], 5: [-1, -0.5, 0, 0.5, 1]}
+    for n, values in paper.items():
+        np.testing.assert_array_equal(fsq.indices_to_codes(np.arange(n), (n,)).ravel(), values)
+    for n in range(2, 10):
+        codes = fsq.indices_to_codes(np.arange(n), (n,), grid="symmetric").ravel()
+        np.testing.assert_allclose(codes, np.linspace(-1, 1, n), atol=1e-7)
+
+
+def test_zero_is_the_middle_code():
+    levels = (3, 4, 5, 6, 7, 8)
+    np.testing.assert_array_equal(fsq.quantize(jnp.zeros(6), levels), np.zeros(6))
+    np.testing.assert_allclose(fsq.bound(jnp.zeros(6), levels), np.zeros(6), atol=2e-7)
+    # tan, as printed, misses zero by these shares of a level.
+    missed = fsq.bound(jnp.zeros(4), (2, 4, 6, 8), shift="tan")
+    np.testing.assert_allclose(missed, [-0.043, -4.3e-4, -5.4e-5, -1.4e-5], rtol=0.02)
+
+
+def test_shifts_and_ranges():
+    for level, tan, arctanh in [(4, 0.3466, 0.3469), (6, 0.2029, 0.2029), (8, 0.1440, 0.1440)]:
+        for name, shift in [("tan", tan), ("arctanh", arctanh)]:
+            # bound is -offset where the shifted input is zero
+            value = fsq.bound(jnp.array([-shift]), (level,), shift=name)
+            np.testing.assert_allclose(value, -0.5, atol=3e-4)
+    ends = fsq.bound(jnp.array([[-50.0] * 4, [50.0] * 4]), (3, 4, 5, 8))
+    expected = [[-0.999, -1.9985, -1.998, -3.9965], [0.999, 0.9985, 1.998, 2.9965]]
+    np.testing.assert_allclose(ends, expected, atol=1e-5)
+    np.testing.assert_allclose(fsq.bound(jnp.array([-1.5608]), (2,), shift="tan"), -0.5, atol=1e-4)
+
+
+def test_two_levels_are_the_sign():
+    z = jnp.array([[-3.0], [-0.01], [0.01], [3.0]])
+    np.testing.assert_array_equal(fsq.quantize(z, (2,)).ravel(), [-1, -1, 0, 0])
+    np.testing.assert_array_equal(fsq.quantize(z, (2,), grid="symmetric").ravel(), [-1, -1, 1, 1])
+
+
+@pytest.mark.parametrize("squash", fsq.SQUASHES)
+@pytest.mark.parametrize("shift", fsq.SHIFTS)
+@pytest.mark.parametrize("grid", fsq.GRIDS)
+def test_gradient_is_that_of_bound_over_half_width(grid, shift, squash):
+    levels = (2, 3, 4, 5, 8)
+    options = {"grid": grid, "shift": shift, "squash": squash}
+    half = np.array(fsq.half_widths(levels, grid))
+    z = jax.random.normal(jax.random.key(0), (64, 5)) * 2
+    got = jax.grad(lambda z: fsq.quantize(z, levels, **options).sum())(z)
+    want = jax.grad(lambda z: fsq.bound(z, levels, **options).sum())(z) / half
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert (np.abs(got) > 0).any(axis=0).all()
+    # ... which is the derivative of tanh times the radius
+    slope = 0.8 if squash == "ifsq" else 1.0
+    middle = 0.5 * (np.array(levels) - 1) * 0.999
+    assert (np.asarray(got) <= slope * middle / half + 1e-6).all()
+    far = jax.grad(lambda z: fsq.quantize(z, levels, **options).sum())(jnp.full((2, 5), 1e4))
+    np.testing.assert_array_equal(far, 0)
+    far = fsq.quantize(jnp.array([[-1e4] * 5, [1e4] * 5]), levels, **options)
+    np.testing.assert_array_equal(digits(far, levels, grid), [[0] * 5, np.array(levels) - 1])
+
+
+def test_round_ste():
+    x = jnp.array([-1.6, -0.5, 0.2, 1.5])
+    np.testing.assert_array_equal(fsq.round_ste(x), np.round(x))
+    np.testing.assert_array_equal(jax.grad(lambda x: fsq.round_ste(x).sum())(x), np.ones(4))
+
+
+def test_ifsq_is_its_sigmoid():
+    z = jnp.linspace(-6, 6, 101)[:, None]
+    want = (2 * jax.nn.sigmoid(1.6 * z) - 1) * 8 * 0.999
+    np.testing.assert_allclose(fsq.bound(z, (17,), squash="ifsq"), want, atol=5e-6)
+    np.testing.assert_allclose(fsq.bound(jnp.zeros(1), (8,), squash="ifsq"), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", PUBLISHED)
+def test_bfloat16_loses_no_code(levels):
+    z = jax.random.normal(jax.random.key(0), (20_000, len(levels)), jnp.bfloat16)
+    module = fsq.FSQ(levels)
+    low = jax.jit(lambda z: module.apply({}, z))(z)
+    full = jax.jit(lambda z: module.apply({}, z))(z.astype(jnp.float32))
+    assert low.codes.dtype == jnp.float32 and low.indices.dtype == jnp.int32
+    np.testing.assert_array_equal(low.indices, full.indices)
+    np.testing.assert_array_equal(low.codes, full.codes)
+    gradient = jax.grad(lambda z: fsq.quantize(z, levels).sum())(z)
+    assert gradient.dtype == jnp.bfloat16
+    # Codes that travel through bfloat16 still find their index.
+    codes = fsq.indices_to_codes(np.arange(math.prod(levels)), levels)
+    back = fsq.codes_to_indices(codes.astype(jnp.bfloat16), levels)
+    np.testing.assert_array_equal(back, np.arange(math.prod(levels)))
+
+
+def test_indices_outside_give_nan():
+    codes = fsq.indices_to_codes(jnp.array([-1, 0, 59, 60]), (3, 5, 4))
+    np.testing.assert_array_equal(np.isnan(codes).all(axis=1), [True, False, False, True])
+    np.testing.assert_array_equal(np.isnan(codes).any(axis=1), [True, False, False, True])
+
+
+def test_largest_index():
+    levels = (2**11, 2**10, 2**10)
+    assert fsq.codebook_size(levels) == 2**31
+    codes = fsq.indices_to_codes(jnp.array([2**31 - 1, 0]), levels)
+    np.testing.assert_array_equal(fsq.codes_to_indices(codes, levels), [2**31 - 1, 0])
+
+
+@pytest.mark.parametrize(
+    "levels, words",
+    [
+        ((8, 1, 5), ["at least 2", "(8, 1, 5)"]),
+        ((0,), ["at least 2", "(0,)"]),
+        ((), ["at least one channel"]),
+        ((8.0, 5), ["integers", "8.0"]),
+        (8, ["integers", "8"]),
+        ("8-5", ["integers", "8-5"]),
+        ((2**16, 2**16), [str(2**32), str(2**31)]),
+        ((2**21,), [str(2**21), str(2**20)]),
+    ],
+)
+def test_levels_that_cannot_be(levels, words):
+    calls = [
+        lambda: fsq.FSQ(levels),
+        lambda: fsq.quantize(jnp.zeros((1, 2)), levels),
+        lambda: fsq.codebook_size(levels),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert all(word in str(error.value) for word in words), error.value
+
+
+def test_other_mistakes():
+    with pytest.raises(ValueError, match=r"\(2, 3\), must be 4"):
+        fsq.quantize(jnp.zeros((2, 3)), (8, 5, 5, 5))
+    with pytest.raises(ValueError, match="codes"):
+        fsq.codes_to_indices(jnp.zeros((2, 3)), (8, 5, 5, 5))
+    with pytest.raises(ValueError, match="Did you mean 'arctanh'"):
+        fsq.FSQ((8, 5), shift="arctan")
+    with pytest.raises(ValueError, match="Did you mean 'symmetric'"):
+        fsq.indices_to_codes(jnp.zeros(2, int), (8, 5), grid="symetric")
+    with pytest.raises(ValueError, match="squash must be one of"):
+        fsq.bound(jnp.zeros(2), (8, 5), squash="relu")
+    with pytest.raises(ValueError, match="float32"):
+        fsq.indices_to_codes(jnp.zeros(2), (8, 5))
+
+
+def test_module():
+    module = fsq_jax.FSQ([8, 6, 5])  # a list, as from a JSON config
+    assert module == fsq.FSQ((8, 6, 5)) and hash(module) == hash(fsq.FSQ((8, 6, 5)))
+    assert (module.codebook_size, module.channels) == (240, 3)
+    z = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    assert module.init(jax.random.key(0), z) == {}
+    got = module.apply({}, z, train=True)
+    np.testing.assert_array_equal(got.codes, fsq.quantize(z, (8, 6, 5)))
+    assert got.indices.shape == (2, 4, 4) and got.loss == 0 and got.metrics == {}
+    back = module.apply({}, got.indices, method="indices_to_codes")
+    np.testing.assert_array_equal(back, got.codes)
+    np.testing.assert_array_equal(module(z).codes, got.codes)  # no parameters: no apply needed
+
+    class Model(nn.Module):
+        quantizer: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(self.quantizer(nn.Dense(self.quantizer.channels)(x)).codes)
+
+    model = Model(module)
+    params = model.init(jax.random.key(0), jnp.ones((2, 7)))
+    assert set(params["params"]) == {"Dense_0", "Dense_1"}
+    gradient = jax.grad(lambda p: model.apply(p, jnp.ones((2, 7))).sum())(params)
+    assert float(jnp.abs(gradient["params"]["Dense_0"]["kernel"]).sum()) > 0
+
+
+@pytest.mark.parametrize("levels", PUBLISHED)
+def test_agrees_with_vector_quantize_pytorch(levels):
+    with np.load(REFERENCE) as file:
+        name = "-".join(map(str, levels))
+        z, want, indices = (file[f"{name}/{key}"] for key in ("z", "digits", "indices"))
+    z, half = z.astype(np.float32), np.array(fsq.half_widths(levels))
+    # Its epsilon has the other sign: with that, every code is equal.
+    module = fsq.FSQ(levels, epsilon=-1e-3)
+    np.testing.assert_array_equal(np.rint(module(z).codes * half), want)
+    np.testing.assert_array_equal(module(z).indices, indices)
+    # With the paper's, only inputs within 0.006 levels of a bin's edge may differ, by one level.
+    bounded = np.asarray(fsq.bound(z, levels))
+    differs = np.rint(np.asarray(fsq.quantize(z, levels)) * half) != want
+    to_edge = np.abs(np.abs(bounded - np.rint(bounded)) - 0.5)
+    assert differs.mean() < 0.01 and (to_edge[differs] < 0.006).all()
+
+
+@pytest.mark.parametrize("levels", PUBLISHED + [(2, 2, 3, 4)])
+def test_symmetric_grid_agrees_with_vector_quantize_pytorch(levels):
+    with np.load(REFERENCE) as file:
+        name = "-".join(map(str, levels))
+        keys = ("z", "symmetric_digits", "symmetric_indices")
+        z, want, indices = (file[f"{name}/{key}"] for key in keys)
+    got = fsq.FSQ(levels, grid="symmetric", epsilon=0.0)(z.astype(np.float32))
+    np.testing.assert_array_equal(digits(got.codes, levels, "symmetric"), want)
+    np.testing.assert_array_equal(got.indices, indices)
