@@ -57,8 +57,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         r1_every=1,  # 16 is StyleGAN2's lazy schedule: as strong on average, and cheaper
         adversarial_start=0, discriminator_start=0,  # steps before which a side is switched off
     )
-    # With weights=PATH to an ImageNet ResNet-50, network="resnet50" is the paper's.
-    config.perceptual = dict(network="efficientnet", weights="")
+    # The paper's is name="resnet50" with path=FILE, an ImageNet ResNet-50 in torchvision's names.
+    config.perceptual = dict(name="efficientnet", path="")
     config.optim = dict(
         learning_rate=1e-4, b1=0.0, b2=0.99, warmup_steps=0, schedule="constant",
         weight_decay=0.0, clip_norm=0.0,
@@ -102,7 +102,7 @@ def paper(size: int) -> dict:
         steps=steps, batch_size=batch_size, eval_batch_size=128,
         log_every=100, preview_every=5_000, checkpoint_every=5_000, keep=3,
         data=dict(workers=16),
-        perceptual=dict(network="resnet50", weights="resnet50.pth"),
+        perceptual=dict(name="resnet50", path="resnet50.pth"),
         evals=evals(every=50_000, features="efficientnet", limit=50_000),
     )
 

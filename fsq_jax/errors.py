@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from absl import flags, logging
+
 
 def friendly(main: Callable) -> Callable:
     """A `main` that ends with status 1 and the error's message where its input was wrong.
@@ -14,6 +16,8 @@ def friendly(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        if not flags.FLAGS["verbosity"].present:  # Orbax has much to say at the level of INFO
+            logging.set_verbosity(logging.WARNING)
         try:
             return main(*args, **kwargs)
         except (ValueError, FloatingPointError, OSError) as error:

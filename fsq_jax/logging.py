@@ -10,11 +10,16 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 import tqdm
-from absl import logging
 from PIL import Image
 from tensorboardX import SummaryWriter
 
 WALL_CLOCK = ("seconds", "images_per_second")  # the fields in which two equal runs differ
+
+
+def say(message: str) -> None:
+    """Prints a line on stderr, above a progress bar if there is one; on the first host alone."""
+    if jax.process_index() == 0:
+        tqdm.tqdm.write(message, file=sys.stderr)
 
 
 class MetricWriter:
@@ -177,7 +182,7 @@ class Progress:
                 self._bar.set_postfix_str(text, refresh=False)
         elif self._log and (time.monotonic() >= self._next or self._step == self._total):
             rate = (self._step - self._first) / max(time.monotonic() - self._begin, 1e-9)
-            logging.info("%s %d/%d, %.2f/s %s", self._title, self._step, self._total, rate, text)
+            say(f"{self._title} {self._step}/{self._total}, {rate:.2f} steps/s {text}")
             self._next = time.monotonic() + 30
 
     def close(self) -> None:

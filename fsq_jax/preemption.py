@@ -4,8 +4,9 @@ import signal
 import threading
 
 import jax
-from absl import logging
 from jax.experimental import multihost_utils
+
+from fsq_jax.logging import say
 
 
 class StopSignal:
@@ -29,7 +30,7 @@ class StopSignal:
         if self._requested:  # asked twice: leave at once
             raise KeyboardInterrupt
         self._requested = True
-        logging.warning("%s: saving a checkpoint, then leaving.", signal.Signals(number).name)
+        say(f"{signal.Signals(number).name}: saving a checkpoint, then leaving.")
 
     def requested(self, step: int) -> bool:
         """Whether to save and leave after this step; the same answer in every process."""

@@ -38,7 +38,7 @@ def train_batches(config) -> pipeline.TrainBatches:
     data = config.data
     if config.get("token_cache"):
         source = sources.make_source(f"tokens:{config.token_cache}", "train", data.size)
-        transform = transforms.draw_view
+        transform = transforms.random_view
     else:
         source = make_source(data, data.train_split)
         transform = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip)

@@ -5,12 +5,12 @@ python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --work
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from fsq_jax import checkpoint, evaluators, runs, sharding, stages
 from fsq_jax.errors import friendly
-from fsq_jax.logging import MetricWriter, Progress, StepReporter
+from fsq_jax.logging import MetricWriter, Progress, StepReporter, say
 from fsq_jax.preemption import StopSignal
 
 
@@ -41,7 +41,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         batches.set_state(data_state)
         if first < config.steps:
             batch = sharding.put_batch(next(batches), mesh)
-        logging.info("Going on from step %d of %s.", first, workdir)
+        say(f"Going on from step {first} of {workdir}.")
     else:
         state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
@@ -86,7 +86,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
                 reporter.pause()  # which raises, rather than save, where a number is not finite
                 checkpoints.save(state, {"position": step}, runs.values(results))
             if stopping:
-                logging.warning("Stopped at step %d; the same command goes on from there.", step)
+                say(f"Stopped at step {step}; the same command goes on from there.")
                 break
         reporter.flush()
     finally:

@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from fsq_jax.data.images import RecordError
 from fsq_jax.data.source import Source
@@ -28,7 +29,7 @@ from fsq_jax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]
 
-_MAX_THREADS = 4  # Python's lock lets few of them work at once
+_MAX_THREADS = 2  # Python's lock lets few of them work at once; workers are for more
 
 
 def train_batches(
@@ -156,6 +157,8 @@ def _open(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Datas
     threads = 1 if workers else min(prefetch, _MAX_THREADS)
     made = batches.to_iter_dataset(grain.ReadOptions(threads, prefetch))
     if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads its own; a notebook or a test parses none
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
         made = made.mp_prefetch(options, worker_init_fn=_start_worker)
     return iter(made)

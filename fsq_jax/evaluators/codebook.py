@@ -12,10 +12,10 @@ from fsq_jax.metrics import codebook
 
 def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
     """How often each code occurs in a split, int64 [codebook_size]."""
-    count = jax.jit(functools.partial(codebook.counts, codebook_size=run.info["codebook_size"]))
+    count = jax.jit(functools.partial(codebook.count, codebook_size=run.info["codebook_size"]))
     total = np.zeros(run.info["codebook_size"], np.int64)
     for batch, outputs in run.outputs("reconstruct", split, limit):
-        total += np.asarray(sharding.to_host(count(outputs["indices"], batch["mask"])), np.int64)
+        total += np.asarray(sharding.to_host(count(outputs["indices"], mask=batch["mask"])), np.int64)
     return total
 
 
@@ -28,8 +28,8 @@ def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
     """
     counts = count_codes(run, limit=limit)
     values = {
-        "codebook/usage": codebook.usage(counts),
-        "codebook/perplexity": codebook.perplexity(counts),
+        "codebook/usage": float(codebook.usage(counts)),
+        "codebook/perplexity": float(codebook.perplexity(counts)),
         "codebook/used": int((counts > 0).sum()),
     }
     protocol = {
@@ -37,5 +37,5 @@ def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
     }
     if run.info["levels"]:
         histograms = codebook.level_histograms(counts, run.info["levels"])
-        protocol["level_histograms"] = [[float(v) for v in h] for h in histograms]
+        protocol["level_histograms"] = [[int(v) for v in h] for h in histograms]
     return values, protocol

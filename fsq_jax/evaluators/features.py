@@ -6,7 +6,7 @@ import jax
 
 from fsq_jax import sharding
 from fsq_jax.evaluators.run import Run
-from fsq_jax.metrics.frechet import FeatureStatistics, frechet_distance
+from fsq_jax.metrics import frechet
 from fsq_jax.pretrained.features import load_features
 
 
@@ -24,28 +24,24 @@ class FeatureNetwork:
         self._variables = sharding.put(variables, sharding.replicated(run.mesh))
         self.metric = f"fd_{name}"
 
-    def add(
-        self,
-        statistics: FeatureStatistics,
-        batch: Mapping[str, jax.Array],
-        images_BHWC: jax.Array,
-    ) -> None:
-        """Takes a batch's images, in [0, 1], into the statistics, but for those masked out."""
-        features_BF = self._apply(self._variables, images_BHWC)
-        statistics.update(*sharding.to_host((features_BF, batch["mask"])))
+    def no_images(self) -> frechet.Moments:
+        """The moments to start from."""
+        return frechet.Moments.empty(self.info["features"])
 
-    def distance(
-        self, statistics: FeatureStatistics, split: str, limit: int
-    ) -> tuple[float, dict]:
+    def add(
+        self, moments: frechet.Moments, batch: Mapping[str, jax.Array], images_BHWC: jax.Array
+    ) -> frechet.Moments:
+        """The moments with a batch's images, in [0, 1], added, but for those masked out."""
+        features_BF = self._apply(self._variables, images_BHWC)
+        return moments.update(*sharding.to_host((features_BF, batch["mask"])))
+
+    def distance(self, moments: frechet.Moments, split: str, limit: int) -> tuple[float, dict]:
         """(Fréchet distance to the real images of a split, its protocol); limit 0 for all."""
-        reference = FeatureStatistics()
+        reference = self.no_images()
         for batch in map(self._run.put, self._run.batches(split, limit)):
-            self.add(reference, batch, batch["image"])
-        value = frechet_distance(
-            statistics.mean, statistics.covariance, reference.mean, reference.covariance
-        )
-        return value, {
+            reference = self.add(reference, batch, batch["image"])
+        return frechet.distance(moments, reference), {
             "features": dict(self.info),
-            "num_images": statistics.count,
+            "num_images": moments.count,
             "reference": {"split": split, "num_images": reference.count},
         }

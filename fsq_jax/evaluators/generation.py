@@ -7,7 +7,6 @@ import numpy as np
 
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.run import Run
-from fsq_jax.metrics.frechet import FeatureStatistics
 
 
 def balanced_labels(num_samples: int, num_classes: int, batch_size: int) -> Iterator[dict]:
@@ -39,10 +38,11 @@ def evaluate(
       reference_split: real images that they are held against (the paper's: "train").
       reference_limit: how many of them; 0 for all.
     """
-    network, statistics = FeatureNetwork(run, features), FeatureStatistics()
+    network = FeatureNetwork(run, features)
+    moments = network.no_images()
     for batch, outputs in samples(run, num_samples):
-        network.add(statistics, batch, outputs["image"])
-    value, protocol = network.distance(statistics, reference_split, reference_limit)
+        moments = network.add(moments, batch, outputs["image"])
+    value, protocol = network.distance(moments, reference_split, reference_limit)
     protocol |= {
         "tokenizer": run.info["tokenizer"], "sampling": run.info["sampling"],
         "class_balance": "equal", "seed": run.seed,

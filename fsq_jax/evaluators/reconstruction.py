@@ -4,7 +4,6 @@ import jax
 
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.run import Run, masked_means
-from fsq_jax.metrics.frechet import FeatureStatistics
 from fsq_jax.metrics.image_quality import psnr, ssim
 
 
@@ -25,18 +24,19 @@ def evaluate(
         "reconstruction/ssim": ssim(images, reconstructions),
     })
     network = FeatureNetwork(run, features) if features else None
-    statistics = FeatureStatistics()
+    moments = network.no_images() if network else None
 
     def measured():
+        nonlocal moments
         for batch, outputs in run.outputs("reconstruct", limit=limit):
             if network:
-                network.add(statistics, batch, outputs["reconstruction"])
+                moments = network.add(moments, batch, outputs["reconstruction"])
             yield batch, quality(batch["image"], outputs["reconstruction"])
 
     values, count = masked_means(measured())
     protocol = {"split": run.eval_split, "num_images": count}
     if network:
         name = f"reconstruction/{network.metric}"
-        values[name], frechet = network.distance(statistics, reference_split, reference_limit)
+        values[name], frechet = network.distance(moments, reference_split, reference_limit)
         protocol |= frechet
     return values, protocol

@@ -24,6 +24,11 @@ def group_count(channels: int) -> int:
     return math.gcd(32, channels)
 
 
+def _sums(x_BHWC):
+    x = x_BHWC.astype(jnp.float32)
+    return x.sum((1, 2)), jnp.square(x).sum((1, 2))
+
+
 def _scale_swish(x_BHWC, scale_BC, shift_BC):
     y = x_BHWC.astype(jnp.float32) * scale_BC[:, None, None] + shift_BC[:, None, None]
     return nn.swish(y).astype(x_BHWC.dtype)
@@ -33,8 +38,9 @@ class GroupNorm(nn.Module):
     """Group normalisation followed by swish, `swish(norm(x))`, in the dtype of x.
 
     Sums of x and x^2 are taken in float32 in one pass over x; per-channel scale and shift then
-    turn the normalisation into one multiply-add. The backward pass recomputes the swish from x:
-    without that XLA keeps its sigmoid as a float32 copy of the whole activation.
+    turn the normalisation into one multiply-add. The backward pass recomputes both from x, so that
+    nothing but x, in its own dtype, is kept: else XLA may keep the sigmoid, or 2 x, as a float32
+    copy of the whole activation.
     """
 
     epsilon: float = 1e-6
@@ -46,14 +52,11 @@ class GroupNorm(nn.Module):
         scale_C = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
         bias_C = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
 
-        x32 = x_BHWC.astype(jnp.float32)
-
         def group_mean(sums_BC):
             mean_BG = sums_BC.reshape(b, groups, -1).sum(-1) / (h * w * (c // groups))
             return jnp.repeat(mean_BG, c // groups, axis=-1)
 
-        mean_BC = group_mean(x32.sum((1, 2)))
-        square_BC = group_mean(jnp.square(x32).sum((1, 2)))
+        mean_BC, square_BC = map(group_mean, jax.checkpoint(_sums)(x_BHWC))
         variance_BC = jnp.maximum(square_BC - jnp.square(mean_BC), 0.0)
         mul_BC = jax.lax.rsqrt(variance_BC + self.epsilon) * scale_C
         return jax.checkpoint(_scale_swish)(x_BHWC, mul_BC, bias_C - mean_BC * mul_BC)

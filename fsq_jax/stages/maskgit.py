@@ -130,7 +130,8 @@ def make(config, abstract: bool = False) -> Stage:
         class_B1 = batch["label"][:, None] + codebook_size
         return {"bits": compression.bits(
             logits_fn(state.ema_params), jnp.concatenate([class_B1, tokens_BL], axis=1),
-            height=side, width=side, mask_id=mask_id,
+            compression.groups(side, side, min(12, side**2)), codebook_size=codebook_size,
+            mask_id=mask_id,
         ), "num_tokens": jnp.full(tokens_BL.shape[:1], side**2)}
 
     def evaluate_loss(state, batch, key):

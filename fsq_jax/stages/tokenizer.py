@@ -33,7 +33,7 @@ def make(config, abstract: bool = False) -> Stage:
     discriminator = Discriminator(**config.discriminator) if adversarial else None
     features, frozen = None, None
     if config.loss.perceptual > 0:
-        features, frozen, _ = load_perceptual(**config.perceptual, abstract=abstract)
+        features, frozen, _ = load_perceptual(**config.perceptual)
     loss = _make_loss(config.loss, model, discriminator, features)
     optimizers = {"tokenizer": optim.make_optimizer(total_steps=config.steps, **config.optim)}
     if adversarial:
@@ -159,16 +159,16 @@ def _adversarial(weights, discriminator, params, images, reconstruction, lecam, 
     generator = losses.generator_loss(fooled).mean()
     critic = losses.discriminator_loss(real, fake).mean()
     r1 = _lazy_r1(weights, discriminator, params, images, step)
-    regulariser, lecam = losses.lecam(real, fake, lecam, decay=weights.lecam_decay)
+    lecam_B, lecam = losses.lecam(real, fake, lecam, decay=weights.lecam_decay)
 
     # Before its start step a network's share is nothing, and Adam leaves it where it is.
     generator_on = jnp.float32(step >= weights.adversarial_start)
     critic_on = jnp.float32(step >= weights.discriminator_start)
     total = weights.adversarial * generator_on * generator + critic_on * (
-        critic + r1 + weights.lecam * regulariser
+        critic + r1 + weights.lecam * lecam_B.mean()
     )
     metrics = {
-        "adversarial": generator, "discriminator": critic, "r1": r1, "lecam": regulariser,
+        "adversarial": generator, "discriminator": critic, "r1": r1, "lecam": lecam_B.mean(),
         "real_logit": real.mean(), "fake_logit": fake.mean(),
     }
     return total, lecam, metrics

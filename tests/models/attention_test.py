@@ -8,7 +8,8 @@ from fsq_jax.models import attention as lib
 
 
 def _qkv(shape=(2, 9, 3, 8), dtype=jnp.float32, seed=0):
-    return tuple(jax.random.normal(k, shape, dtype) for k in jax.random.split(jax.random.key(seed), 3))
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return tuple(jax.random.normal(key, shape, dtype) for key in keys)
 
 
 def test_agrees_with_flax():

@@ -1,3 +1,4 @@
+import functools
 import os
 import pathlib
 
@@ -90,23 +91,23 @@ def test_dropout_acts_in_training_only_and_follows_its_key():
     )
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_remat_changes_no_gradient(remat, dtype):
-    model, variables = _params()
+def test_remat_changes_no_gradient():
+    model, variables = _params(depth=1)
 
     def gradient(remat):
         def loss(variables):
-            logits = model.clone(remat=remat, dtype=dtype).apply(
+            logits = model.clone(remat=remat).apply(
                 variables, TOKENS, train=True, rngs={"dropout": jax.random.key(1)}
             )
             return jnp.mean(logits**2)
 
         return jax.jit(jax.grad(loss))(variables)
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient("none"), gradient(remat)
-    )
+    expected = gradient("none")
+    for remat in ("dots", "full"):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, atol=1e-6), gradient(remat), expected
+        )
 
 
 def test_lookup_gradient_is_that_of_indexing():

@@ -1,0 +1,114 @@
+"""Crops stay inside, maps move with their image, sizes and ranges are what was asked for."""
+
+import pickle
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from fsq_jax.data import transforms
+
+
+def _coordinates(height, width):
+    """An image that says where each pixel came from, and maps that say the same."""
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([rows, columns, rows * 0], axis=-1).astype(np.uint8)
+    return {
+        "image": image,
+        "depth": (rows * 1000 + columns).astype(np.float32),
+        "segments": np.stack([rows, columns], axis=-1).astype(np.int32),
+        "label": 3,
+    }
+
+
+@hypothesis.given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    low=st.floats(0.05, 1.0),
+    aspect=st.floats(1.0, 3.0),
+    seed=st.integers(0, 1000),
+)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_a_crop_never_leaves_the_image(height, width, low, aspect, seed):
+    rng = np.random.default_rng(seed)
+    top, left, h, w = transforms.draw_crop(height, width, rng, (low, 1.0), aspect)
+    assert 0 <= top and 0 <= left and h >= 1 and w >= 1
+    assert top + h <= height and left + w <= width
+
+
+def test_crops_have_the_areas_and_aspects_asked_for():
+    rng = np.random.default_rng(0)
+    boxes = np.array([transforms.draw_crop(400, 500, rng, (0.3, 0.9), 4 / 3) for _ in range(500)])
+    area = boxes[:, 2] * boxes[:, 3] / (400 * 500)
+    ratio = boxes[:, 3] / boxes[:, 2]
+    assert 0.29 < area.min() < 0.35 and 0.85 < area.max() < 0.91
+    assert 0.74 < ratio.min() < 0.85 and 1.25 < ratio.max() < 1.34
+
+
+def test_full_area_of_a_square_is_the_image_itself():
+    record = _coordinates(16, 16)
+    out = transforms.augment(16, 1.0, 1.0, flip=False)(record, np.random.default_rng(0))
+    np.testing.assert_allclose(out["image"] * 255, record["image"], atol=1e-4)
+
+
+def test_maps_are_cropped_and_flipped_with_the_image():
+    record = _coordinates(40, 60)
+    flips = set()
+    for seed in range(10):
+        out = transforms.augment(20, 0.3, 1.2)(record, np.random.default_rng(seed))
+        pixels = out["image"] * 255
+        np.testing.assert_array_equal(
+            out["depth"], out["segments"][..., 0] * 1000 + out["segments"][..., 1]
+        )
+        assert np.abs(pixels[..., :2] - out["segments"]).max() <= 2.5
+        flips.add(bool(out["segments"][0, 0, 1] > out["segments"][0, -1, 1]))
+        assert out["label"] == 3
+    assert flips == {True, False}
+
+
+def test_evaluation_takes_the_largest_square_in_the_middle():
+    out = transforms.evaluation(10)(_coordinates(10, 30), None)
+    np.testing.assert_array_equal(out["segments"][..., 1], np.tile(np.arange(10, 20), (10, 1)))
+    assert out["image"].dtype == np.float32 and out["image"].max() <= 1
+
+
+def test_shrinking_averages_and_growing_keeps_a_constant():
+    checker = np.indices((32, 32)).sum(axis=0) % 2 * 200
+    image = np.repeat(checker[..., None], 3, axis=2).astype(np.uint8)
+    assert (transforms.resize_image(image, 8, 8) == 100).all()
+    flat = np.full((5, 40, 3), 77, np.uint8)
+    assert (transforms.resize_image(flat, 16, 16) == 77).all()
+
+
+def test_nearest_takes_the_value_under_the_centre():
+    values = np.arange(6)[None].repeat(3, axis=0)
+    np.testing.assert_array_equal(transforms.resize_nearest(values, 1, 2), [[1, 4]])
+    np.testing.assert_array_equal(
+        transforms.resize_nearest(values, 3, 12)[0], np.arange(6).repeat(2)
+    )
+
+
+def test_value_range_and_inputs_left_alone():
+    record = _coordinates(8, 8)
+    before = record["image"].copy()
+    record["image"][0, 0] = before[0, 0] = (0, 255, 51)
+    out = transforms.value_range(-1.0, 1.0)(record, None)["image"]
+    np.testing.assert_allclose(out[0, 0], [-1, 1, -0.6], atol=1e-6)
+    np.testing.assert_array_equal(record["image"], before)
+
+
+def test_views():
+    record = {"tokens_VL": np.arange(6).reshape(3, 2), "label": 1}
+    assert transforms.first_view(record)["tokens"].tolist() == [0, 1]
+    rng = np.random.default_rng(0)
+    seen = {tuple(transforms.random_view(record, rng)["tokens"]) for _ in range(30)}
+    assert seen == {(0, 1), (2, 3), (4, 5)}
+
+
+def test_transforms_pickle_and_refuse_impossible_crops():
+    pickle.loads(pickle.dumps(transforms.augment(8, 0.5)))
+    with pytest.raises(ValueError, match="min_area=0"):
+        transforms.augment(8, 0)
+    with pytest.raises(ValueError, match="max_aspect=0.5"):
+        transforms.augment(8, 0.5, 0.5)
