@@ -98,7 +98,7 @@ def main(argv) -> None:
     if bool(options.image) != bool(options.mask):
         raise ValueError("--image and --mask go together: what to complete, and where.")
     if not options.out and not options.npz:
-        raise ValueError("Nothing would be written: give --out=grid.png, --npz=samples.npz, or both.")
+        raise ValueError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
     config, _, run = runs.load(options.workdir, options.step, runs.parse_overrides(options.set))
     if config.stage != "maskgit":
         raise ValueError(f"{options.workdir!r} is a run of stage {config.stage!r}, not 'maskgit'.")

@@ -26,7 +26,7 @@ def open_source(name: str, split: str, data_dir: str) -> Source:
     try:  # from its files alone: the code of some data sets needs TensorFlow
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
-        known = set(tfds.list_builders()) | set(_prepared(data_dir))
+        known = set(tfds.list_builders(with_community_datasets=False)) | set(_prepared(data_dir))
         if name.split("/")[0].split(":")[0] in known:
             raise ValueError(
                 f"tfds:{name} is not prepared under {shown}; prepare it with TFDS "

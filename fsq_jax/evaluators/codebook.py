@@ -15,7 +15,7 @@ def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
     count = jax.jit(functools.partial(codebook.count, codebook_size=run.info["codebook_size"]))
     total = np.zeros(run.info["codebook_size"], np.int64)
     for batch, outputs in run.outputs("reconstruct", split, limit):
-        total += np.asarray(sharding.to_host(count(outputs["indices"], mask=batch["mask"])), np.int64)
+        total += sharding.to_host(count(outputs["indices"], mask=batch["mask"]))
     return total
 
 

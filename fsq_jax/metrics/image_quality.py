@@ -15,11 +15,11 @@ _SIGMA = 1.5
 def psnr(images_BHWC: jax.Array, reconstruction_BHWC: jax.Array) -> jax.Array:
     """Returns the peak signal-to-noise ratio in dB, [B], for a data range of 1.
 
-    At most 100 dB, which identical images get: it is far below what 8 bits can show (51 dB stands
-    for errors of 1/255 * 0.7), and infinity would spoil every mean.
+    At most 100 dB, which identical images get: it is well beyond 8 bits (rounding to them alone
+    gives 59 dB), and infinity would spoil every mean.
     """
-    error_BHWC = images_BHWC.astype(jnp.float32) - reconstruction_BHWC.astype(jnp.float32)
-    mse_B = jnp.mean(error_BHWC**2, axis=(1, 2, 3))
+    x, y = _as_pair(images_BHWC, reconstruction_BHWC)
+    mse_B = jnp.mean((x - y) ** 2, axis=(1, 2, 3))
     return -10 * jnp.log10(jnp.maximum(mse_B, 1e-10))
 
 
@@ -28,21 +28,29 @@ def ssim(images_BHWC: jax.Array, reconstruction_BHWC: jax.Array) -> jax.Array:
 
     Wang et al. 2004: Gaussian windows of 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, population
     variances; the mean over all windows that lie inside the image, and over channels.
-    Raises ValueError for images smaller than a window.
+    Raises ValueError for images smaller than a window; pad or enlarge them first.
     """
     height, width = images_BHWC.shape[1:3]
     if min(height, width) < _WINDOW:
         raise ValueError(
             f"SSIM needs images of at least {_WINDOW} x {_WINDOW} pixels, not {height} x {width}."
         )
-    x = images_BHWC.astype(jnp.float32)
-    y = reconstruction_BHWC.astype(jnp.float32)
+    x, y = _as_pair(images_BHWC, reconstruction_BHWC)
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = map(_blur, (x, y, x * x, y * y, x * y))
     variance_x, variance_y = mean_xx - mean_x**2, mean_yy - mean_y**2
     covariance = mean_xy - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
     structure = (2 * covariance + 0.03**2) / (variance_x + variance_y + 0.03**2)
     return jnp.mean(luminance * structure, axis=(1, 2, 3))
+
+
+def _as_pair(images_BHWC: jax.Array, other_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if images_BHWC.shape != other_BHWC.shape:
+        raise ValueError(f"Images of shapes {images_BHWC.shape} and {other_BHWC.shape} differ.")
+    for array in (images_BHWC, other_BHWC):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"Images must be float in [0, 1], not {array.dtype}.")
+    return images_BHWC.astype(jnp.float32), other_BHWC.astype(jnp.float32)
 
 
 def _blur(x_BHWC: jax.Array) -> jax.Array:

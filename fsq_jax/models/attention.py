@@ -61,7 +61,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, mask_shape=None) -
     if rate == 0:
         return x
     keep = keep_mask(key, rate, x.shape if mask_shape is None else mask_shape)
-    return jnp.where(keep, x * (1 / (1 - dropped_share(rate))), 0).astype(x.dtype)
+    # In float32: bfloat16 would round the scale itself, by 0.3 % at a rate of 0.1.
+    scaled = x.astype(jnp.float32) * (1 / (1 - dropped_share(rate)))
+    return jnp.where(keep, scaled, 0).astype(x.dtype)
 
 
 def resolve(implementation: str, dtype, head_dim: int, dropout_rate: float = 0.0) -> str:

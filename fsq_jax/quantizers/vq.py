@@ -57,9 +57,7 @@ def split_idle_words(
         counts_K, sums_KD, step = carry
         idle, busy = jnp.argmin(counts_K), jnp.argmax(counts_K)
         count, sum_D = counts_K[busy] / 2, sums_KD[busy] / 2
-        noise_D = jax.random.uniform(
-            jax.random.fold_in(key, step), sum_D.shape, minval=0.999, maxval=1.001
-        )
+        noise_D = _perturbation(jax.random.fold_in(key, step), sum_D.shape)
         counts_K = counts_K.at[idle].set(count).at[busy].set(count)
         sums_KD = sums_KD.at[idle].set(sum_D * noise_D).at[busy].set(sum_D)
         return counts_K, sums_KD, step + 1
@@ -238,6 +236,10 @@ def _flatten(z: jax.Array, channels: int) -> jax.Array:
     if z.ndim == 0 or z.shape[-1] != channels:
         raise ValueError(f"The last dimension of z, of shape {z.shape}, must be {channels=}.")
     return z.astype(jnp.float32).reshape(-1, channels)
+
+
+def _perturbation(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape, minval=0.999, maxval=1.001)
 
 
 def _look_up(codebook_KD: jax.Array, indices: jax.Array) -> jax.Array:

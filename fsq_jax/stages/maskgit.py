@@ -4,6 +4,9 @@ B batch, L tokens of an image (raster order), S = L + 1 positions with the class
 V codebook size.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,9 +15,38 @@ from fsq_jax import losses, optim
 from fsq_jax.data.sources import make_source
 from fsq_jax.metrics import compression
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
+from fsq_jax.models.tokenizer import Tokenizer
 from fsq_jax.sampling import masked
 from fsq_jax.stages import frozen_tokenizer, tokenizer
 from fsq_jax.stages.stage import Stage, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The two networks of stage II, and the numbers that tie them together."""
+
+    transformer: MaskedTransformer
+    tokenizer: Tokenizer
+    num_classes: int
+    side: int  # of the grid of tokens
+
+    @property
+    def codebook_size(self) -> int:
+        return self.tokenizer.quantizer.codebook_size
+
+    @property
+    def mask_id(self) -> int:
+        return self.codebook_size + self.num_classes
+
+    def tokens(self, state: TrainState, batch) -> jax.Array:
+        """Tokens [B, L] of a batch: read from it, or its images encoded by the frozen tokenizer."""
+        if "tokens" in batch:
+            return batch["tokens"]
+        return frozen_tokenizer.encode(self.tokenizer, state.frozen, batch["image"])
+
+    def logits_fn(self, params):
+        """tokens_BS -> logits_BSV over codes."""
+        return lambda tokens_BS: self.transformer.apply({"params": params}, tokens_BS)
 
 
 def make(config, abstract: bool = False) -> Stage:
@@ -25,32 +57,45 @@ def make(config, abstract: bool = False) -> Stage:
       abstract: takes the tokenizer that the config describes, as shapes, rather than load one.
     """
     if abstract:
-        model_1 = tokenizer.make_model(config.tokenizer)
+        model_1, fingerprint = tokenizer.make_model(config.tokenizer), ""
         image = jax.ShapeDtypeStruct((1, config.data.size, config.data.size, 3), jnp.float32)
         frozen = jax.eval_shape(model_1.init, jax.random.key(0), image)
-        fingerprint = ""
     else:
         trained = _load_tokenizer(config)
         model_1, frozen, fingerprint = trained.model, trained.variables, trained.fingerprint
-    codebook_size, num_classes = model_1.quantizer.codebook_size, config.num_classes
     side = config.data.size // model_1.downsampling
-    mask_id = codebook_size + num_classes
-    model = MaskedTransformer(
-        vocab_size=mask_id + 1, num_positions=side**2 + 1, num_logits=codebook_size, **config.model
+    codebook_size = model_1.quantizer.codebook_size
+    transformer = MaskedTransformer(
+        vocab_size=codebook_size + config.num_classes + 1,
+        num_positions=side**2 + 1,
+        num_logits=codebook_size,
+        **config.model,
     )
+    models = Models(transformer, model_1, config.num_classes, side)
     optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
+    info = {
+        "codebook_size": codebook_size,
+        "levels": tuple(getattr(model_1.quantizer, "levels", ())),
+        "downsampling": model_1.downsampling,
+        "num_classes": config.num_classes,
+        "grid": side,
+        "tokenizer": fingerprint,
+        "sampling": config.sampling.to_dict(),
+    }
+    return Stage(
+        init=_make_init(models, optimizer),
+        update=_make_update(models, optimizer, config),
+        predict=_make_predict(models, config.sampling, config.masking),
+        frozen=frozen,
+        info=info,
+    )
 
-    def tokens_of(state, batch):
-        if "tokens" in batch:
-            return batch["tokens"]
-        return frozen_tokenizer.encode(model_1, state.frozen, batch["image"])
 
-    def logits_fn(params):
-        return lambda tokens_BS: model.apply({"params": params}, tokens_BS)
-
+def _make_init(models: Models, optimizer):
     def init(key, batch) -> TrainState:
         del batch  # the shapes are the model's own
-        params = model.init(key, jnp.zeros((1, side**2 + 1), jnp.int32))["params"]
+        tokens = jnp.zeros((1, models.side**2 + 1), jnp.int32)
+        params = models.transformer.init(key, tokens)["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -59,44 +104,29 @@ def make(config, abstract: bool = False) -> Stage:
             model_state={},
         )
 
-    def loss(params, tokens_BL, label_B, key, train: bool):
-        """Mean cross-entropy on masked tokens; (loss, metrics), each a value an example."""
-        key_mask, key_drop, key_dropout = jax.random.split(key, 3)
-        mask_BL = masked.random_mask(
-            key_mask, *tokens_BL.shape, min_ratio=config.masking.min_ratio,
-            schedule=config.masking.schedule,
-        )
-        class_B = label_B + codebook_size
-        if train:
-            dropped_B = jax.random.bernoulli(key_drop, config.label_dropping, label_B.shape)
-            class_B = jnp.where(dropped_B, mask_id, class_B)
-        inputs_BL = jnp.where(mask_BL, mask_id, tokens_BL)
-        logits_BSV = model.apply(
-            {"params": params},
-            jnp.concatenate([class_B[:, None], inputs_BL], axis=1),
-            train=train,
-            rngs={"dropout": key_dropout},
-        )
-        logits_BLV = logits_BSV[:, 1:]
-        loss_B = losses.masked_cross_entropy(
-            logits_BLV, tokens_BL, mask_BL, config.masking.label_smoothing
-        )
-        hits_BL = (logits_BLV.argmax(-1) == tokens_BL) & mask_BL
-        return {"loss": loss_B, "accuracy": hits_BL.sum(1) / mask_BL.sum(1)}
+    return init
+
+
+def _make_update(models: Models, optimizer, config):
+    def gradients(params, carry, batch, key):
+        key_drop, key_loss = jax.random.split(key)
+        label_B = batch["label"]
+        dropped_B = jax.random.bernoulli(key_drop, config.label_dropping, label_B.shape)
+        class_B = jnp.where(dropped_B, models.mask_id, label_B + models.codebook_size)
+
+        def mean_loss(params):
+            values_B = masked_loss(
+                models, params, batch["tokens"], class_B, key_loss, config.masking, train=True
+            )
+            means = {name: value.mean() for name, value in values_B.items()}
+            return means["loss"], means
+
+        grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
+        return grads, carry, metrics
 
     def update(state: TrainState, batch, key):
         key = jax.random.fold_in(key, state.step)
-        batch = {"tokens": tokens_of(state, batch), "label": batch["label"]}
-
-        def gradients(params, carry, batch, key):
-            def mean_loss(params):
-                values_B = loss(params, batch["tokens"], batch["label"], key, train=True)
-                means = {name: value.mean() for name, value in values_B.items()}
-                return means["loss"], means
-
-            grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
-            return grads, carry, metrics
-
+        batch = {"tokens": models.tokens(state, batch), "label": batch["label"]}
         grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
             state.params, (), batch, key
         )
@@ -109,49 +139,90 @@ def make(config, abstract: bool = False) -> Stage:
             ema_params=optim.moving_average(state.ema_params, params, config.ema_decay),
         ), metrics | {"gradient_norm": optax.global_norm(grads)}
 
+    return update
+
+
+def masked_loss(
+    models: Models, params: Any, tokens_BL, class_B, key, masking, train: bool
+) -> dict[str, jax.Array]:
+    """{"loss" in nats, "accuracy"} of masked tokens, each a value an example [B].
+
+    Args:
+      models, params: the transformer and its weights.
+      tokens_BL, class_B: what is to be found, and the class token it is told.
+      key: draws the masks and, in training, dropout.
+      masking: values "min_ratio", "schedule", "label_smoothing".
+    """
+    key_mask, key_dropout = jax.random.split(key)
+    mask_BL = masked.random_mask(
+        key_mask, *tokens_BL.shape, min_ratio=masking.min_ratio, schedule=masking.schedule
+    )
+    inputs_BL = jnp.where(mask_BL, models.mask_id, tokens_BL)
+    logits_BSV = models.transformer.apply(
+        {"params": params},
+        jnp.concatenate([class_B[:, None], inputs_BL], axis=1),
+        train=train,
+        rngs={"dropout": key_dropout},
+    )
+    logits_BLV = logits_BSV[:, 1:]
+    hits_BL = (logits_BLV.argmax(-1) == tokens_BL) & mask_BL
+    return {
+        "loss": losses.masked_cross_entropy(
+            logits_BLV, tokens_BL, mask_BL, masking.label_smoothing
+        ),
+        "accuracy": hits_BL.sum(1) / mask_BL.sum(1),
+    }
+
+
+def _make_predict(models: Models, sampling, masking) -> dict:
+    side, mask_id = models.side, models.mask_id
+
     def sample(state, batch, key):
         """Images of the batch's labels, or completions where it brings "tokens" and "known"."""
-        tokens_BS = masked.initial_tokens(batch["label"], side**2, codebook_size, num_classes)
+        tokens_BS = masked.initial_tokens(
+            batch["label"], side**2, models.codebook_size, models.num_classes
+        )
         if "known" in batch:
             tokens_BS = masked.with_known(tokens_BS, batch["tokens"], batch["known"])
-        sampling = config.sampling
         tokens_BS = masked.decode(
-            masked.guided(logits_fn(state.ema_params), sampling.guidance, mask_id),
-            tokens_BS, key, mask_id=mask_id, num_steps=sampling.num_steps,
-            schedule=sampling.schedule, choice_temperature=sampling.choice_temperature,
+            masked.guided(models.logits_fn(state.ema_params), sampling.guidance, mask_id),
+            tokens_BS,
+            key,
+            mask_id=mask_id,
+            num_steps=sampling.num_steps,
+            schedule=sampling.schedule,
+            choice_temperature=sampling.choice_temperature,
         )
-        images = frozen_tokenizer.decode(model_1, state.frozen, tokens_BS[:, 1:])
-        return {"image": images, "tokens": tokens_BS[:, 1:]}
+        image = frozen_tokenizer.decode(models.tokenizer, state.frozen, tokens_BS[:, 1:])
+        return {"image": image, "tokens": tokens_BS[:, 1:]}
 
     def bits(state, batch, key):
         """Bits [B] that an image's tokens take under M2T's deterministic schedule."""
-        del key
-        tokens_BL = tokens_of(state, batch)
-        class_B1 = batch["label"][:, None] + codebook_size
-        return {"bits": compression.bits(
-            logits_fn(state.ema_params), jnp.concatenate([class_B1, tokens_BL], axis=1),
-            compression.groups(side, side, min(12, side**2)), codebook_size=codebook_size,
+        del key  # nothing is drawn
+        class_B1 = batch["label"][:, None] + models.codebook_size
+        tokens_BS = jnp.concatenate([class_B1, models.tokens(state, batch)], axis=1)
+        bits_B = compression.bits(
+            models.logits_fn(state.ema_params),
+            tokens_BS,
+            compression.groups(side, side, num_steps=min(12, side**2)),
+            codebook_size=models.codebook_size,
             mask_id=mask_id,
-        ), "num_tokens": jnp.full(tokens_BL.shape[:1], side**2)}
+        )
+        return {"bits": bits_B, "num_tokens": jnp.full(bits_B.shape, side**2)}
 
-    def evaluate_loss(state, batch, key):
-        tokens_BL = tokens_of(state, batch)
-        return loss(state.ema_params, tokens_BL, batch["label"], key, train=False)
+    def loss(state, batch, key):
+        """The training loss without dropout and label dropping."""
+        class_B = batch["label"] + models.codebook_size
+        tokens_BL = models.tokens(state, batch)
+        return masked_loss(models, state.ema_params, tokens_BL, class_B, key, masking, train=False)
 
-    predict = {
+    return {
         "sample": sample,
         "bits": bits,
-        "loss": evaluate_loss,
-        "tokens": lambda state, batch, key: {"tokens": tokens_of(state, batch)},
+        "loss": loss,
+        "tokens": lambda state, batch, key: {"tokens": models.tokens(state, batch)},
         "preview": lambda state, batch, key: {"sample": sample(state, batch, key)["image"]},
     }
-    info = {
-        "codebook_size": codebook_size, "num_classes": num_classes, "grid": side,
-        "levels": tuple(getattr(model_1.quantizer, "levels", ())),
-        "tokenizer": fingerprint,
-        "sampling": config.sampling.to_dict(),
-    }
-    return Stage(init, update, predict, frozen, info)
 
 
 def _load_tokenizer(config) -> frozen_tokenizer.FrozenTokenizer:

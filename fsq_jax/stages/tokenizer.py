@@ -12,7 +12,7 @@ import optax
 from fsq_jax import losses, optim, quantizers
 from fsq_jax.models.discriminator import Discriminator
 from fsq_jax.models.tokenizer import Tokenizer
-from fsq_jax.pretrained.features import load_perceptual
+from fsq_jax.pretrained.features import abstract_perceptual, load_perceptual
 from fsq_jax.stages.stage import Stage, TrainState
 
 
@@ -29,24 +29,38 @@ def make(config, abstract: bool = False) -> Stage:
       abstract: takes the perceptual network's weights as shapes, rather than load them.
     """
     model = make_model(config)
-    adversarial = config.loss.adversarial > 0
-    discriminator = Discriminator(**config.discriminator) if adversarial else None
+    discriminator = Discriminator(**config.discriminator) if config.loss.adversarial else None
     features, frozen = None, None
-    if config.loss.perceptual > 0:
-        features, frozen, _ = load_perceptual(**config.perceptual)
-    loss = _make_loss(config.loss, model, discriminator, features)
+    if config.loss.perceptual:
+        load = abstract_perceptual if abstract else load_perceptual
+        features, frozen, _ = load(**config.perceptual)
     optimizers = {"tokenizer": optim.make_optimizer(total_steps=config.steps, **config.optim)}
-    if adversarial:
+    if discriminator is not None:
         optimizers["discriminator"] = optim.make_optimizer(
             total_steps=config.steps, **config.discriminator_optim
         )
+    info = {
+        "codebook_size": model.quantizer.codebook_size,
+        "levels": tuple(getattr(model.quantizer, "levels", ())),
+        "downsampling": model.downsampling,
+    }
+    return Stage(
+        init=_make_init(model, discriminator, optimizers),
+        update=_make_update(config, optimizers, _make_loss(config.loss, model, discriminator,
+                                                           features)),
+        predict=_make_predict(model),
+        frozen=frozen,
+        info=info,
+    )
 
+
+def _make_init(model, discriminator, optimizers):
     def init(key, batch) -> TrainState:
         key_model, key_discriminator, key_codebook = jax.random.split(key, 3)
         images = batch["image"][:1]
         variables = dict(model.init({"params": key_model, "codebook": key_codebook}, images))
         params = {"tokenizer": variables.pop("params")}
-        if adversarial:
+        if discriminator is not None:
             params["discriminator"] = discriminator.init(key_discriminator, images)["params"]
             variables["lecam"] = losses.lecam_init()
         return TrainState(
@@ -57,18 +71,19 @@ def make(config, abstract: bool = False) -> Stage:
             model_state=variables,
         )
 
-    def update(state: TrainState, batch, key):
-        key = jax.random.fold_in(key, state.step)
+    return init
 
+
+def _make_update(config, optimizers, loss):
+    def update(state: TrainState, batch, key):
         def gradients(params, model_state, batch, key):
-            grad_fn = jax.grad(loss, has_aux=True)
-            grads, (model_state, metrics) = grad_fn(
+            grads, (model_state, metrics) = jax.grad(loss, has_aux=True)(
                 params, model_state, state.frozen, batch, key, state.step
             )
             return grads, model_state, metrics
 
         grads, model_state, metrics = optim.accumulate(gradients, config.accumulate)(
-            state.params, state.model_state, batch, key
+            state.params, state.model_state, batch, jax.random.fold_in(key, state.step)
         )
         params, opt_state = {}, {}
         for name, optimizer in optimizers.items():
@@ -87,8 +102,13 @@ def make(config, abstract: bool = False) -> Stage:
             model_state=model_state,
         ), metrics
 
+    return update
+
+
+def _make_predict(model) -> dict:
     def reconstruct(state, batch, key):
-        del key  # nothing is drawn here
+        """{"reconstruction" [B,H,W,3] in [0, 1], "indices" [B,h,w]} by the averaged weights."""
+        del key  # nothing is drawn
         variables = {"params": state.ema_params, **_collections(state.model_state)}
         images, quantized = model.apply(variables, batch["image"])
         return {"reconstruction": jnp.clip(images, 0, 1), "indices": quantized.indices}
@@ -98,12 +118,7 @@ def make(config, abstract: bool = False) -> Stage:
         pairs = jnp.stack([batch["image"], reconstruction], axis=1)  # original, reconstruction, …
         return {"reconstruction": pairs.reshape(-1, *reconstruction.shape[1:])}
 
-    info = {
-        "codebook_size": model.quantizer.codebook_size,
-        "levels": tuple(getattr(model.quantizer, "levels", ())),
-        "downsampling": model.downsampling,
-    }
-    return Stage(init, update, {"reconstruct": reconstruct, "preview": preview}, frozen, info)
+    return {"reconstruct": reconstruct, "preview": preview}
 
 
 def _collections(model_state) -> dict:
@@ -150,7 +165,7 @@ def _make_loss(weights, model, discriminator, features):
 
 
 def _adversarial(weights, discriminator, params, images, reconstruction, lecam, step):
-    """(loss of both sides, new LeCam averages, metrics); section 4.1 of the GAN recipe."""
+    """(loss of both sides, new LeCam averages, metrics) of the two networks' contest."""
     stop = jax.lax.stop_gradient
     real = discriminator.apply({"params": params}, images)
     fake = discriminator.apply({"params": params}, stop(reconstruction))

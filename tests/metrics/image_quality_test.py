@@ -33,7 +33,8 @@ def test_identical_images():
     x, _ = pairs()
     np.testing.assert_allclose(image_quality.psnr(x, x), 100)
     np.testing.assert_allclose(image_quality.ssim(x, x), 1, atol=1e-6)
-    np.testing.assert_allclose(image_quality.ssim(jnp.ones((1, 11, 11, 3)) / 2, 0.5), 1)
+    flat = jnp.full((1, 11, 11, 3), 0.5)
+    np.testing.assert_allclose(image_quality.ssim(flat, flat), 1, rtol=1e-6)
 
 
 def test_known_error():
@@ -41,6 +42,10 @@ def test_known_error():
     np.testing.assert_allclose(image_quality.psnr(images, images + 0.1), 20, rtol=1e-5)
 
 
-def test_small_images():
+def test_mistakes():
+    with pytest.raises(ValueError, match="float in .0, 1., not uint8"):
+        image_quality.psnr(jnp.zeros((1, 4, 4, 3), jnp.uint8), jnp.zeros((1, 4, 4, 3), jnp.uint8))
+    with pytest.raises(ValueError, match="shapes .* differ"):
+        image_quality.psnr(jnp.zeros((2, 4, 4, 3)), jnp.zeros((1, 4, 4, 3)))
     with pytest.raises(ValueError, match="11 x 11 pixels, not 16 x 10"):
         image_quality.ssim(jnp.zeros((1, 16, 10, 3)), jnp.zeros((1, 16, 10, 3)))

@@ -42,7 +42,7 @@ def test_masked_after_each_step_is_the_reference_table(num_steps):
         np.testing.assert_array_equal(masked_TBL[:, b].sum(-1), MASKED_AFTER[num_steps])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["cosine", "cubic", "log"])
 def test_every_token_ends_as_a_code(schedule):
     tokens = _decode(_start(), jax.random.key(0), schedule=schedule, num_steps=5)
     assert np.all((tokens[:, 1:] >= 0) & (tokens[:, 1:] < CODES))

@@ -1,0 +1,143 @@
+"""Says what a config would do, before anyone pays for it. Nothing is trained, nothing is read.
+
+python -m fsq_jax.describe --config=configs/maskgit_tokenizer.py:scale=paper
+python -m fsq_jax.describe --config=configs/maskgit_transformer.py:scale=paper --gpus=8 \
+    --images_per_second=1000
+
+Parameters by module, bytes of weights and optimiser state, FLOPs of a training step, and the days
+that it takes at a measured speed.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from fsq_jax import runs, stages
+from fsq_jax.errors import friendly
+
+# Training images of data sets that need not be at hand; others are counted where they lie.
+_NUM_RECORDS = {"tfds:imagenet2012": 1_281_167}
+
+
+def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
+    """What a run of this config takes, as plain numbers.
+
+    Args:
+      config: of any stage.
+      gpus: devices that the days are worked out for.
+      images_per_second: measured on one of them; 0 leaves the days out.
+
+    Returns:
+      parameters: {network: count}; weight_bytes, optimizer_bytes, ema_bytes, frozen_bytes; steps,
+      batch_size, examples (steps x batch_size); epochs, None where the size of the data is not
+      known; tokens of an image; flops_per_step; days or None.
+    """
+    config = config.copy_and_resolve_references()
+    if config.get("num_classes") == 0:
+        source = _source(config)
+        config.num_classes = source.num_classes if source else 1000
+    stage = stages.make(config, abstract=True)
+    images = (config.batch_size, config.data.size, config.data.size, 3)
+    batch = {
+        "image": jax.ShapeDtypeStruct(images, jnp.float32),
+        "label": jax.ShapeDtypeStruct(images[:1], jnp.int32),
+    }
+    state = runs.abstract_state(config, stage, batch).replace(frozen=stage.frozen)
+    networks = networks_of(state.params)
+    examples = config.steps * config.batch_size
+    num_records = _NUM_RECORDS.get(config.data.source) or len(_source(config) or ())
+    speed = gpus * images_per_second
+    return {
+        "parameters": {name: _count(params) for name, params in networks.items()},
+        "weight_bytes": _bytes(state.params),
+        "optimizer_bytes": _bytes(state.opt_state),
+        "ema_bytes": _bytes(state.ema_params),
+        "frozen_bytes": _bytes(stage.frozen),
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "examples": examples,
+        "epochs": examples / num_records if num_records else None,
+        "tokens": (config.data.size // stage.info["downsampling"]) ** 2,
+        "flops_per_step": step_flops(config, stage, state, batch),
+        "days": examples / speed / 86_400 if speed else None,
+    }
+
+
+def networks_of(params) -> dict:
+    """{network: its parameters}; a stage of one network has just its leaves' modules on top."""
+    names = set(params)
+    return dict(params) if "tokenizer" in names else {"transformer": params}
+
+
+def step_flops(config, stage, state, batch) -> float:
+    """Floating-point operations of one update, as XLA counts them in the program that it is given.
+
+    What it merges later (the second pass of the discriminator over the same images) is counted
+    as often as it is written down.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(config.seed))
+    costs = jax.jit(stage.update).lower(state, batch, key).cost_analysis()
+    return float(costs["flops"])
+
+
+def _source(config):
+    """The training data, or None where it isn't here."""
+    try:
+        return runs.make_source(config.data, config.data.train_split)
+    except (ValueError, OSError):
+        return None
+
+
+def _count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree) -> int:
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def text(facts: dict) -> str:
+    """The facts as lines for people."""
+    giga = 1 / 2**30
+    lines = [f"{name:>16}: {count:,} parameters" for name, count in facts["parameters"].items()]
+    state = sum(facts[f"{name}_bytes"] for name in ("weight", "optimizer", "ema", "frozen"))
+    lines.append(
+        f"{'state':>16}: {state * giga:.2f} GiB (weights {facts['weight_bytes'] * giga:.2f}, "
+        f"optimiser {facts['optimizer_bytes'] * giga:.2f}, average {facts['ema_bytes'] * giga:.2f}"
+        f", frozen {facts['frozen_bytes'] * giga:.2f}); activations come on top"
+    )
+    epochs = f"{facts['epochs']:.1f}" if facts["epochs"] else "an unknown number of"
+    lines.append(
+        f"{'training':>16}: {facts['steps']:,} steps of {facts['batch_size']} = "
+        f"{facts['examples']:,} examples, {epochs} epochs; {facts['tokens']} tokens an image"
+    )
+    lines.append(
+        f"{'a step':>16}: {facts['flops_per_step'] / 1e12:.2f} TFLOP, "
+        f"{facts['flops_per_step'] / facts['batch_size'] / 1e9:.1f} GFLOP an image"
+    )
+    if facts["days"] is not None:
+        lines.append(f"{'time':>16}: {facts['days']:.2f} days")
+    return "\n".join(lines)
+
+
+def main(argv) -> None:
+    del argv
+    config = flags.FLAGS.config
+    facts = describe(config, flags.FLAGS.gpus, flags.FLAGS.images_per_second)
+    if flags.FLAGS.json:
+        print(json.dumps(facts))
+        return
+    print(text(facts))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    flags.DEFINE_bool("json", False, "Print JSON.")
+    flags.DEFINE_integer("gpus", 1, "Devices that the days are worked out for.", lower_bound=1)
+    flags.DEFINE_float("images_per_second", 0.0, "Speed measured on one device; gives the days.")
+    flags.mark_flags_as_required(["config"])
+    app.run(friendly(main))

@@ -1,0 +1,109 @@
+"""TFDS data sets without TensorFlow: real Fashion-MNIST, and small ones that the tests write."""
+
+import os
+import pathlib
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from fsq_jax.data.images import RecordError
+from fsq_jax.data.sources import make_source
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DATA = pathlib.Path(os.environ.get("FSQ_DATA_DIR") or ROOT.parent / "shared" / "data" / "tfds")
+
+
+class Toy(tfds.core.GeneratorBasedBuilder):
+    """Three records: grey values, a label, a depth; the last image is cut off."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["x", "y"]),
+            "depth": tfds.features.Tensor(shape=(4, 6), dtype=np.float32),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            encoded = cv2.imencode(".png", np.full((4, 6, 3), 50 * i, np.uint8))[1].tobytes()
+            encoded = encoded[:30] if i == 2 else encoded
+            depth = np.full((4, 6), i, np.float32)
+            yield i, {"image": encoded, "label": i % 2, "depth": depth}
+
+
+class ToyText(Toy):
+    def _info(self):
+        features = tfds.features.FeaturesDict({"number": tfds.features.Scalar(np.int64)})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _generate_examples(self):
+        yield 0, {"number": 1}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    for builder in (Toy, ToyText):
+        builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+@pytest.mark.skipif(not (DATA / "fashion_mnist").is_dir(), reason=f"no fashion_mnist in {DATA}")
+def test_fashion_mnist():
+    train = make_source("tfds:fashion_mnist", "train[:10%]", 32, str(DATA))
+    held_out = make_source("tfds:fashion_mnist", "validation", 32, str(DATA))
+    assert (len(train), len(held_out), held_out.split) == (6000, 10_000, "test")
+    assert train.num_classes == 10 and train.class_names[9] == "Ankle boot"
+    image = train[0]["image"]
+    assert image.shape == (28, 28, 3) and image.dtype == np.uint8 and image.max() > 100
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+    assert {train[i]["label"] for i in range(100)} == set(range(10))
+    again = pickle.loads(pickle.dumps(train))[5]
+    np.testing.assert_array_equal(again["image"], train[5]["image"])
+
+
+def test_records_and_a_damaged_one(data_dir):
+    source = make_source("tfds:toy", "train", 32, data_dir)
+    assert len(source) == 3 and source.class_names == ("x", "y")
+    good, messages = {}, []
+    for i in range(3):
+        try:
+            record = source[i]
+            good[int(record["depth"][0, 0])] = record
+        except RecordError as error:
+            messages.append((i, str(error)))
+    assert {k: (r["label"], int(r["image"].max())) for k, r in good.items()} == {
+        0: (0, 0),
+        1: (1, 50),
+    }
+    ((index, message),) = messages
+    assert message.startswith(f"Record {index} of tfds:toy train is not a whole, readable image")
+    part = make_source("tfds:toy", f"train[{index}:]", 32, data_dir)
+    with pytest.raises(RecordError, match=f"Record {index} of tfds:toy train"):
+        part[0]  # named by its place in the whole split
+
+
+def test_data_sets_that_are_not_there(data_dir):
+    with pytest.raises(ValueError, match="Did you mean 'fashion_mnist'"):
+        make_source("tfds:fashion_mnst", "train", 32, data_dir)
+    for name in ("imagenet2012", "coco/2017_panoptic", "toy:9.9.9"):
+        with pytest.raises(ValueError, match=f"tfds:{name} is not prepared under {data_dir}"):
+            make_source(f"tfds:{name}", "train", 32, data_dir)
+    with pytest.raises(ValueError, match="tfds:a b!"):
+        make_source("tfds:a b!", "train", 32, data_dir)
+
+
+def test_a_data_set_without_what_is_needed(data_dir):
+    with pytest.raises(ValueError, match="no feature 'image'; it has number"):
+        make_source("tfds:toy_text", "train", 32, data_dir)
+    with pytest.raises(ValueError, match="no split 'dev'; it has test, train"):
+        make_source("tfds:toy", "dev", 32, data_dir)
