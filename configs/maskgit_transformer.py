@@ -1,7 +1,7 @@
 """MaskGIT stage II: a masked transformer on the tokens of a trained stage I.
 
-python -m fsq_jax.train --config=configs/maskgit_transformer.py:scale=bench,tokenizer=runs/tokenizer \
-    --workdir=runs/maskgit
+python -m fsq_jax.train --workdir=runs/maskgit \
+    --config=configs/maskgit_transformer.py:scale=bench,tokenizer=runs/tokenizer
 
 Arguments, after the colon, separated by commas:
   scale=bench|smoke|paper   as in maskgit_tokenizer.py

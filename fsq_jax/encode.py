@@ -48,11 +48,13 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     to_tokens = jax.jit(lambda v, images: frozen_tokenizer.encode(trained.model, v, images))
     source = runs.make_source(data, data.train_split)
     augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip)
-    transform = augment if views > 1 else transforms.evaluation(data.size)
 
     tokens_NVL, labels_N = [], None
     for view in range(views):
-        batches = runs.every_record(config, source, transform, seed=config.seed + view)
+        transform = transforms.evaluation(data.size)
+        if views > 1:
+            transform = transforms.reseeded(augment, config.seed + view)
+        batches = runs.every_record(config, source, transform)
         rows, labels = [], []
         for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
             put = sharding.put_batch(batch, mesh)

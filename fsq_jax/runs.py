@@ -12,11 +12,12 @@ import numpy as np
 
 from fsq_jax import checkpoint, sharding, stages
 from fsq_jax.data import pipeline, sources, transforms
+from fsq_jax.data.source import Source
 from fsq_jax.evaluators.run import Run
 from fsq_jax.stages.stage import Stage, TrainState
 
 
-def make_source(data: Mapping, split: str):
+def make_source(data: Mapping, split: str) -> Source:
     """The source of `config.data`, for one of its splits."""
     return sources.make_source(
         data["source"], split, data["size"], data_dir=data["data_dir"], cache=data["cache"]
@@ -60,12 +61,19 @@ def eval_batches(config, split: str, limit: int = 0) -> Iterable[dict[str, np.nd
     """
     data = config.data
     split = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
+    return every_record(config, make_source(data, split), transforms.evaluation(data.size), limit)
+
+
+def every_record(
+    config, source: Source, transform: transforms.Transform, limit: int = 0
+) -> Iterable[dict[str, np.ndarray]]:
+    """This host's batches of a source, each record once, the last batch filled up and masked."""
     return pipeline.eval_batches(
-        make_source(data, split),
-        transforms.evaluation(data.size),
+        source,
+        transform,
         batch_size=config.eval_batch_size,
         limit=limit or None,
-        workers=data.workers,
+        workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -26,6 +26,15 @@ def compose(*transforms: Transform) -> Transform:
     return functools.partial(_apply_all, transforms)
 
 
+def reseeded(transform: Transform, seed: int) -> Transform:
+    """The transform, drawing otherwise for each seed where it would draw the same."""
+    return functools.partial(_apply_reseeded, transform, seed)
+
+
+def _apply_reseeded(transform, seed, record, rng):
+    return transform(record, np.random.default_rng([seed, int(rng.integers(2**62))]))
+
+
 def _apply_all(transforms, record, rng):
     for transform in transforms:
         record = transform(record, rng)

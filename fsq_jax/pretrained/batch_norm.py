@@ -43,6 +43,8 @@ def load(path: str | Path, convert: Callable) -> tuple:
         module, params = convert(state)
     except KeyError as error:
         raise ValueError(f"{path} has no tensor {error} that this network needs.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit this network: {error}") from None
     if state:
         raise ValueError(f"{path} has tensors that this network lacks: {sorted(state)[:5]}.")
     variables = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}

@@ -70,25 +70,48 @@ def load_perceptual(
     Raises:
       ValueError: an unknown name, or no weights; random weights never stand in for them.
     """
+    _check_perceptual(name)
     if name == "none":
         return None, {}, {"name": name}
-    if name == "resnet50":
-        if path is None:
-            raise ValueError(
-                "The perceptual network resnet50 needs the path of its weights, a state dict with "
-                "torchvision's names (resnet50-*.pth or .npz); without them choose efficientnet "
-                "or none."
-            )
-        (module, variables, digest), prepare = resnet.load(path), resnet_model.prepare
-    elif name == "efficientnet":
-        (module, variables, digest), prepare = efficientnet.load(path), efficientnet_model.prepare
-    else:
+    if name == "resnet50" and not path:
+        raise ValueError(
+            "The perceptual network resnet50 needs the path of its weights, a state dict with "
+            "torchvision's names (resnet50-*.pth or .npz); without them choose efficientnet "
+            "or none."
+        )
+    module, variables, digest = {"resnet50": resnet, "efficientnet": efficientnet}[name].load(path)
+    info = _info(name, digest, "bilinear 224 px", layer="last map")
+    return _last_map(name, module), variables, info
+
+
+def abstract_perceptual(
+    name: str, path: str | Path | None = None
+) -> tuple[Callable | None, dict, dict]:
+    """Returns what `load_perceptual` does with shapes for weights: no file is needed, none read."""
+    del path
+    _check_perceptual(name)
+    if name == "none":
+        return None, {}, {"name": name}
+    module = {
+        "resnet50": resnet_model.ResNet, "efficientnet": efficientnet_model.EfficientNetLite0
+    }[name]()
+    images = jnp.zeros((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    return _last_map(name, module), variables, {"name": name}
+
+
+def _check_perceptual(name: str) -> None:
+    if name not in PERCEPTUAL:
         raise ValueError(f"There is no perceptual network {name!r}; choose one of {PERCEPTUAL}.")
+
+
+def _last_map(name: str, module) -> Callable:
+    prepare = {"resnet50": resnet_model, "efficientnet": efficientnet_model}[name].prepare
 
     def apply(variables, images_BHWC):
         return module.apply(variables, prepare(images_BHWC))[0]
 
-    return apply, variables, _info(name, digest, "bilinear 224 px", layer="last map")
+    return apply
 
 
 def _info(name, digest, preparation, **more):

@@ -277,9 +277,7 @@ def test_eight_devices_are_one(make):
     key = jax.random.key(1)
     one = jax.jit(step)(variables, z)
     everywhere, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    eight = jax.jit(step)(
-        jax.device_put(variables, everywhere), jax.device_put(z, by_example)
-    )
+    eight = jax.jit(step)(jax.device_put(variables, everywhere), jax.device_put(z, by_example))
     assert len(eight[1][0].codes.sharding.device_set) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one, eight)
 
@@ -287,9 +285,7 @@ def test_eight_devices_are_one(make):
 def test_make():
     assert quantizers.make("fsq", levels=(8, 5)).codebook_size == 40
     assert quantizers.make("vq", codebook_size=8, channels=2).channels == 2
-    assert isinstance(
-        quantizers.make("vq_ema", codebook_size=8, channels=2), vq.EMAVectorQuantizer
-    )
+    assert isinstance(quantizers.make("vq_ema", codebook_size=8, channels=2), vq.EMAVectorQuantizer)
     with pytest.raises(ValueError, match="Did you mean 'vq_ema'"):
         quantizers.make("vqema")
 
