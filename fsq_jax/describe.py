@@ -32,7 +32,7 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
       images_per_second: measured on one of them; 0 leaves the days out.
 
     Returns:
-      parameters: {network: count}; weight_bytes, optimizer_bytes, ema_bytes, frozen_bytes; steps,
+      parameters: {network: count}; modules: {network/module: count}; weight_bytes, optimizer_bytes, ema_bytes, frozen_bytes; steps,
       batch_size, examples (steps x batch_size); epochs, None where the size of the data is not
       known; tokens of an image; flops_per_step; days or None.
     """
@@ -47,12 +47,18 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
         "label": jax.ShapeDtypeStruct(images[:1], jnp.int32),
     }
     state = runs.abstract_state(config, stage, batch).replace(frozen=stage.frozen)
-    networks = networks_of(state.params)
+    networks = state.params
+    if "tokenizer" not in networks:  # a stage of one network
+        networks = {"transformer": networks}
     examples = config.steps * config.batch_size
     num_records = _NUM_RECORDS.get(config.data.source) or len(_source(config) or ())
     speed = gpus * images_per_second
     return {
         "parameters": {name: _count(params) for name, params in networks.items()},
+        "modules": {
+            f"{name}/{module}": _count(tree)
+            for name, params in networks.items() for module, tree in params.items()
+        },
         "weight_bytes": _bytes(state.params),
         "optimizer_bytes": _bytes(state.opt_state),
         "ema_bytes": _bytes(state.ema_params),
@@ -62,24 +68,25 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
         "examples": examples,
         "epochs": examples / num_records if num_records else None,
         "tokens": (config.data.size // stage.info["downsampling"]) ** 2,
-        "flops_per_step": step_flops(config, stage, state, batch),
+        "flops_per_step": training_flops(config, batch),
         "days": examples / speed / 86_400 if speed else None,
     }
 
 
-def networks_of(params) -> dict:
-    """{network: its parameters}; a stage of one network has just its leaves' modules on top."""
-    names = set(params)
-    return dict(params) if "tokenizer" in names else {"transformer": params}
-
-
-def step_flops(config, stage, state, batch) -> float:
+def training_flops(config, batch) -> float:
     """Floating-point operations of one update, as XLA counts them in the program that it is given.
 
-    What it merges later (the second pass of the discriminator over the same images) is counted
-    as often as it is written down.
+    The program is the plain one: nothing is recomputed, and no kernel is a black box. What XLA
+    merges later (the discriminator's second pass over the same images) is counted twice.
     """
-    key = jax.eval_shape(lambda: jax.random.key(config.seed))
+    plain = config.copy_and_resolve_references()
+    plain.accumulate = 1
+    plain.model.remat = "none" if isinstance(plain.model.remat, str) else False
+    if "attention" in plain.model:
+        plain.model.attention = "xla"
+    stage = stages.make(plain, abstract=True)
+    state = runs.abstract_state(plain, stage, batch).replace(frozen=stage.frozen)
+    key = jax.eval_shape(lambda: jax.random.key(plain.seed))
     costs = jax.jit(stage.update).lower(state, batch, key).cost_analysis()
     return float(costs["flops"])
 
@@ -103,7 +110,11 @@ def _bytes(tree) -> int:
 def text(facts: dict) -> str:
     """The facts as lines for people."""
     giga = 1 / 2**30
-    lines = [f"{name:>16}: {count:,} parameters" for name, count in facts["parameters"].items()]
+    lines = []
+    for name, count in facts["parameters"].items():
+        lines.append(f"{name:>16}: {count:,} parameters")
+        modules = {m: n for m, n in facts["modules"].items() if m.startswith(f"{name}/")}
+        lines += [f"{n:>30,} {m.partition('/')[2]}" for m, n in modules.items()]
     state = sum(facts[f"{name}_bytes"] for name in ("weight", "optimizer", "ema", "frozen"))
     lines.append(
         f"{'state':>16}: {state * giga:.2f} GiB (weights {facts['weight_bytes'] * giga:.2f}, "

@@ -8,7 +8,7 @@ import pytest
 
 from fsq_jax.losses import perceptual_distance
 from fsq_jax.pretrained import efficientnet
-from fsq_jax.pretrained.features import load_features, load_perceptual
+from fsq_jax.pretrained.features import abstract_perceptual, load_features, load_perceptual
 
 INPUTS = runpy.run_path(str(Path(__file__).parent / "reference" / "inputs.py"))
 
@@ -66,6 +66,13 @@ def test_perceptual_distance_has_a_gradient(name, tmp_path):
 
     value, gradient = jax.jit(jax.value_and_grad(distance))(images[::-1])
     assert value > 0 and np.abs(gradient).max() > 0
+
+
+def test_abstract_perceptual_has_the_shapes_of_the_weights():
+    have_efficientnet()
+    _, variables, _ = load_perceptual("efficientnet")
+    _, abstract, _ = abstract_perceptual("efficientnet")
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
 
 
 def test_perceptual_none_has_no_network():

@@ -1,0 +1,169 @@
+"""Times the train step of any config on random data, one process a variant.
+
+python -m experiments.benchmarks.train_step --out=speed.jsonl \
+    "configs/maskgit_tokenizer.py:scale=paper,dtype=bfloat16 accumulate=8" \
+    "configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 model.attention=cudnn --tokens"
+
+A variant is a config, then KEY=VALUE over it; with --tokens the batch holds tokens rather than
+images, as from a token cache. The step is the one that fsq_jax.train runs, with the optimiser, the
+moving averages and the frozen network (its weights random). A variant that fails is recorded with
+its error, and the next one runs. Seconds are medians over blocks of steps; FLOPs are those that
+XLA counts in the program with no recomputation; the peak of memory is the process's own.
+"""
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from fsq_jax import describe, runs, sharding, stages
+
+_OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
+_BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
+_STEPS = flags.DEFINE_integer("steps", 5, "Steps of a block.")
+_TIMEOUT = flags.DEFINE_integer("timeout", 240, "Seconds after which a variant is given up.")
+_ONE = flags.DEFINE_bool("one", False, "Measure the one variant given, in this process.")
+
+
+def load_config(variant: str):
+    """(config, whether the batch holds tokens) of a variant."""
+    name, *changes = variant.split()
+    path, _, argument = name.partition(":")
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument)
+    tokens = "--tokens" in changes
+    overrides = runs.parse_overrides(c for c in changes if c != "--tokens")
+    config.update_from_flattened_dict(overrides)
+    return config, tokens
+
+
+def random_like(shapes, seed: int = 0):
+    """Small random arrays in the place of shapes: frozen weights whose values do not matter."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda s: (0.02 * rng.standard_normal(s.shape)).astype(s.dtype), shapes
+    )
+
+
+def random_batch(config, stage, tokens: bool) -> dict[str, np.ndarray]:
+    """A batch of noise images (or tokens) and labels."""
+    rng = np.random.default_rng(0)
+    size = config.batch_size
+    label = rng.integers(0, stage.info.get("num_classes", 1), size).astype(np.int32)
+    if tokens:
+        shape = (size, stage.info["grid"] ** 2)
+        codes = rng.integers(0, stage.info["codebook_size"], shape).astype(np.int32)
+        return {"tokens": codes, "label": label}
+    images = rng.random((size, config.data.size, config.data.size, 3), np.float32)
+    return {"image": images, "label": label}
+
+
+def measure(variant: str) -> dict:
+    """What a variant reaches: ms a step, images/s, TFLOP/s, GiB, seconds of compilation."""
+    config, tokens = load_config(variant)
+    stage = stages.make(config, abstract=True)
+    mesh = sharding.make_mesh()
+    batch = random_batch(config, stage, tokens)
+    batch = sharding.put_batch(batch, mesh)
+    key = jax.random.key(config.seed)
+    shapes = runs.abstract_state(config, stage, batch)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
+    state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
+    replicated = sharding.replicated(mesh)
+    state = state.replace(frozen=sharding.put(random_like(stage.frozen), replicated))
+    begin = time.perf_counter()
+    update = jax.jit(stage.update, donate_argnums=0).lower(state, batch, key).compile()
+    compile_seconds = time.perf_counter() - begin
+    for _ in range(2):
+        state, metrics = update(state, batch, key)
+    jax.block_until_ready(metrics)
+    seconds = []
+    for _ in range(_BLOCKS.value):
+        begin = time.perf_counter()
+        for _ in range(_STEPS.value):
+            state, metrics = update(state, batch, key)
+        jax.block_until_ready(metrics)
+        seconds.append((time.perf_counter() - begin) / _STEPS.value)
+    step = statistics.median(seconds)
+    memory = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "step_ms": 1e3 * step,
+        "step_ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],
+        "images_per_second": config.batch_size / step,
+        "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "compile_seconds": compile_seconds,
+        "loss": float(metrics["loss"]),
+    }
+
+
+def count_flops(variant: str) -> float:
+    """FLOPs of a variant's step. To be called on the CPU: XLA counts none of a GPU's programs."""
+    config, tokens = load_config(variant)
+    batch = random_batch(config, stages.make(config, abstract=True), tokens)
+    return describe.training_flops(config, jax.eval_shape(lambda: batch))
+
+
+def measure_ceilings() -> dict:
+    """What the device reaches at best: TFLOP/s of a bfloat16 matrix product, TB/s of a copy."""
+    n = 8192 if jax.default_backend() == "gpu" else 512
+    a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.bfloat16) for i in (0, 1))
+    x = jnp.ones((2**28 if n == 8192 else 2**20,), jnp.float32)
+    return {
+        "matmul_tflops": 2 * n**3 / _seconds(jax.jit(jnp.matmul), a, b) / 1e12,
+        "copy_tb_per_second": 2 * x.nbytes / _seconds(jax.jit(lambda x: x + 1), x) / 1e12,
+    }
+
+
+def _seconds(function, *arguments, repeats: int = 20) -> float:
+    jax.block_until_ready(function(*arguments))
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        out = function(*arguments)
+    jax.block_until_ready(out)
+    return (time.perf_counter() - begin) / repeats
+
+
+def run_apart(variant: str) -> dict:
+    """`measure` in a process of its own; {"error": ...} where it fails or takes too long."""
+    command = [
+        sys.executable, "-m", "experiments.benchmarks.train_step", "--one",
+        f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant,
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT.value)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {_TIMEOUT.value} s"}
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1][:300]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main(argv) -> None:
+    if _ONE.value:
+        result = measure_ceilings() if argv[1] == "ceilings" else measure(argv[1])
+        device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        print(json.dumps(result | device))
+        return
+    jax.config.update("jax_platforms", "cpu")  # the device is for the processes of the variants
+    for variant in argv[1:]:
+        result = {"variant": variant} | run_apart(variant)
+        if "step_ms" in result:
+            flops = count_flops(variant)
+            result |= {"tflop_per_step": flops / 1e12, "tflops": flops / result["step_ms"] / 1e9}
+        print(json.dumps(result), flush=True)
+        if _OUT.value:
+            with open(_OUT.value, "a") as file:
+                file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
