@@ -32,9 +32,10 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
       images_per_second: measured on one of them; 0 leaves the days out.
 
     Returns:
-      parameters: {network: count}; modules: {network/module: count}; weight_bytes, optimizer_bytes, ema_bytes, frozen_bytes; steps,
-      batch_size, examples (steps x batch_size); epochs, None where the size of the data is not
-      known; tokens of an image; flops_per_step; days or None.
+      parameters: {network: count}; modules: {network/module: count}; weight_bytes,
+      optimizer_bytes, ema_bytes, frozen_bytes; steps, batch_size, examples (steps x batch_size);
+      epochs, None where the size of the data is not known; tokens of an image; flops_per_step;
+      days or None.
     """
     config = config.copy_and_resolve_references()
     if config.get("num_classes") == 0:

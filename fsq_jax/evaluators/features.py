@@ -35,11 +35,17 @@ class FeatureNetwork:
         features_BF = self._apply(self._variables, images_BHWC)
         return moments.update(*sharding.to_host((features_BF, batch["mask"])))
 
-    def distance(self, moments: frechet.Moments, split: str, limit: int) -> tuple[float, dict]:
-        """(Fréchet distance to the real images of a split, its protocol); limit 0 for all."""
-        reference = self.no_images()
+    def reference(self, split: str, limit: int) -> frechet.Moments:
+        """The moments of the real images of a split; limit 0 for all."""
+        moments = self.no_images()
         for batch in map(self._run.put, self._run.batches(split, limit)):
-            reference = self.add(reference, batch, batch["image"])
+            moments = self.add(moments, batch, batch["image"])
+        return moments
+
+    def distance(
+        self, moments: frechet.Moments, reference: frechet.Moments, split: str
+    ) -> tuple[float, dict]:
+        """(Fréchet distance to the reference, which is of that split; its protocol)."""
         return frechet.distance(moments, reference), {
             "features": dict(self.info),
             "num_images": moments.count,

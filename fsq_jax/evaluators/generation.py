@@ -7,6 +7,7 @@ import numpy as np
 
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.run import Run
+from fsq_jax.metrics.frechet import Moments
 
 
 def balanced_labels(num_samples: int, num_classes: int, batch_size: int) -> Iterator[dict]:
@@ -26,6 +27,14 @@ def samples(run: Run, num_samples: int) -> Iterator[tuple[dict, dict]]:
         yield batch, run.predict["sample"](run.state, batch, jax.random.fold_in(key, i))
 
 
+def sample_moments(run: Run, network: FeatureNetwork, num_samples: int) -> Moments:
+    """Moments of the features of `num_samples` samples, balanced over the classes."""
+    moments = network.no_images()
+    for batch, outputs in samples(run, num_samples):
+        moments = network.add(moments, batch, outputs["image"])
+    return moments
+
+
 def evaluate(
     run: Run, features: str, num_samples: int, reference_split: str, reference_limit: int = 0
 ) -> tuple[dict[str, float], dict]:
@@ -39,10 +48,11 @@ def evaluate(
       reference_limit: how many of them; 0 for all.
     """
     network = FeatureNetwork(run, features)
-    moments = network.no_images()
-    for batch, outputs in samples(run, num_samples):
-        moments = network.add(moments, batch, outputs["image"])
-    value, protocol = network.distance(moments, reference_split, reference_limit)
+    value, protocol = network.distance(
+        sample_moments(run, network, num_samples),
+        network.reference(reference_split, reference_limit),
+        reference_split,
+    )
     protocol |= {
         "tokenizer": run.info["tokenizer"], "sampling": run.info["sampling"],
         "class_balance": "equal", "seed": run.seed,

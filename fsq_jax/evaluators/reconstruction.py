@@ -37,6 +37,8 @@ def evaluate(
     protocol = {"split": run.eval_split, "num_images": count}
     if network:
         name = f"reconstruction/{network.metric}"
-        values[name], frechet = network.distance(moments, reference_split, reference_limit)
+        values[name], frechet = network.distance(
+            moments, network.reference(reference_split, reference_limit), reference_split
+        )
         protocol |= frechet
     return values, protocol

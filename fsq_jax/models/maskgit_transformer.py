@@ -8,7 +8,6 @@ matrix products run in. Norms keep float32 statistics, GELU and softmax run in f
 Shapes: B batch  L tokens (the class first, then the image)  D width  V vocabulary  H heads
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -16,62 +15,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
+from fsq_jax.models.layers import INIT, Bias, LayerNorm, Table, gelu, lookup
 
 REMAT = ("none", "dots", "full")
-_INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two standard deviations
-_LN_EPSILON = 1e-12
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def lookup(table_VD: jax.Array, ids_BL: jax.Array, dtype) -> jax.Array:
-    """Rows of the float32 table, [B, L, D] of `dtype`.
-
-    The gradient is a matrix product with one-hot ids: unlike a scatter it adds in a fixed order
-    on a GPU, so that a run can be repeated bit by bit.
-    """
-    return table_VD[ids_BL].astype(dtype)
-
-
-def _lookup_fwd(table_VD, ids_BL, dtype):
-    return lookup(table_VD, ids_BL, dtype), (ids_BL, table_VD.shape[0])
-
-
-def _lookup_bwd(dtype, residuals, grad_BLD):
-    ids_BL, vocab_size = residuals
-    one_hot_BLV = jax.nn.one_hot(ids_BL, vocab_size, dtype=dtype)
-    grad_VD = jnp.einsum(
-        "blv,bld->vd", one_hot_BLV, grad_BLD, preferred_element_type=jnp.float32
-    )
-    return grad_VD, None
-
-
-lookup.defvjp(_lookup_fwd, _lookup_bwd)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its tanh form, computed in float32; the dtype of x."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
-
-
-class Table(nn.Module):
-    """A float32 matrix of embeddings, [rows, width], returned whole."""
-
-    rows: int
-    width: int
-
-    @nn.compact
-    def __call__(self):
-        return self.param("embedding", _INIT, (self.rows, self.width), jnp.float32)
-
-
-class Bias(nn.Module):
-    """A float32 vector, [size], returned whole."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self):
-        return self.param("bias", nn.initializers.zeros, (self.size,), jnp.float32)
 
 
 class _Block(nn.Module):
@@ -86,10 +32,10 @@ class _Block(nn.Module):
         return attention_lib.dropout(x, self.dropout, key)
 
     def dense(self, features, name):
-        return nn.Dense(features, dtype=self.dtype, kernel_init=_INIT, name=name)
+        return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
 
     def norm(self, name):
-        return nn.LayerNorm(epsilon=_LN_EPSILON, dtype=self.dtype, name=name)
+        return LayerNorm(name=name)
 
 
 class Embed(_Block):
@@ -128,7 +74,7 @@ class SelfAttention(nn.Module):
         heads = (self.num_heads, width // self.num_heads)
 
         def project(name):
-            return nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=_INIT, name=name)(x_BLD)
+            return nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=INIT, name=name)(x_BLD)
 
         read_BLHD = attention_lib.attention(
             project("query"),
@@ -140,7 +86,7 @@ class SelfAttention(nn.Module):
             length=self.length,
         )
         out = nn.DenseGeneral(
-            width, axis=(-2, -1), dtype=self.dtype, kernel_init=_INIT, name="out"
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=INIT, name="out"
         )
         return out(read_BLHD)
 
@@ -173,7 +119,8 @@ class Mlp(_Block):
 
     @nn.compact
     def __call__(self, x_BLD):
-        hidden_BLF = gelu(self.dense(self.mlp_dim, "intermediate_output")(x_BLD))
+        # Recomputed in the backward pass: its float32 slope is twice the bytes of its input.
+        hidden_BLF = jax.checkpoint(gelu)(self.dense(self.mlp_dim, "intermediate_output")(x_BLD))
         out_BLD = self.dense(self.width, "layer_output")(hidden_BLF)
         return self.norm("layer_output_ln")(x_BLD + self.drop(out_BLD))
 

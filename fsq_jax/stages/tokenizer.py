@@ -37,7 +37,7 @@ def make(config, abstract: bool = False) -> Stage:
     optimizers = {"tokenizer": optim.make_optimizer(total_steps=config.steps, **config.optim)}
     if discriminator is not None:
         optimizers["discriminator"] = optim.make_optimizer(
-            total_steps=config.steps, **config.discriminator_optim
+            total_steps=config.steps, **{**config.optim, **config.discriminator_optim}
         )
     info = {
         "codebook_size": model.quantizer.codebook_size,

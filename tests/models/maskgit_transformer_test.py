@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from fsq_jax.models.maskgit_transformer import MaskedTransformer, lookup
+from fsq_jax.models.layers import lookup
+from fsq_jax.models.maskgit_transformer import MaskedTransformer
 
 SMALL = dict(vocab_size=22, num_positions=17, width=32, depth=2, num_heads=4, mlp_dim=64)
 TOKENS = np.random.default_rng(0).integers(0, 22, (3, 17)).astype(np.int32)

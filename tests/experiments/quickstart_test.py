@@ -1,0 +1,67 @@
+"""The quickstart's configs can be run, and what is done is not done again."""
+
+import json
+
+import jax
+import pytest
+
+from configs import maskgit_tokenizer
+from experiments import quickstart
+from fsq_jax import quantizers, runs, stages
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "vq"])
+@pytest.mark.parametrize("scale", [0.001, 0.01, 1.0])
+def test_tokenizer_configs_build(quantizer, scale):
+    config = runs.resolve(quickstart.tokenizer_config(quantizer, scale))
+    stage = stages.make(config)
+    batch = {"image": jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")}
+    state = jax.eval_shape(stage.init, jax.random.key(0), batch)
+    assert state.ema_params and stage.info["downsampling"] == 4
+    assert config.optim.warmup_steps < config.steps
+
+
+def test_both_tokenizers_differ_in_the_quantizer_alone():
+    fsq, vq = (quickstart.tokenizer_config(name).to_dict() for name in ("fsq", "vq"))
+    sizes = [quantizers.make(**config.pop("quantizer")).codebook_size for config in (fsq, vq)]
+    assert sizes == [quickstart.CODEBOOK_SIZE] * 2
+    assert fsq == vq
+
+
+def test_transformer_config_builds():
+    config = quickstart.transformer_config("no/such/run", "no/such/cache", scale=0.01)
+    tokenizer = quickstart.tokenizer_config("fsq", 0.01)
+    config.tokenizer.model, config.tokenizer.quantizer = tokenizer.model, tokenizer.quantizer
+    config.num_classes = 30
+    stage = stages.make(config, abstract=True)
+    state = jax.eval_shape(stage.init, jax.random.key(0), {})
+    assert state.params and stage.info["grid"] == 8
+    assert config.optim.warmup_steps < config.steps
+
+
+def test_no_key_is_misspelt():
+    known = maskgit_tokenizer.get_config("scale=smoke").to_dict()
+    ours = quickstart.tokenizer_config("fsq").to_dict()
+    assert set(ours) == set(known)
+    for name in ("model", "optim", "loss", "data"):
+        assert set(ours[name]) == set(known[name])
+
+
+def test_time_is_kept_only_where_something_was_done(tmp_path):
+    quickstart.timed(str(tmp_path), "fsq", lambda: True)
+    first = json.loads((tmp_path / "times.json").read_text())
+    quickstart.timed(str(tmp_path), "fsq", lambda: False)
+    assert quickstart.load_times(str(tmp_path)) == first
+    quickstart.timed(str(tmp_path), "fsq", lambda: True)
+    assert quickstart.load_times(str(tmp_path))["fsq"] > first["fsq"]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    config = quickstart.tokenizer_config("fsq", 0.01)
+    runs.claim_workdir(str(tmp_path), runs.resolve(config))
+    results = {"codebook/usage": {"value": 1.0, "protocol": {}, "step": config.steps}}
+    runs.save_results(str(tmp_path), results)
+    monkeypatch.setattr(quickstart.train, "train", lambda *_: pytest.fail("trained again"))
+    assert not quickstart.train_once(config, str(tmp_path))
+    with pytest.raises(ValueError, match="another config"):
+        quickstart.train_once(quickstart.tokenizer_config("fsq", 0.02), str(tmp_path))

@@ -1,0 +1,114 @@
+"""The report shows what workdirs hold, no more, and says where there is nothing."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from experiments import report
+
+
+def write_run(folder, results, metrics=()):
+    """A workdir that looks as a run leaves it; returns its path."""
+    folder.mkdir()
+    results = {
+        name: {"value": value, "step": 7, "protocol": {"split": "validation", "a": {"b": 1}}}
+        for name, value in results.items()
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    lines = [json.dumps(line) + "\n" for line in metrics]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return str(folder)
+
+
+@pytest.fixture
+def workdirs(tmp_path):
+    curve = [{"step": s, "split": "train", "loss": 2.0**-s} for s in range(1, 9)]
+    curve.append({"step": 8, "split": "eval", "loss": 100.0})
+    return {
+        "FSQ": write_run(tmp_path / "fsq", {"codebook/usage": 0.75, "own/metric": 1.5}, curve),
+        "VQ": write_run(tmp_path / "vq", {"codebook/usage": 0.5, "reconstruction/psnr": 20.125}),
+    }
+
+
+def test_comparison_holds_all_metrics_of_any_run(workdirs):
+    table = report.comparison_table(workdirs)
+    assert table.header == ("", "FSQ", "VQ")
+    assert [row[1:] for row in table.rows] == [
+        ("75.0%", "50.0%"), ("not run", "20.12"), ("1.5", "not run")
+    ]
+
+
+def test_comparison_takes_wanted_metrics_and_workdirs_that_belong_together(workdirs, tmp_path):
+    second = write_run(tmp_path / "maskgit", {"sampling/fid": 3.0})
+    table = report.comparison_table(
+        {"FSQ": (workdirs["FSQ"], second), "none": str(tmp_path / "none")},
+        ["sampling/fid", "compression/bits_per_token"],
+    )
+    assert [row[1:] for row in table.rows] == [("3.00", "not run"), ("not run", "not run")]
+
+
+def test_runs_of_one_protocol_share_a_row(workdirs):
+    rows = report.protocol_table(workdirs).rows
+    assert ("codebook", "FSQ, VQ", "step=7; split=validation; a.b=1") in rows
+    assert ("reconstruction", "VQ", "step=7; split=validation; a.b=1") in rows
+
+
+def test_tables_as_text_and_html():
+    table = report.Table(("", "a<b"), [("row", "1"), ("longer row", "22")], caption="c & d")
+    lines = table.text().splitlines()
+    assert lines[2] == "| row        | 1   |"
+    assert len({len(line) for line in lines}) == 1
+    assert "<th>a&lt;b</th>" in table.html() and "c &amp; d" in table.html()
+
+
+def test_times_are_summed():
+    rows = report.times_table({"one": 61.5, "two": 58.9}).rows
+    assert rows == [("one", "1:01"), ("two", "0:58"), ("in all", "2:00")]
+
+
+def test_curves_are_those_of_the_split(workdirs):
+    axes = report.curves_figure(workdirs, ("loss", "absent")).axes
+    (line,) = axes[0].lines  # VQ has no such curve
+    np.testing.assert_array_equal(line.get_xdata(), range(1, 9))
+    np.testing.assert_array_equal(line.get_ydata(), 2.0 ** -np.arange(1, 9))
+    assert axes[0].get_yscale() == "log"
+    assert axes[1].texts[0].get_text() == "not run"
+
+
+def test_samples_have_a_panel_for_each_class():
+    images, labels = np.zeros((5, 8, 8, 3)), np.array([2, 0, 2, 2, 2])
+    axes = report.samples_figure(images, labels, ("a", "b", "c"), tile=3).axes
+    assert [axis.get_title() for axis in axes] == ["a", "c"]
+    assert axes[1].images[0].get_array().shape == (22, 32, 3)
+
+
+def test_reconstructions_stand_below_their_originals():
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
+    run = types.SimpleNamespace(
+        batches=lambda split, limit: [{"image": images}], put=dict, eval_split="eval", state=None,
+        seed=0, predict={"reconstruct": lambda state, batch, key: {"reconstruction": images / 2}},
+    )
+    axes = report.reconstructions_figure({"FSQ": run}, num_images=3).axes
+    assert [axis.get_ylabel() for axis in axes] == ["original", "FSQ"]
+    np.testing.assert_array_equal(
+        axes[1].images[0].get_array()[2:10, 2:10], (images[0] / 2 * 255 + 0.5).astype(np.uint8)
+    )
+
+
+def test_codes_are_sorted_and_split_into_levels():
+    counts_K = np.arange(6)
+    axes = report.codes_figure({"FSQ": counts_K, "VQ": np.ones(4)}, levels=(2, 3)).axes
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), np.arange(6)[::-1] / 15)
+    heights = [[bar.get_height() for bar in axis.patches] for axis in axes[1:]]
+    np.testing.assert_allclose(heights[0], np.array([6, 9]) / 15)
+    np.testing.assert_allclose(heights[1], np.array([1, 5, 9]) / 15)
+
+
+def test_page_is_self_contained(workdirs):
+    figure = report.curves_figure(workdirs)
+    text = report.page("A & B", {"One": ["x < y", report.comparison_table(workdirs)],
+                                 "Two": [figure]})
+    assert "<h1>A &amp; B</h1>" in text and "<p>x &lt; y</p>" in text and "<table>" in text
+    assert text.count('src="data:image/png;base64,') == text.count("<img") == 1
