@@ -110,7 +110,7 @@ def paper(size: int) -> dict:
 def bench(size: int) -> dict:
     del size
     return dict(
-        steps=6_000, batch_size=256, eval_batch_size=500,
+        steps=5_000, batch_size=256, eval_batch_size=500,
         model=dict(
             filters=96, channel_multipliers=(1, 1, 2), num_res_blocks=1, shortcut="input"
         ),
@@ -123,8 +123,8 @@ def bench(size: int) -> dict:
         data=dict(eval_split="test", workers=6, cache=True, min_area=1.0, max_aspect=1.0),
         optim=dict(learning_rate=4e-4, warmup_steps=200),
         discriminator_optim=dict(learning_rate=4e-4),
-        log_every=50, preview_every=2_000, checkpoint_every=2_000, keep=2,
-        evals=evals(every=6_000, features="efficientnet", limit=0),
+        log_every=50, preview_every=2_500, checkpoint_every=2_500, keep=2,
+        evals=evals(every=5_000, features="efficientnet", limit=0),
     )
 
 

@@ -81,12 +81,12 @@ def paper(size: int) -> dict:
 def bench(size: int) -> dict:
     del size
     return dict(
-        steps=10_000, batch_size=256, eval_batch_size=500,
+        steps=7_000, batch_size=256, eval_batch_size=500,
         model=dict(width=384, depth=8, num_heads=8, mlp_dim=1536, attention_dropout=0.0),
         sampling=dict(choice_temperature=2.0),  # for 64 tokens; 4.5 is the paper's, for 256
         optim=dict(learning_rate=5e-4, warmup_steps=500, schedule="cosine"),
         log_every=50, preview_every=3_000, checkpoint_every=3_000, keep=2,
-        evals=evals(every=10_000, features="efficientnet", num_samples=10_000, limit=0),
+        evals=evals(every=7_000, features="efficientnet", num_samples=10_000, limit=0),
     )
 
 

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import flax
 import jax
 import matplotlib
 import numpy as np
@@ -45,7 +46,7 @@ METRICS = {
 }
 _STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.3, "axes.titlesize": 11, "legend.frameon": False, "axes.axisbelow": True,
+    "grid.alpha": 0.3, "axes.titlesize": 11, "axes.axisbelow": True,
 }
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -142,13 +143,10 @@ def environment_table() -> Table:
     """Device and versions of the process that calls it."""
     devices = jax.devices()
     return Table(("", ""), [
-        ("device", f"{len(devices)} x {devices[0].device_kind}"),
-        ("CPU cores", str(os.cpu_count())),
+        ("device", f"{len(devices)} x {devices[0].device_kind}; {os.cpu_count()} CPU cores"),
         ("platform", platform.platform()),
         ("Python", platform.python_version()),
-        ("jax", jax.__version__),
-        ("numpy", np.__version__),
-        ("matplotlib", matplotlib.__version__),
+        ("jax, flax, numpy", f"{jax.__version__}, {flax.__version__}, {np.__version__}"),
     ])
 
 
@@ -196,7 +194,7 @@ def curves_figure(
             axis.set_yscale("log")
         axis.set(title=metric, xlabel="step")
         if drawn:
-            axis.legend()
+            axis.legend(frameon=False)
     return figure
 
 
@@ -237,11 +235,9 @@ def samples_figure(
 
 
 def _bare(axis) -> None:
-    """Takes ticks, lines and grid from an axis that shows a picture."""
+    """Takes ticks and frame from an axis that shows a picture."""
     axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.spines[:].set_visible(False)
 
 
 def codes_figure(
@@ -261,7 +257,7 @@ def codes_figure(
         axes[0].step(np.arange(1, len(share_K) + 1), share_K, where="mid", label=name)
     axes[0].set(title="code frequencies, sorted", xlabel="rank", ylim=(0, None))
     axes[0].yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=1))
-    axes[0].legend()
+    axes[0].legend(frameon=False)
     if len(levels):
         histograms = codebook.level_histograms(np.asarray(counts[levels_of]), levels)
         for i, (axis, histogram_L) in enumerate(zip(axes[1:], histograms, strict=True)):
@@ -275,8 +271,7 @@ def codes_figure(
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=dpi, bbox_inches="tight")
     return buffer.getvalue()
 
 

@@ -32,7 +32,7 @@ class Checkpoints:
       best_mode: "max" or "min".
     """
 
-    def __init__(self, workdir: str, *, keep: int = 3, best: str = "", best_mode: str = "max"):
+    def __init__(self, workdir: str, keep: int = 3, best: str = "", best_mode: str = "max"):
         if best_mode not in ("max", "min"):
             raise ValueError(f"{best_mode=} must be 'max' or 'min'.")
         if keep < 1:

@@ -53,13 +53,14 @@ class MetricWriter:
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
-    def images(self, step: int, name: str, images_NHWC: np.ndarray, columns: int = 8) -> None:
-        """Saves a grid as samples/NAME_STEP.png and in TensorBoard. Images are in [0, 1]."""
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Saves grids of images [N,H,W,3] in [0, 1] as samples/NAME_STEP.png and in TensorBoard."""
         if not self._active:
             return
-        picture = grid(images_NHWC, columns)
-        Image.fromarray(picture).save(os.path.join(self._samples, f"{name}_{step:07d}.png"))
-        self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+        for name, images_NHWC in images.items():
+            picture = grid(images_NHWC)
+            Image.fromarray(picture).save(os.path.join(self._samples, f"{name}_{step:07d}.png"))
+            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         if self._active:

@@ -183,6 +183,11 @@ def load_results(workdir: str) -> dict[str, dict]:
         return json.load(file)
 
 
+def evaluated(workdir: str, step: int) -> bool:
+    """Whether results.json holds an evaluation of this step."""
+    return any(result["step"] == step for result in load_results(workdir).values())
+
+
 def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
     """Takes results into WORKDIR/results.json, over older values of the same metrics."""
     path = os.path.join(workdir, "results.json")

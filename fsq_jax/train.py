@@ -32,9 +32,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     # Shapes first, shardings from them, then the arrays: each is made where it will live.
     shapes = runs.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
-    checkpoints = checkpoint.Checkpoints(
-        workdir, keep=config.keep, best=config.best, best_mode=config.best_mode
-    )
+    checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
     first = checkpoints.latest_step or 0
     if first:
         state, data_state = checkpoints.restore(shapes, shardings)
@@ -57,8 +55,22 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     writer = MetricWriter(workdir, step=first, active=main_host)
     progress = Progress(config.steps, initial=first, title=config.stage, active=main_host)
     reporter = StepReporter(writer, progress, config.log_every, config.batch_size)
+    preview_batch = sharding.put_batch(runs.preview_batch(config), mesh)
     stop = StopSignal()
-    preview_batch = None
+
+    def save(step, results):
+        reporter.pause()  # which raises, rather than save, where a number is not finite
+        checkpoints.save(state, {"position": step}, runs.values(results))
+
+    def evaluate(step, only_due) -> dict:
+        reporter.pause()
+        run = runs.evaluation(config, stage, predict, state, mesh)
+        results = evaluators.evaluate(config.evals, run, step if only_due else None)
+        writer.scalars(step, "eval", runs.values(results))
+        if main_host:
+            runs.save_results(workdir, results)
+        return results
+
     try:
         for step in range(first + 1, config.steps + 1):
             state, metrics = update(state, batch, key)
@@ -67,27 +79,21 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
             reporter.push(step, metrics)
 
             last, results = step == config.steps, {}
+            if last:
+                save(step, {})  # an evaluation that fails must not cost the training
             if last or evaluators.due(config.evals, step):
-                reporter.pause()
-                run = runs.evaluation(config, stage, predict, state, mesh)
-                results = evaluators.evaluate(config.evals, run, None if last else step)
-                writer.scalars(step, "eval", runs.values(results))
-                if main_host:
-                    runs.save_results(workdir, results)
+                results = evaluate(step, only_due=not last)
             if last or step % config.preview_every == 0:
-                reporter.pause()
-                if preview_batch is None:
-                    preview_batch = sharding.put_batch(runs.preview_batch(config), mesh)
                 images = predict["preview"](state, preview_batch, key)
-                for name, image in sharding.to_host(images).items():
-                    writer.images(step, name, image)
+                writer.images(step, sharding.to_host(images))
             stopping = stop.requested(step)
-            if last or stopping or step % config.checkpoint_every == 0:
-                reporter.pause()  # which raises, rather than save, where a number is not finite
-                checkpoints.save(state, {"position": step}, runs.values(results))
+            if stopping or (step % config.checkpoint_every == 0 and not last):
+                save(step, results)
             if stopping:
                 say(f"Stopped at step {step}; the same command goes on from there.")
                 break
+        if first == config.steps and not runs.evaluated(workdir, first):
+            evaluate(first, only_due=False)  # training was done, but not this
         reporter.flush()
     finally:
         checkpoints.close()  # waits until what was begun is written
@@ -101,7 +107,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 def main(argv) -> None:
     if len(argv) > 1:
         raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
-    jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache or None)
     sharding.initialize_distributed()
     for name, result in train(flags.FLAGS.config, flags.FLAGS.workdir).items():
         print(f"{name}: {result['value']:.6g}")
@@ -110,7 +115,5 @@ def main(argv) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder that the run writes and resumes from.")
-    flags.DEFINE_string("compilation_cache", "", "Folder that keeps compiled programs.")
     flags.mark_flags_as_required(["config", "workdir"])
-    jax.config.config_with_absl()
     app.run(friendly(main))
