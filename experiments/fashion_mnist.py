@@ -17,11 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments import report
-from fsq_jax import runs, sample
-from fsq_jax.errors import friendly
+from fsq_jax import errors, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.generation import sample_moments
@@ -162,4 +161,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "experiments/results/fashion_mnist", "Folder of the results.")
     flags.DEFINE_bool("parallel", False, "Train FSQ and VQ at once, on one GPU.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Samples of each setting in the sweep.")
-    app.run(friendly(main))
+    errors.run(main)

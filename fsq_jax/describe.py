@@ -13,11 +13,10 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from fsq_jax import runs, stages
-from fsq_jax.errors import friendly
+from fsq_jax import errors, runs, stages
 
 # Training images of data sets that need not be at hand; others are counted where they lie.
 _NUM_RECORDS = {"tfds:imagenet2012": 1_281_167}
@@ -152,4 +151,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("gpus", 1, "Devices that the days are worked out for.", lower_bound=1)
     flags.DEFINE_float("images_per_second", 0.0, "Speed measured on one device; gives the days.")
     flags.mark_flags_as_required(["config"])
-    app.run(friendly(main))
+    errors.run(main)

@@ -15,11 +15,10 @@ import shutil
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 
-from fsq_jax import runs, sharding
+from fsq_jax import errors, runs, sharding
 from fsq_jax.data import transforms
-from fsq_jax.errors import friendly
 from fsq_jax.stages import frozen_tokenizer
 
 
@@ -99,4 +98,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_integer("views", 1, "Crops and flips of each image; 1: the image as it is.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
-    app.run(friendly(main))
+    errors.run(main)

@@ -5,25 +5,47 @@ import os
 import sys
 from collections.abc import Callable
 
-from absl import flags, logging
+from absl import app, flags, logging
+
+# What wrong input raises: by our own checks, by a config's, by ml_collections for its keys.
+_MISTAKES = (ValueError, FloatingPointError, OSError)
+_FLAG_MISTAKES = (*_MISTAKES, AttributeError, KeyError, TypeError)
 
 
-def friendly(main: Callable) -> Callable:
-    """A `main` that ends with status 1 and the error's message where its input was wrong.
+def run(main: Callable) -> None:
+    """Parses the flags and calls `main`; a mistake ends the program with status 1.
 
     Set FSQ_JAX_TRACEBACK=1 to see where an error came from.
     """
+    app.run(_friendly(_quiet(main), _MISTAKES), flags_parser=_friendly(_parse, _FLAG_MISTAKES))
 
-    @functools.wraps(main)
-    def wrapped(*args, **kwargs):
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:  # its last line would point to --helpfull, which is long
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _quiet(main: Callable) -> Callable:
+    def wrapped(argv):
         if not flags.FLAGS["verbosity"].present:  # Orbax has much to say at the level of INFO
-            logging.set_verbosity(logging.WARNING)
+            logging.set_verbosity(logging.ERROR)
+        return main(argv)
+
+    return wrapped
+
+
+def _friendly(function: Callable, mistakes: tuple[type[Exception], ...]) -> Callable:
+    @functools.wraps(function)
+    def wrapped(argv):
         try:
-            return main(*args, **kwargs)
-        except (ValueError, FloatingPointError, OSError) as error:
+            return function(argv)
+        except mistakes as error:
             if os.environ.get("FSQ_JAX_TRACEBACK"):
                 raise
-            print(f"Error: {error}", file=sys.stderr, flush=True)
+            text = str(error.args[0]) if len(error.args) == 1 else str(error)
+            print(f"Error: {' '.join(text.split())}", file=sys.stderr, flush=True)
             sys.exit(1)
 
     return wrapped

@@ -5,10 +5,9 @@ python -m fsq_jax.evaluate --workdir=runs/maskgit --evals=generation --set=sampl
 """
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from fsq_jax import evaluators, runs, sharding
-from fsq_jax.errors import friendly
+from fsq_jax import errors, evaluators, runs, sharding
 
 
 def evaluate(
@@ -53,4 +52,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
     flags.DEFINE_multi_string("set", [], "KEY=VALUE over the run's config, such as "
                               "sampling.guidance=1.0; may be given several times.")
-    app.run(friendly(main))
+    errors.run(main)

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
-from fsq_jax import runs, sharding
+from fsq_jax import errors, runs, sharding
 from fsq_jax.data import images as image_files
 from fsq_jax.data import transforms
-from fsq_jax.errors import friendly
 from fsq_jax.evaluators.run import Run
 from fsq_jax.logging import grid
 
@@ -139,4 +138,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
     flags.DEFINE_multi_string("set", [], "KEY=VALUE over the run's config, such as "
                               "sampling.num_steps=16; may be given several times.")
-    app.run(friendly(main))
+    errors.run(main)

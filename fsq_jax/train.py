@@ -5,11 +5,10 @@ python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --work
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from fsq_jax import checkpoint, evaluators, runs, sharding, stages
-from fsq_jax.errors import friendly
+from fsq_jax import checkpoint, errors, evaluators, runs, sharding, stages
 from fsq_jax.logging import MetricWriter, Progress, StepReporter, say
 from fsq_jax.preemption import StopSignal
 
@@ -116,4 +115,4 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder that the run writes and resumes from.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(friendly(main))
+    errors.run(main)
