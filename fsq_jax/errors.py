@@ -23,8 +23,10 @@ def run(main: Callable) -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:  # its last line would point to --helpfull, which is long
-        raise ValueError(str(error).splitlines()[0]) from error
+    except flags.Error as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # Where a config raised, its traceback is in the text, and what it said in the last line.
+        raise ValueError(lines[-1] if "Traceback" in str(error) else lines[0]) from error
 
 
 def _quiet(main: Callable) -> Callable:
@@ -36,6 +38,14 @@ def _quiet(main: Callable) -> Callable:
     return wrapped
 
 
+def _sentence(error: Exception) -> str:
+    """What an error says, on one line; ml_collections wraps one error into another."""
+    while len(error.args) == 1 and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = error.args[0] if len(error.args) == 1 else error
+    return " ".join(str(text).split())
+
+
 def _friendly(function: Callable, mistakes: tuple[type[Exception], ...]) -> Callable:
     @functools.wraps(function)
     def wrapped(argv):
@@ -44,8 +54,7 @@ def _friendly(function: Callable, mistakes: tuple[type[Exception], ...]) -> Call
         except mistakes as error:
             if os.environ.get("FSQ_JAX_TRACEBACK"):
                 raise
-            text = str(error.args[0]) if len(error.args) == 1 else str(error)
-            print(f"Error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+            print(f"Error: {_sentence(error)}", file=sys.stderr, flush=True)
             sys.exit(1)
 
     return wrapped
