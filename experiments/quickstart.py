@@ -15,13 +15,12 @@ from collections.abc import Callable
 
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 
 from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import report
-from fsq_jax import encode, runs, sample, train
-from fsq_jax.errors import friendly
+from fsq_jax import encode, errors, runs, sample, train
 from fsq_jax.evaluators import codebook
 from fsq_jax.logging import say
 
@@ -234,4 +233,4 @@ if __name__ == "__main__":
     flags.DEFINE_float(
         "steps_scale", 1.0, "Multiplies training steps and records; 0.01 shows that all runs."
     )
-    app.run(friendly(main))
+    errors.run(main)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from clu import parameter_overview
 from ml_collections import config_flags
 
 from fsq_jax import errors, runs, stages
@@ -36,17 +37,8 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
       epochs, None where the size of the data is not known; tokens of an image; flops_per_step;
       days or None.
     """
-    config = config.copy_and_resolve_references()
-    if config.get("num_classes") == 0:
-        source = _source(config)
-        config.num_classes = source.num_classes if source else 1000
-    stage = stages.make(config, abstract=True)
-    images = (config.batch_size, config.data.size, config.data.size, 3)
-    batch = {
-        "image": jax.ShapeDtypeStruct(images, jnp.float32),
-        "label": jax.ShapeDtypeStruct(images[:1], jnp.int32),
-    }
-    state = runs.abstract_state(config, stage, batch).replace(frozen=stage.frozen)
+    config = with_classes(config)
+    stage, state, batch = shapes_of(config)
     networks = state.params
     if "tokenizer" not in networks:  # a stage of one network
         networks = {"transformer": networks}
@@ -73,6 +65,12 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
     }
 
 
+def arrays(config) -> str:
+    """A table of every trained array of a config: name, shape, dtype, size."""
+    _, state, _ = shapes_of(config)
+    return parameter_overview.get_parameter_overview(state.params, include_stats=False)
+
+
 def training_flops(config, batch) -> float:
     """Floating-point operations of one update, as XLA counts them in the program that it is given.
 
@@ -89,6 +87,27 @@ def training_flops(config, batch) -> float:
     key = jax.eval_shape(lambda: jax.random.key(plain.seed))
     costs = jax.jit(stage.update).lower(state, batch, key).cost_analysis()
     return float(costs["flops"])
+
+
+def with_classes(config):
+    """A copy that has a number of classes: the data's own, or ImageNet's where it isn't here."""
+    config = config.copy_and_resolve_references()
+    if config.get("num_classes") == 0:
+        source = _source(config)
+        config.num_classes = source.num_classes if source else 1000
+    return config
+
+
+def shapes_of(config):
+    """(stage, its state, a batch of images), all without values."""
+    config = with_classes(config)
+    stage = stages.make(config, abstract=True)
+    images = (config.batch_size, config.data.size, config.data.size, 3)
+    batch = {
+        "image": jax.ShapeDtypeStruct(images, jnp.float32),
+        "label": jax.ShapeDtypeStruct(images[:1], jnp.int32),
+    }
+    return stage, runs.abstract_state(config, stage, batch).replace(frozen=stage.frozen), batch
 
 
 def _source(config):
@@ -138,6 +157,9 @@ def text(facts: dict) -> str:
 def main(argv) -> None:
     del argv
     config = flags.FLAGS.config
+    if flags.FLAGS.arrays:
+        print(arrays(config))
+        return
     facts = describe(config, flags.FLAGS.gpus, flags.FLAGS.images_per_second)
     if flags.FLAGS.json:
         print(json.dumps(facts))
@@ -148,6 +170,7 @@ def main(argv) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_bool("json", False, "Print JSON.")
+    flags.DEFINE_bool("arrays", False, "Print every array's name, shape and size, nothing else.")
     flags.DEFINE_integer("gpus", 1, "Devices that the days are worked out for.", lower_bound=1)
     flags.DEFINE_float("images_per_second", 0.0, "Speed measured on one device; gives the days.")
     flags.mark_flags_as_required(["config"])
