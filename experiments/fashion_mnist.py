@@ -27,7 +27,7 @@ from fsq_jax.evaluators.generation import sample_moments
 from fsq_jax.logging import say
 
 QUANTIZERS = {"fsq": "quantizer=fsq,levels=8-5-5-5", "vq": "quantizer=vq,codebook_size=1024"}
-GUIDANCE = (0.0, 0.5)
+GUIDANCE = (0.0, 0.1, 0.2, 0.5, 1.0)
 NUM_SAMPLES = 10_000
 
 

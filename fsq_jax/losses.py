@@ -102,7 +102,9 @@ def masked_cross_entropy(
     """
     logits = logits_BLV.astype(jnp.float32)
     targets = jnp.where(mask_BL, targets_BL, 0)
-    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # A select rather than a gather, whose gradient would be a scatter into all of [B,L,V].
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    target_logit = jnp.where(is_target, logits, 0.0).sum(-1)
     expected_logit = (1 - label_smoothing) * target_logit + label_smoothing * logits.mean(-1)
     loss_BL = jax.nn.logsumexp(logits, axis=-1) - expected_logit
     count_B = jnp.maximum(mask_BL.sum(-1), 1)

@@ -28,7 +28,7 @@ def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
     """
     counts = count_codes(run, limit=limit)
     values = {
-        "codebook/usage": float(codebook.usage(counts)),
+        "codebook/usage": int((counts > 0).sum()) / len(counts),
         "codebook/perplexity": float(codebook.perplexity(counts)),
         "codebook/used": int((counts > 0).sum()),
     }
