@@ -157,8 +157,7 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
       ValueError: where `workdir` holds a run of another config.
     """
     runs.claim_workdir(workdir, runs.resolve(config))
-    results = runs.load_results(workdir)
-    if results and all(result["step"] == config.steps for result in results.values()):
+    if runs.evaluated(workdir, config.steps):
         return False
     train.train(config, workdir)
     return True

@@ -28,8 +28,8 @@ def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
     """
     counts = count_codes(run, limit=limit)
     values = {
-        "codebook/usage": int((counts > 0).sum()) / len(counts),
-        "codebook/perplexity": float(codebook.perplexity(counts)),
+        "codebook/usage": codebook.usage(counts),
+        "codebook/perplexity": codebook.perplexity(counts),
         "codebook/used": int((counts > 0).sum()),
     }
     protocol = {

@@ -1,6 +1,7 @@
 """How a codebook is used, from how often each of its codes was chosen.
 
-Counts of batches and of hosts add up; usage, perplexity and histograms are taken once, of the sum.
+Counts of batches and of hosts add up; usage, perplexity and histograms are taken once, of the sum, on
+the host.
 
 Legend: K codes.
 """
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def count(indices: jax.Array, codebook_size: int, mask: jax.Array | None = None) -> jax.Array:
@@ -26,19 +28,21 @@ def count(indices: jax.Array, codebook_size: int, mask: jax.Array | None = None)
     return jnp.bincount(bins.ravel(), length=codebook_size + 1)[:codebook_size]
 
 
-def usage(counts_K: jax.Array) -> jax.Array:
+def usage(counts_K: np.ndarray) -> float:
     """Returns the share of codes that occur at least once, 0 to 1 (the paper's section 4.2)."""
-    return jnp.mean(jnp.asarray(counts_K) > 0)
+    return float(np.mean(np.asarray(counts_K) > 0))
 
 
-def perplexity(counts_K: jax.Array) -> jax.Array:
+def perplexity(counts_K: np.ndarray) -> float:
     """Returns exp(entropy) of the codes' frequencies, 1 to K; NaN where nothing was counted."""
-    counts_K = jnp.asarray(counts_K, jnp.float32)
-    share_K = counts_K / counts_K.sum()
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share_K, share_K)))
+    counts_K = np.asarray(counts_K, np.float64)
+    if not counts_K.any():
+        return math.nan
+    share_K = counts_K[counts_K > 0] / counts_K.sum()
+    return float(np.exp(-np.sum(share_K * np.log(share_K))))
 
 
-def level_histograms(counts_K: jax.Array, levels: Sequence[int]) -> list[jax.Array]:
+def level_histograms(counts_K: np.ndarray, levels: Sequence[int]) -> list[np.ndarray]:
     """Returns for each FSQ channel how often each of its digits occurs: d arrays [L_i].
 
     Raises ValueError unless there are as many counts as the levels have codes.
