@@ -44,7 +44,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(dict(stage="tokenizer", seed=42))
     config.quantizer = quantizer(args)
     config.model = dict(
-        filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2,
+        filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2, num_groups=32,
         shortcut="output",  # as in MaskGIT's code and checkpoints; "input" is a true residual
         remat=False, dtype=args["dtype"],
     )
@@ -133,7 +133,8 @@ def smoke(size: int) -> dict:
     return dict(
         steps=20, batch_size=8, eval_batch_size=8,
         model=dict(
-            filters=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, shortcut="input"
+            filters=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, num_groups=2,
+            shortcut="input",
         ),
         discriminator=dict(max_width=16),
         loss=dict(perceptual=0.0),

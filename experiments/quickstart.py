@@ -49,9 +49,10 @@ def tokenizer_config(quantizer: str, scale: float = 1.0) -> ml_collections.Confi
     config = maskgit_tokenizer.get_config(
         f"scale=smoke,quantizer={quantizer},levels={levels},codebook_size={CODEBOOK_SIZE}"
     )
-    # Widths of which 32 has few common divisors: a group of GroupNorm then holds five channels.
-    # At 16 it would hold one, and what is lost is how bright and colourful the image is.
-    config.model.update(filters=20, channel_multipliers=(1, 1, 2), num_res_blocks=1)
+    # Five channels a group: with one, what is lost is how bright and colourful the image is.
+    config.model.update(
+        filters=20, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=8
+    )
     config.loss.update(reconstruction=10.0, adversarial=0.0, perceptual=0.0)
     if quantizer == "vq":
         config.quantizer.update(channels=16)

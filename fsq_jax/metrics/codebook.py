@@ -1,7 +1,7 @@
 """How a codebook is used, from how often each of its codes was chosen.
 
-Counts of batches and of hosts add up; usage, perplexity and histograms are taken once, of the sum, on
-the host.
+Counts of batches and of hosts add up; usage, perplexity and histograms are taken once, of the sum,
+on the host.
 
 Legend: K codes.
 """

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from flax import serialization, traverse_util
 
-from fsq_jax.models.tokenizer import GroupNorm, Tokenizer, average_pool, group_count, upsample
+from fsq_jax.models.tokenizer import GroupNorm, Tokenizer, average_pool, upsample
 from fsq_jax.quantizers.fsq import FSQ
 from fsq_jax.quantizers.vq import VectorQuantizer
 
@@ -163,7 +163,7 @@ def test_group_norm_matches_flax_with_gradients():
     weights = rng.standard_normal(x.shape).astype(np.float32)
 
     def ours(params, x):
-        return jnp.sum(weights * GroupNorm().apply({"params": params}, x))
+        return jnp.sum(weights * GroupNorm(32).apply({"params": params}, x))
 
     def flax(params, x):
         return jnp.sum(weights * nn.swish(nn.GroupNorm(32).apply({"params": params}, x)))
@@ -176,8 +176,13 @@ def test_group_norm_matches_flax_with_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_groups_divide_the_width():
-    assert [group_count(c) for c in (512, 64, 32, 48, 16, 12)] == [32, 32, 32, 16, 16, 4]
+@pytest.mark.parametrize(("num_groups", "width", "groups"), [(32, 48, 16), (8, 20, 4), (2, 8, 2)])
+def test_groups_divide_the_width(num_groups, width, groups):
+    x = np.random.default_rng(0).standard_normal((1, 4, 4, width)).astype(np.float32)
+    params = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
+    ours = GroupNorm(num_groups).apply({"params": params}, x)
+    flax = nn.swish(nn.GroupNorm(groups).apply({"params": params}, x))
+    np.testing.assert_allclose(ours, flax, rtol=1e-4, atol=1e-5)
 
 
 def test_resampling():
