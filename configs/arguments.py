@@ -17,10 +17,13 @@ def parse(text: str | None, **defaults):
     values = {n: d[0] if _is_choice(d) else d for n, d in defaults.items()}
     for part in filter(None, (text or "").split(",")):
         name, separator, value = part.partition("=")
-        if name not in defaults:
-            raise ValueError(f"Config argument {name!r} is unknown{_nearest(name, defaults)}.")
         if not separator:
-            raise ValueError(f"Config argument {name!r} needs a value: {name}=...")
+            raise ValueError(
+                f"Config argument {part!r} is not of the form NAME=VALUE, as in "
+                "scale=bench,levels=8-5-5-5."
+            )
+        if name not in defaults:
+            raise ValueError(f"Config argument {name!r} is unknown{_nearest(name, defaults)}")
         values[name] = _convert(name, value, defaults[name])
     return values
 
@@ -32,19 +35,24 @@ def _is_choice(default) -> bool:
 def _convert(name: str, value: str, default):
     if _is_choice(default):
         if value not in default:
-            raise ValueError(f"{name}={value!r} is unknown{_nearest(value, default)}.")
+            raise ValueError(f"{name}={value!r} is unknown{_nearest(value, default)}")
         return value
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
         if isinstance(default, tuple):
             return tuple(int(v) for v in value.split("-"))
+        if isinstance(default, int) and int(value) < 0:
+            raise ValueError
         return type(default)(value)
     except (ValueError, KeyError):
-        expected = "8-5-5-5" if isinstance(default, tuple) else type(default).__name__
+        kinds = {bool: "true or false", tuple: "numbers such as 8-5-5-5", int: "a whole number"}
+        expected = kinds.get(type(default), type(default).__name__)
         raise ValueError(f"{name}={value!r} can't be read as {expected}.") from None
 
 
 def _nearest(name: str, names) -> str:
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
+    """The end of a sentence: what was meant, or all that there is."""
+    names = [name for name in names if name]  # a choice may be "", the default by scale
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}."

@@ -97,13 +97,15 @@ def data(args) -> dict:
 
 def paper(size: int) -> dict:
     """Sections 4.2 (128 px) and 4.3 (256 px): the latter is batch 512 for 1M steps."""
+    if size not in (128, 256):
+        raise ValueError(f"scale=paper is of 256 or 128 pixels, not of {size=}.")
     steps, batch_size = (500_000, 256) if size == 128 else (1_000_000, 512)
     return dict(
         steps=steps, batch_size=batch_size, eval_batch_size=128,
         log_every=100, preview_every=5_000, checkpoint_every=5_000, keep=3,
         data=dict(workers=16),
         perceptual=dict(name="resnet50", path="resnet50.pth"),
-        evals=evals(every=50_000, features="efficientnet", limit=50_000),
+        evals=evals(every=50_000, features="efficientnet", limit=0),
     )
 
 
@@ -148,7 +150,7 @@ SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
 def evals(every: int, features: str, limit: int) -> dict:
-    """What is evaluated, how often, over which features; limit: images of each set, 0 for all."""
+    """What is evaluated, how often, over which features; limit: of the real images, 0 for all."""
     return dict(
         codebook=dict(every=every),
         reconstruction=dict(

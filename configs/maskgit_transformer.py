@@ -53,7 +53,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.data = stage_1.data.to_dict()
     config.update(SIZES[scale](size))
     if scale == "paper":
-        config.num_classes = 1000
+        if config.data.source == "tfds:imagenet2012":
+            config.num_classes = 1000  # known without the data at hand
         config.sampling.guidance = 0.2 if args["quantizer"] == "fsq" else 0.1  # figure 4
     config.accumulate = 1
     config.fsdp = False

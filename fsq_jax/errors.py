@@ -27,6 +27,11 @@ def _parse(argv: list[str]) -> list[str]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # Where a config raised, its traceback is in the text, and what it said in the last line.
         raise ValueError(lines[-1] if "Traceback" in str(error) else lines[0]) from error
+    except (AttributeError, KeyError) as error:  # an override of a key that the config lacks
+        key, *hint = _sentence(error).strip('"').split(" ", 1)
+        if not key.startswith("'"):
+            raise
+        raise ValueError(" ".join([f"The config has no {key}.", *hint])) from error
 
 
 def _quiet(main: Callable) -> Callable:

@@ -37,15 +37,18 @@ class MetricWriter:
         self._samples = os.path.join(workdir, "samples")
         os.makedirs(self._samples, exist_ok=True)
         path = os.path.join(workdir, "metrics.jsonl")
-        _drop_after(path, step)
+        self._there = _drop_after(path, step)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115
         self._tensorboard = SummaryWriter(
             os.path.join(workdir, "tensorboard"), purge_step=step + 1 if step else None
         )
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Appends one line to metrics.jsonl, and the same to TensorBoard under `split/`."""
-        if not self._active:
+        """Appends one line to metrics.jsonl, and the same to TensorBoard under `split/`.
+
+        An evaluation that is made again, after a run was resumed at its step, has its line already.
+        """
+        if not self._active or (step, split) in self._there:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {"step": step, "split": split} | values
@@ -78,14 +81,16 @@ def read_metrics(workdir: str, split: str | None = None) -> list[dict]:
     return [line for line in lines if split is None or line["split"] == split]
 
 
-def _drop_after(path: str, step: int) -> None:
-    """Rewrites a JSON-lines file without the lines after `step`, and a line half written."""
-    if not os.path.exists(path):
-        return
+def _drop_after(path: str, step: int) -> set[tuple[int, str]]:
+    """Rewrites a JSON-lines file without the lines after `step`, and a line half written.
+
+    Returns the (step, split) of those that stay.
+    """
     kept = [line for line in read_metrics(os.path.dirname(path)) if line["step"] <= step]
     with open(path + ".tmp", "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)
     os.replace(path + ".tmp", path)
+    return {(line["step"], line["split"]) for line in kept}
 
 
 def grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:

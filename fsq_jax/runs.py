@@ -1,6 +1,7 @@
 """A run put together from its config, or from its workdir: data, stage, state, evaluation."""
 
 import ast
+import difflib
 import json
 import os
 import platform
@@ -9,12 +10,15 @@ from collections.abc import Iterable, Mapping
 import jax
 import ml_collections
 import numpy as np
+from flax import traverse_util
 
-from fsq_jax import checkpoint, sharding, stages
+from fsq_jax import checkpoint, evaluators, sharding, stages
 from fsq_jax.data import pipeline, sources, transforms
 from fsq_jax.data.source import Source
 from fsq_jax.evaluators.run import Run
 from fsq_jax.stages.stage import Stage, TrainState
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def make_source(data: Mapping, split: str) -> Source:
@@ -25,8 +29,18 @@ def make_source(data: Mapping, split: str) -> Source:
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy in which what the data decides stands as a number: `num_classes` 0 is replaced."""
+    """A copy in which what the data decides stands as a number: `num_classes` 0 is replaced.
+
+    Raises:
+      ValueError: where a run of this config could only fail later.
+    """
     config = config.copy_and_resolve_references()
+    for name in ("steps", "log_every", "preview_every", "checkpoint_every"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]} must be at least 1.")
+    if config.model.dtype not in DTYPES:
+        raise ValueError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
+    evaluators.check(config.evals)
     sharding.check_batch_size(config.batch_size, config.accumulate)
     sharding.check_batch_size(config.eval_batch_size)
     if config.get("num_classes") == 0:
@@ -100,10 +114,13 @@ def claim_workdir(workdir: str, config) -> None:
     if os.path.exists(os.path.join(workdir, "config.json")):
         there = checkpoint.load_config(workdir).to_dict()
         differing = checkpoint.differing_keys(config.to_dict(), there)
+        if "stage" in differing:  # nearly every key differs then
+            differing = {"stage": differing["stage"]}
         if differing:
-            listed = "; ".join(f"{k}: {there} there, {ours} here"
-                               for k, (ours, there) in differing.items())
-            raise ValueError(f"{workdir!r} holds a run of another config ({listed}).")
+            listed = [f"{k}: {there} there, {ours} here" for k, (ours, there) in differing.items()]
+            if len(listed) > 8:
+                listed[8:] = [f"and {len(listed) - 8} more"]
+            raise ValueError(f"{workdir!r} holds a run of another config ({'; '.join(listed)}).")
     elif jax.process_index() == 0:
         checkpoint.save_config(workdir, config)
 
@@ -139,10 +156,11 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
       overrides: {dotted key: value} put over the run's config, such as {"sampling.guidance": 1.0}.
 
     Raises:
-      ValueError: where there is no run or no such checkpoint, or it can't be read.
+      ValueError: where there is no run or no such checkpoint, or it can't be read; for an
+        override of a key that the config doesn't have, or of another type.
     """
     config = checkpoint.load_config(workdir)
-    config.update_from_flattened_dict(dict(overrides or {}))
+    override(config, overrides or {})
     stage = stages.make(config)
     mesh = sharding.make_mesh()
     step, weights = checkpoint.load_weights(workdir, step)
@@ -153,6 +171,23 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
     )
     predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
     return config, stage, evaluation(config, stage, predict, state, mesh)
+
+
+def override(config: ml_collections.ConfigDict, overrides: Mapping) -> None:
+    """Puts {dotted key: value} over the values of a config that has all these keys."""
+    known = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    for name, value in overrides.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"The config has no {name!r}{hint}")
+        try:
+            config.update_from_flattened_dict({name: value})
+        except TypeError:
+            raise ValueError(
+                f"{name}={value!r} is not of type {type(known[name]).__name__}, as "
+                f"{known[name]!r} is."
+            ) from None
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict:

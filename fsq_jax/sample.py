@@ -47,6 +47,14 @@ def sample(run: Run, labels_N: np.ndarray, seed: int = 0, known: dict | None = N
     return np.concatenate(images)[: len(labels_N)]
 
 
+def class_names(config) -> Sequence[str]:
+    """The names of a run's classes; their numbers where its data isn't here."""
+    try:
+        return runs.make_source(config.data, config.data.eval_split).class_names
+    except (ValueError, OSError):
+        return [str(label) for label in range(config.num_classes)]
+
+
 def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     """Classes of "3,7" or of "trouser,bag"; all of them for "".
 
@@ -101,8 +109,7 @@ def main(argv) -> None:
     config, _, run = runs.load(options.workdir, options.step, runs.parse_overrides(options.set))
     if config.stage != "maskgit":
         raise ValueError(f"{options.workdir!r} is a run of stage {config.stage!r}, not 'maskgit'.")
-    class_names = runs.make_source(config.data, config.data.eval_split).class_names
-    labels = parse_labels(options.labels, class_names)
+    labels = parse_labels(options.labels, class_names(config))
     labels_N = np.resize(labels, options.num or 8 * len(labels))
     if not options.num:
         labels_N = np.sort(labels_N, kind="stable")  # a row of the grid for each class
@@ -129,7 +136,9 @@ def write(images: np.ndarray, labels_N: np.ndarray, out: str, npz: str) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Run of a masked transformer.", required=True)
     flags.DEFINE_string("labels", "", "Classes, as numbers or names; all by default.")
-    flags.DEFINE_integer("num", 0, "How many images in all, dealt out over the labels; 8 a label.")
+    flags.DEFINE_integer(
+        "num", 0, "How many images in all, dealt out over the labels; 8 a label.", lower_bound=0
+    )
     flags.DEFINE_string("out", "", "Picture to write, a row a class.")
     flags.DEFINE_string("npz", "", "uint8 images to write, for ADM's evaluator.")
     flags.DEFINE_string("image", "", "Image to complete.")

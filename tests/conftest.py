@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import types
 
 import pytest
 
@@ -21,3 +22,59 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}: set FSQ_JAX_SHARED to the folder with oracles/ and data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> pathlib.Path:
+    """Where this session keeps what it compiled."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def quickly(compiled):
+    """Compiles fast what then runs slowly, for as long as a test takes."""
+    from tests import tiny
+
+    with tiny.quick_compile(compiled):
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, compiled):
+    """Workdirs `tokenizer` (16 pixels, 4 x 4 tokens of 15) and `transformer` of two tiny runs.
+
+    20 held-out images in batches of 8: the last one is ragged. The transformer has seen each class
+    often enough to tell it from the others.
+    """
+    from fsq_jax import checkpoint, train
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("trained")
+    data = {
+        "data.size": 16, "data.train_split": "train[:32]", "data.eval_split": "validation[:20]",
+        "ema_decay": 0.0, "log_every": 10, "optim.warmup_steps": 0,
+    }
+    tokenizer = tiny.tokenizer(data | {
+        "steps": 3, "loss.adversarial": 0.0, "quantizer.levels": (5, 3),
+        "model.channel_multipliers": (1, 1, 1), "optim.learning_rate": 1e-3,
+    })
+    transformer = tiny.transformer(folder / "tokenizer", data | {
+        "steps": 40, "checkpoint_every": 20, "num_classes": 0, "optim.learning_rate": 1e-2,
+        "model.dropout": 0.0, "model.attention_dropout": 0.0,
+    })
+    distance = dict(every=5, features="random", reference_split="train", reference_limit=0)
+    evals = {
+        "tokenizer": dict(codebook=dict(every=5), reconstruction=distance),
+        "transformer": dict(
+            compression=dict(every=5), generation=distance | dict(num_samples=36)
+        ),
+    }
+    with tiny.quick_compile(compiled):
+        for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
+            workdir = str(folder / name)
+            config.evals = {}  # left to the tests that want them
+            train.train(config, workdir)
+            config = checkpoint.load_config(workdir)
+            config.evals = evals[name]
+            checkpoint.save_config(workdir, config)
+    return types.SimpleNamespace(**{name: str(folder / name) for name in evals})

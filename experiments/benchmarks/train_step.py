@@ -13,6 +13,7 @@ XLA counts in the program with no recomputation; the peak of memory is the proce
 
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -42,8 +43,8 @@ def load_config(variant: str):
     config = module.get_config(argument)
     tokens = "--tokens" in changes
     overrides = runs.parse_overrides(c for c in changes if c != "--tokens")
-    config.update_from_flattened_dict(overrides)
-    return config, tokens
+    runs.override(config, overrides)
+    return describe.with_classes(config), tokens
 
 
 def random_like(shapes, seed: int = 0):
@@ -139,7 +140,11 @@ def run_apart(variant: str) -> dict:
         f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT.value)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT.value,
+            # The last line of stderr is then the error, and not a remark on filtered frames.
+            env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"},
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {_TIMEOUT.value} s"}
     if done.returncode:

@@ -15,28 +15,38 @@ EVALUATORS = {
 
 def due(evals: Mapping[str, Mapping], step: int) -> bool:
     """Whether any evaluator is to run at this step."""
-    return any(step % arguments["every"] == 0 for arguments in evals.values())
+    return any(_is_due(arguments["every"], step) for arguments in evals.values())
+
+
+def _is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def check(evals: Mapping[str, Mapping]) -> None:
+    """Raises a ValueError for an evaluator that there isn't."""
+    unknown = sorted(set(evals) - set(EVALUATORS))
+    if unknown:
+        raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
 
 
 def evaluate(evals: Mapping[str, Mapping], run: Run, step: int | None = None) -> dict[str, dict]:
     """{metric: {"value", "protocol", "step"}} of the evaluators that are due.
 
     Args:
-      evals: `config.evals`: name -> {"every": steps between two evaluations, other arguments}.
+      evals: `config.evals`: name -> {"every": steps between two evaluations (0: only at the end),
+        other arguments}.
       run: what is evaluated.
       step: evaluates only what is due at this step; None evaluates all.
 
     Raises:
       ValueError: for an evaluator that there isn't, before anything is computed.
     """
-    unknown = sorted(set(evals) - set(EVALUATORS))
-    if unknown:
-        raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
+    check(evals)
     results = {}
     for name, arguments in evals.items():
         arguments = dict(arguments)
         every = arguments.pop("every")
-        if step is not None and step % every:
+        if step is not None and not _is_due(every, step):
             continue
         values, protocol = EVALUATORS[name](run, **arguments)
         for metric, value in values.items():

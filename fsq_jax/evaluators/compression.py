@@ -20,5 +20,5 @@ def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
     values |= {f"validation/{name}": value for name, value in losses.items()}
     return values, {
         "split": run.eval_split, "num_images": count, "tokenizer": run.info["tokenizer"],
-        "schedule": "m2t, 12 steps, alpha 2.2",
+        "schedule": f"m2t, {min(12, run.info['grid'] ** 2)} steps, alpha 2.2",
     }

@@ -137,7 +137,7 @@ def _make_update(models: Models, optimizer, config):
             params=params,
             opt_state=opt_state,
             ema_params=optim.moving_average(state.ema_params, params, config.ema_decay),
-        ), metrics | {"gradient_norm": optax.global_norm(grads)}
+        ), metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return update
 
@@ -239,11 +239,29 @@ def _load_tokenizer(config) -> frozen_tokenizer.FrozenTokenizer:
             f"pixels that a token of {config.tokenizer.workdir!r} covers."
         )
     if config.token_cache:
-        cache = make_source(f"tokens:{config.token_cache}", "train", config.data.size)
-        if cache.meta["fingerprint"] != trained.fingerprint:
-            raise ValueError(
-                f"The tokens in {config.token_cache!r} were made by tokenizer "
-                f"{cache.meta['fingerprint']}, but {config.tokenizer.workdir!r} holds tokenizer "
-                f"{trained.fingerprint}."
-            )
+        _check_cache(config, trained)
     return trained
+
+
+def _check_cache(config, trained: frozen_tokenizer.FrozenTokenizer) -> None:
+    """Raises a ValueError where a token cache isn't what this run would make of its images."""
+    cache = make_source(f"tokens:{config.token_cache}", "train", config.data.size)
+    if cache.meta["fingerprint"] != trained.fingerprint:
+        raise ValueError(
+            f"The tokens in {config.token_cache!r} were made by tokenizer "
+            f"{cache.meta['fingerprint']}, but {config.tokenizer.workdir!r} holds tokenizer "
+            f"{trained.fingerprint}."
+        )
+    ours = {
+        "tokens an image": (config.data.size // trained.model.downsampling) ** 2,
+        "classes": config.num_classes,
+    }
+    theirs = {
+        "tokens an image": cache[0]["tokens_VL"].shape[-1], "classes": cache.num_classes
+    }
+    for name, count in ours.items():
+        if theirs[name] != count:
+            raise ValueError(
+                f"The cache {config.token_cache!r} is of {theirs[name]} {name}, this run of "
+                f"{count}."
+            )

@@ -91,7 +91,7 @@ def _make_update(config, optimizers, loss):
                 grads[name], state.opt_state[name], state.params[name]
             )
             params[name] = optax.apply_updates(state.params[name], updates)
-            metrics[f"{name}_gradient_norm"] = optax.global_norm(grads[name])
+            metrics[f"{name}_gradient_norm"] = optax.tree.norm(grads[name])
         return state.replace(
             step=state.step + 1,
             params=params,

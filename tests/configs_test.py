@@ -1,0 +1,241 @@
+"""Configs: every argument builds, the paper's scale holds the paper's numbers, smoke trains."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import arguments, maskgit_tokenizer, maskgit_transformer
+from fsq_jax import describe, runs, stages
+from tests import tiny
+
+CONFIGS = {"tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer}
+SCALES = ("bench", "smoke", "paper")
+QUANTIZERS = ("fsq", "vq", "vq_ema")
+
+
+@pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
+def test_every_documented_argument_is_an_argument(module):
+    documented = module.__doc__ + maskgit_tokenizer.__doc__
+    assert not [name for name in module.ARGUMENTS if name not in documented]
+
+
+@pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_argument_arrives(module, scale, quantizer):
+    text = f"scale={scale},quantizer={quantizer},levels=7-5-5-5-5,codebook_size=77"
+    config = module.get_config(
+        f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16"
+    )
+    stage_1 = config if module is maskgit_tokenizer else config.tokenizer
+    assert stage_1.quantizer.name == quantizer
+    if quantizer == "fsq":
+        assert stage_1.quantizer.levels == (7, 5, 5, 5, 5)
+    else:
+        assert stage_1.quantizer.codebook_size == 77
+    assert config.data.size == 128
+    assert (config.data.source, config.data.data_dir) == ("tfds:other", "/data=1")
+    assert config.model.dtype == stage_1.model.dtype == "bfloat16"
+
+
+def test_transformer_takes_tokenizer_and_cache():
+    config = maskgit_transformer.get_config("tokenizer=runs/a,token_cache=runs/b")
+    assert (config.tokenizer.workdir, config.token_cache) == ("runs/a", "runs/b")
+
+
+@pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales_differ_in_values_alone(module, scale):
+    keys = lambda tree: {  # noqa: E731
+        name: keys(value) if isinstance(value, dict) else type(value)
+        for name, value in tree.items()
+    }
+    ours = keys(module.get_config(f"scale={scale}").to_dict())
+    assert ours == keys(module.get_config("scale=smoke").to_dict())
+
+
+def flat(config, prefix: str = "") -> dict:
+    return {
+        prefix + name: value
+        for key, inner in config.to_dict().items()
+        for name, value in (
+            {f"{key}.{k}": v for k, v in inner.items()} if isinstance(inner, dict)
+            else {key: inner}
+        ).items()
+    }
+
+
+PAPER_TOKENIZER = {
+    "model.filters": 128, "model.channel_multipliers": (1, 1, 2, 2, 4), "model.num_res_blocks": 2,
+    "model.shortcut": "output", "model.dtype": "float32", "model.num_groups": 32,
+    "discriminator.channel_multiplier": 1, "discriminator.blur": True,
+    "discriminator.max_width": 512, "discriminator.dtype": "float32",
+    "loss.reconstruction": 1.0, "loss.adversarial": 0.1, "loss.perceptual": 0.1,
+    "loss.r1": 10.0, "loss.r1_every": 1, "loss.lecam": 0.0,
+    "loss.adversarial_start": 0, "loss.discriminator_start": 0,
+    "perceptual.name": "resnet50",
+    "optim.learning_rate": 1e-4, "optim.b1": 0.0, "optim.b2": 0.99, "optim.warmup_steps": 0,
+    "optim.schedule": "constant", "optim.weight_decay": 0.0, "optim.clip_norm": 0.0,
+    "discriminator_optim.learning_rate": 1e-4, "ema_decay": 0.999, "seed": 42,
+    "accumulate": 1, "data.source": "tfds:imagenet2012", "data.eval_split": "validation",
+    "data.train_split": "train", "data.eval_limit": 0, "data.flip": True,
+}
+PAPER_TRANSFORMER = {
+    "model.width": 768, "model.depth": 24, "model.num_heads": 16, "model.mlp_dim": 3072,
+    "model.dropout": 0.1, "model.attention_dropout": 0.1, "model.dtype": "float32",
+    "num_classes": 1000, "label_dropping": 0.1,
+    "masking.schedule": "cosine", "masking.label_smoothing": 0.1, "masking.min_ratio": 0.45,
+    "sampling.num_steps": 12, "sampling.schedule": "cosine", "sampling.choice_temperature": 4.5,
+    "optim.learning_rate": 1e-4, "optim.b1": 0.9, "optim.b2": 0.96, "optim.weight_decay": 0.045,
+    "optim.warmup_steps": 5_000, "optim.schedule": "constant", "optim.clip_norm": 0.0,
+    "ema_decay": 0.999, "seed": 42, "accumulate": 1, "data.source": "tfds:imagenet2012",
+}
+
+
+def check(config, expected: dict) -> None:
+    ours = flat(config)
+    assert {name: ours[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("size, steps, batch_size", [(256, 10**6, 512), (128, 500_000, 256)])
+def test_paper_tokenizer(size, steps, batch_size):
+    config = maskgit_tokenizer.get_config(f"scale=paper,size={size}")
+    check(config, PAPER_TOKENIZER | {
+        "steps": steps, "batch_size": batch_size, "data.size": size, "quantizer.name": "fsq",
+        "quantizer.levels": (8, 5, 5, 5),
+    })
+    # All validation images against the whole training set (section 4.2).
+    assert config.evals.reconstruction.reference_split == "train"
+    assert config.evals.reconstruction.reference_limit == 0
+    vq = maskgit_tokenizer.get_config(f"scale=paper,size={size},quantizer=vq")
+    assert vq.quantizer.to_dict() == dict(
+        name="vq", codebook_size=1024, channels=256, commitment_weight=0.25, entropy_weight=0.1
+    )
+
+
+@pytest.mark.parametrize("size, steps", [(256, 2_500_000), (128, 1_000_000)])
+@pytest.mark.parametrize("quantizer, guidance", [("fsq", 0.2), ("vq", 0.1)])
+def test_paper_transformer(size, steps, quantizer, guidance):
+    config = maskgit_transformer.get_config(f"scale=paper,size={size},quantizer={quantizer}")
+    check(config, PAPER_TRANSFORMER | {
+        "steps": steps, "batch_size": 256, "data.size": size, "sampling.guidance": guidance,
+    })
+    assert config.evals.generation.to_dict() == dict(
+        every=100_000, features="efficientnet", num_samples=50_000,
+        reference_split="train", reference_limit=0,
+    )
+
+
+def test_paper_is_256_pixels_by_default_and_no_third_size():
+    assert maskgit_tokenizer.get_config("scale=paper").data.size == 256
+    with pytest.raises(ValueError, match="256 or 128 pixels, not of size=64"):
+        maskgit_transformer.get_config("scale=paper,size=64")
+
+
+@pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("text, message", [
+    ("quantiser=vq", "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
+    ("scale=papr", "scale='papr' is unknown; did you mean 'paper'?"),
+    ("quantizer=kmeans", "quantizer='kmeans' is unknown; there are fsq, vq, vq_ema."),
+    ("dtype=half", "dtype='half' is unknown; there are float32, bfloat16."),
+    ("dtype=float16", "dtype='float16' is unknown; did you mean 'bfloat16'?"),
+    ("size=big", "size='big' can't be read as a whole number."),
+    ("size=-32", "size='-32' can't be read as a whole number."),
+    ("levels=8-x", "levels='8-x' can't be read as numbers such as 8-5-5-5."),
+    ("levels=8,5,5,5", "Config argument '5' is not of the form NAME=VALUE, as in "
+                       "scale=bench,levels=8-5-5-5."),
+    ("bench", "Config argument 'bench' is not of the form NAME=VALUE, as in "
+              "scale=bench,levels=8-5-5-5."),
+])
+def test_unknown_arguments_name_the_nearest(module, text, message):
+    with pytest.raises(ValueError) as error:
+        module.get_config(text)
+    assert str(error.value) == message
+
+
+def test_arguments_take_the_type_of_their_default():
+    parsed = arguments.parse("a=2.5,b=true,c=3-4", a=1.0, b=False, c=(1,), d="x")
+    assert parsed == dict(a=2.5, b=True, c=(3, 4), d="x")
+    with pytest.raises(ValueError, match="'maybe' can't be read as true or false"):
+        arguments.parse("b=maybe", b=False)
+
+
+def test_overrides_are_taken_and_misspelt_ones_fail(monkeypatch):
+    def parse(change):
+        file = tiny.ROOT / "configs" / "maskgit_tokenizer.py"
+        argv = ["program", f"--config={file}:scale=smoke", change]
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        values(argv)
+        return values.config
+
+    assert parse("--config.optim.learning_rate=0.5").optim.learning_rate == 0.5
+    with pytest.raises((AttributeError, KeyError), match="learning_rat"):
+        parse("--config.optim.learning_rat=0.5")
+    with pytest.raises(flags.IllegalFlagValueError, match="many"):
+        parse("--config.steps=many")
+
+
+def three_steps(config) -> list[dict]:
+    """Metrics of the first three updates on random images, as one device makes them."""
+    stage = stages.make(config, abstract=config.stage == "maskgit")
+    rng = np.random.default_rng(0)
+    size = config.data.size
+    batch = {
+        "image": rng.random((4, size, size, 3), np.float32), "label": np.arange(4, dtype=np.int32)
+    }
+    state = jax.jit(stage.init)(jax.random.key(0), batch)
+    if stage.frozen is not None:  # of a tokenizer that was never trained
+        zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), stage.frozen)
+        state = state.replace(frozen=zeros)
+    first, update, metrics = state.params, jax.jit(stage.update), []
+    for _ in range(3):
+        state, values = update(state, batch, jax.random.key(1))
+        metrics.append(jax.device_get(values))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), first, state.params)
+    assert all(jax.tree.leaves(moved["tokenizer"]["decoder"] if "tokenizer" in moved else moved))
+    assert int(state.step) == 3
+    assert all(np.isfinite(value) for values in metrics for value in values.values())
+    return metrics
+
+
+@pytest.mark.parametrize("quantizer, dtype", [
+    ("fsq", "float32"), ("vq", "float32"), ("vq_ema", "float32"), ("fsq", "bfloat16"),
+])
+@pytest.mark.usefixtures("quickly")
+def test_smoke_tokenizer_trains(quantizer, dtype):
+    changes = {"model.dtype": dtype, "discriminator.dtype": dtype, "optim.learning_rate": 1e-3}
+    if quantizer != "fsq":  # the discriminator is FSQ's, and takes seconds to compile
+        changes["loss.adversarial"] = 0.0
+    metrics = three_steps(tiny.tokenizer(changes, quantizer))
+    assert metrics[2]["reconstruction"] < metrics[0]["reconstruction"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("quickly")
+def test_smoke_transformer_trains(dtype):
+    changes = {"model.dtype": dtype, "num_classes": 0, "optim.learning_rate": 1e-2}
+    metrics = three_steps(describe.with_classes(tiny.transformer("", changes)))
+    assert metrics[2]["loss"] < metrics[0]["loss"]
+
+
+def test_resolve_counts_classes_and_refuses_what_can_only_fail_later():
+    config = maskgit_transformer.get_config("scale=smoke")
+    assert runs.resolve(config).num_classes == 30 and config.num_classes == 0
+    for change, message in (
+        ({"batch_size": 12}, "batch_size=12 is not a multiple of 8 devices"),
+        ({"log_every": 0}, "log_every=0 must be at least 1."),
+        ({"model.dtype": "bf16"}, "model.dtype='bf16' must be one of"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(change)
+        with pytest.raises(ValueError, match=message):
+            runs.resolve(changed)
+    config.evals.fid = dict(every=5)
+    with pytest.raises(ValueError, match=r"Evaluators \['fid'\] are unknown; there are"):
+        runs.resolve(config)

@@ -1,0 +1,233 @@
+"""The programs on two tiny trained runs: evaluate, sample, encode, and training on a cache."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from fsq_jax import checkpoint, encode, evaluate, evaluators, runs, sample, stages, train
+from fsq_jax.data import sources
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+@pytest.fixture(scope="module")
+def generator(trained):
+    """(config, run) of the masked transformer."""
+    config, _, run = runs.load(trained.transformer)
+    return config, run
+
+
+def copied(workdir: str, folder) -> str:
+    return shutil.copytree(workdir, folder / "run")
+
+
+def test_evaluate_takes_results_into_the_file(trained, tmp_path):
+    workdir = copied(trained.tokenizer, tmp_path)
+    runs.save_results(workdir, {"other": {"value": 1.0, "protocol": {}, "step": 1}})
+    first = evaluate.evaluate(workdir, ["codebook"])
+    assert set(first) == {"codebook/usage", "codebook/perplexity", "codebook/used"}
+    assert all(result["step"] == 3 for result in first.values())
+    saved = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(saved) == set(first) | {"other"}
+    assert saved["codebook/usage"] == first["codebook/usage"]
+    runs.save_results(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
+    assert runs.values(runs.load_results(workdir))["other"] == 2.0
+    assert runs.evaluated(workdir, 3) and not runs.evaluated(workdir, 2)
+
+
+def test_overrides_reach_the_sampler(trained, tmp_path):
+    workdir = copied(trained.transformer, tmp_path)
+    values = {}
+    for guidance in (0.0, 8.0):
+        overrides = runs.parse_overrides([f"sampling.guidance={guidance}"])
+        (result,) = evaluate.evaluate(workdir, ["generation"], overrides=overrides).values()
+        assert result["protocol"]["sampling"]["guidance"] == guidance
+        values[guidance] = result["value"]
+    assert values[0.0] != values[8.0]
+    assert checkpoint.load_config(workdir).sampling.guidance == 0.0  # the run's own stays
+
+
+def test_guidance_changes_samples(trained):
+    batch = {"label": np.resize(np.arange(30, dtype=np.int32), 64)}
+    tokens = []
+    for guidance in (0.0, 8.0):
+        run = runs.load(trained.transformer, overrides={"sampling.guidance": guidance})[2]
+        out = run.predict["sample"](run.state, run.put(batch), jax.random.key(0))
+        tokens.append(jax.device_get(out["tokens"]))
+    assert (tokens[0] != tokens[1]).mean() > 0.1
+
+
+def test_settings_of_an_override_are_checked(trained):
+    with pytest.raises(ValueError, match="has no 'sampling.guidnce'; did you mean 'sampling.guid"):
+        runs.load(trained.transformer, overrides={"sampling.guidnce": 1.0})
+    with pytest.raises(ValueError, match="sampling.guidance='high' is not of type float, as 0.0"):
+        runs.load(trained.transformer, overrides={"sampling.guidance": "high"})
+    parsed = runs.parse_overrides(["a.b=1", "c=x", "d=(1, 2)", "e=True", "f=g=h"])
+    assert parsed == {"a.b": 1, "c": "x", "d": (1, 2), "e": True, "f": "g=h"}
+
+
+def run_sample(workdir: str, **options) -> None:
+    """`fsq_jax.sample` with these flags."""
+    values = dict(
+        workdir=workdir, labels="", num=0, out="", npz="", image="", mask="", seed=0, step=None,
+        set=[],
+    )
+    flags_given = type("Flags", (), values | options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", flags_given)
+        sample.main([])
+
+
+def test_sample_writes_a_grid_and_adm_arrays(trained, tmp_path):
+    out, npz = tmp_path / "new" / "grid.png", tmp_path / "samples.npz"
+    names = sources.make_source("scenes", "validation", 16).class_names
+    run_sample(trained.transformer, labels=f"3,{names[7]}", num=11, out=str(out), npz=str(npz))
+    arrays = np.load(npz)
+    assert arrays.files == ["arr_0", "arr_1"]
+    assert arrays["arr_0"].shape == (11, 16, 16, 3) and arrays["arr_0"].dtype == np.uint8
+    assert arrays["arr_1"].tolist() == [3, 7] * 5 + [3]
+    assert Image.open(out).size == (8 * 18 + 2, 2 * 18 + 2)
+    run_sample(trained.transformer, labels="3,7", out=str(out))
+    assert Image.open(out).size == (8 * 18 + 2, 2 * 18 + 2)  # a row a class
+
+
+def test_a_seed_is_a_set_of_images(generator):
+    run = generator[1]
+    labels = np.arange(11, dtype=np.int32)
+    first = sample.sample(run, labels, seed=0)
+    assert first.shape == (11, 16, 16, 3) and first.min() >= 0 and first.max() <= 1
+    np.testing.assert_array_equal(first, sample.sample(run, labels, seed=0))
+    assert (first != sample.sample(run, labels, seed=1)).any(axis=(1, 2, 3)).mean() > 0.5
+    # Batches differ from each other though their labels are the same.
+    same = sample.sample(run, np.zeros(16, np.int32))
+    assert (same[:8] != same[8:]).any()
+
+
+def test_labels_are_numbers_or_names():
+    names = ["top", "bag", "7"]
+    assert sample.parse_labels("bag,0,7", names).tolist() == [1, 0, 2]
+    assert sample.parse_labels("", names).tolist() == [0, 1, 2]
+    for wrong in ("3", "shoe", "-1"):
+        with pytest.raises(ValueError, match=f"Label '{wrong}' is neither a number below 3 nor"):
+            sample.parse_labels(wrong, names)
+
+
+def test_names_of_classes_without_the_data(generator):
+    config = generator[0].copy_and_resolve_references()
+    assert len(sample.class_names(config)) == 30 and "red" in sample.class_names(config)[0]
+    config.data.source = "folder:/no/such/folder"
+    assert list(sample.class_names(config)) == [str(i) for i in range(30)]
+
+
+def test_inpainting_keeps_what_is_known(trained, generator, tmp_path):
+    config, run = generator
+    record = runs.make_source(config.data, "validation")[0]
+    image, mask = tmp_path / "in.png", tmp_path / "mask.png"
+    Image.fromarray(record["image"]).save(image)
+    white = np.zeros((16, 16), np.uint8)
+    white[5:9, 8:] = 255  # rows 1 and 2 of the tokens, columns 2 and 3
+    Image.fromarray(white).save(mask)
+    known = sample.known_tokens(run, str(image), str(mask), 16)
+    expected = np.ones((4, 4), bool)
+    expected[1:3, 2:] = False
+    np.testing.assert_array_equal(known["known"].reshape(4, 4), expected)
+
+    own = run.outputs("tokens", limit=1)
+    np.testing.assert_array_equal(known["tokens"], jax.device_get(next(own)[1]["tokens"])[0])
+    drawn = []
+    run = runs.load(trained.transformer, overrides={"sampling.guidance": 30.0})[2]
+    for label in (2, 9):  # another class at the same place: editing
+        batch = {"label": np.full(8, label, np.int32)}
+        batch |= {name: np.broadcast_to(value, (8, 16)) for name, value in known.items()}
+        out = run.predict["sample"](run.state, run.put(batch), jax.random.key(0))
+        drawn.append(jax.device_get(out["tokens"]))
+        assert (drawn[-1][:, known["known"]] == known["tokens"][known["known"]]).all()
+    assert (drawn[0] != drawn[1]).any()
+    assert len(np.unique(drawn[0], axis=0)) > 1  # eight completions, not one
+    out = tmp_path / "filled.png"
+    run_sample(
+        trained.transformer, image=str(image), mask=str(mask), labels="2", out=str(out)
+    )
+    assert Image.open(out).size == (8 * 18 + 2, 18 + 2)
+
+
+@pytest.fixture(scope="module")
+def cache(trained, tmp_path_factory):
+    """A token cache of three views."""
+    out = str(tmp_path_factory.mktemp("cache"))
+    encode.encode(trained.tokenizer, out, views=3)
+    return out
+
+
+def test_cache_holds_the_tokenizers_own_tokens(trained, cache, generator, tmp_path):
+    run = generator[1]
+    expected = [jax.device_get(out["tokens"]) for _, out in run.outputs("tokens", "train")]
+    folder = encode.encode(trained.tokenizer, str(tmp_path))
+    tokens = np.load(os.path.join(folder, "tokens.npy"))
+    assert tokens.shape == (32, 1, 16) and tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens[:, 0], np.concatenate(expected))
+    source = runs.make_source(generator[0].data, "train[:32]")
+    labels = [source[i]["label"] for i in range(32)]
+    assert np.load(os.path.join(folder, "labels.npy")).tolist() == labels
+
+    views = np.load(os.path.join(cache, "train", "tokens.npy"))
+    assert views.shape == (32, 3, 16)
+    assert (views[:, 0] != views[:, 1]).any() and (views[:, 1] != views[:, 2]).any()
+    meta = json.loads(open(os.path.join(cache, "train", "meta.json")).read())
+    assert (meta["views"], meta["codebook_size"], meta["num_classes"]) == (3, 15, 30)
+    assert meta["fingerprint"] == run.info["tokenizer"]
+
+
+def on_cache(trained, cache, **changes):
+    config = checkpoint.load_config(trained.transformer)
+    config.update_from_flattened_dict(
+        {"token_cache": cache, "steps": 2, "checkpoint_every": 2, "log_every": 1} | changes
+    )
+    config.evals = {}
+    return config
+
+
+def test_training_on_a_cache(trained, cache, tmp_path):
+    workdir = str(tmp_path)
+    train.train(on_cache(trained, cache), workdir)
+    assert [line["step"] for line in tiny.lines(workdir, "train")] == [1, 2]
+    run = runs.load(workdir)[2]
+    assert evaluators.evaluate({"compression": {"every": 0}}, run)
+
+
+def test_caches_of_something_else_are_refused(trained, cache, tmp_path):
+    other = tiny.untrained_tokenizer(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"were made by tokenizer .* but '{other}' holds"):
+        stages.make(on_cache(trained, cache, **{"tokenizer.workdir": other}))
+    with pytest.raises(ValueError, match="is of 16 tokens an image, this run of 64."):
+        stages.make(on_cache(trained, cache, **{"data.size": 32}))
+    with pytest.raises(ValueError, match="is of 30 classes, this run of 10."):
+        stages.make(on_cache(trained, cache, num_classes=10))
+    with pytest.raises(ValueError, match="is there already; remove it, or name another --out."):
+        encode.encode(trained.tokenizer, cache)
+    with pytest.raises(ValueError, match="views=0 must be at least 1."):
+        encode.encode(trained.tokenizer, str(tmp_path), views=0)
+
+
+def test_a_workdir_belongs_to_one_run(trained):
+    with pytest.raises(ValueError, match=r"another config \(stage: tokenizer there, maskgit here"):
+        train.train(tiny.transformer(trained.tokenizer), trained.tokenizer)
+    for folder in (trained.transformer,):
+        with pytest.raises(ValueError, match="is a run of stage 'maskgit'; a run of stage 'tok"):
+            stages.make(tiny.transformer(folder))
+        with pytest.raises(ValueError, match="is a run of stage 'maskgit'; a run of stage 'tok"):
+            encode.encode(folder, "unused")
+
+
+def test_a_checkpoint_is_chosen_by_its_step(trained):
+    assert runs.load(trained.transformer)[2].step == 40
+    assert runs.load(trained.transformer, 20)[2].step == 20
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 7; there are \[20, 40\]."):
+        runs.load(trained.transformer, 7)

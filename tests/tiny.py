@@ -1,0 +1,117 @@
+"""The smallest runs that still have every part of a real one, and ways to start them."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs import maskgit_tokenizer, maskgit_transformer
+from fsq_jax import checkpoint, logging, stages
+
+ROOT = pathlib.Path(__file__).parent.parent
+_COMMON = dict(
+    steps=12, batch_size=8, eval_batch_size=8, log_every=1, preview_every=12, checkpoint_every=3,
+    keep=2,
+)
+
+
+def tokenizer(changes=None, quantizer="fsq") -> ml_collections.ConfigDict:
+    """A stage I of 8 x 8 pixels and 4 x 4 tokens; `changes`: {dotted key: value}."""
+    values = "levels=4-3" if quantizer == "fsq" else f"quantizer={quantizer},codebook_size=16"
+    config = maskgit_tokenizer.get_config(f"scale=smoke,size=8,{values}")
+    config.update(_COMMON)
+    if quantizer != "fsq":
+        config.quantizer.channels = 8
+    config.model.update(filters=8, channel_multipliers=(1, 1), num_res_blocks=0)
+    config.discriminator.max_width = 8
+    config.data.update(train_split="train[:24]", eval_split="validation[:12]")
+    config.evals = dict(codebook=dict(every=12))
+    config.best = "codebook/perplexity"
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
+def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
+    """A stage II on the tokenizer of `workdir`."""
+    config = maskgit_transformer.get_config("scale=smoke,size=8")
+    config.update(_COMMON)
+    config.tokenizer.workdir = str(workdir)
+    config.model.update(width=16, depth=1, num_heads=2, mlp_dim=32)
+    config.num_classes = 3
+    config.optim.warmup_steps = 0
+    config.data.update(train_split="train[:24]", eval_split="validation[:12]")
+    config.evals = dict(compression=dict(every=12))
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
+def untrained_tokenizer(workdir, quantizer="fsq") -> str:
+    """A run that was saved before its first update: enough to be some stage II's stage I."""
+    config = tokenizer({"loss.adversarial": 0.0}, quantizer)
+    stage = stages.make(config)
+    image = jax.numpy.zeros((1, config.data.size, config.data.size, 3))
+    state = jax.jit(stage.init)(jax.random.key(0), {"image": image})
+    checkpoint.save_config(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints.save(state, {"position": 0}, {})
+    checkpoints.close()
+    return str(workdir)
+
+
+@contextlib.contextmanager
+def quick_compile(folder):
+    """Compiles in half the time what then runs slower, and the same program only once."""
+    quick = {
+        "jax_disable_most_optimizations": (True, False),
+        "jax_compilation_cache_dir": (str(folder), None),
+        "jax_persistent_cache_min_compile_time_secs": (0, 1),
+    }
+    for name, (value, _) in quick.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, (_, value) in quick.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
+    """Starts a Python program with --config and --workdir; what it compiles is kept in `folder`.
+
+    Args:
+      program: arguments of the interpreter, such as ["-m", "fsq_jax.train"].
+      config: handed over as a config file in `folder`.
+      folder, workdir: paths.
+      environment: over the present one; one simulated device by default.
+    """
+    checkpoint.save_config(folder, config)
+    file = pathlib.Path(folder, "config.py")
+    file.write_text(
+        "from fsq_jax import checkpoint\n\n\n"
+        f"def get_config():\n    return checkpoint.load_config({str(folder)!r})\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, *program, f"--config={file}", f"--workdir={workdir}"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder, "compiled")),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        } | environment,
+    )
+
+
+def lines(workdir, split=None) -> list[dict]:
+    """A run's metrics.jsonl without what a clock says."""
+    return [
+        {k: v for k, v in line.items() if k not in logging.WALL_CLOCK}
+        for line in logging.read_metrics(str(workdir), split)
+    ]

@@ -1,0 +1,153 @@
+"""The loop, inside this process: what a run leaves, and what starting it again does."""
+
+import functools
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsq_jax import checkpoint, runs, sharding, train
+from fsq_jax.logging import MetricWriter
+from tests import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_quick(tmp_path_factory):
+    """One device, short compilations."""
+    compiled = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch, tiny.quick_compile(compiled):
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
+        yield
+
+
+def make_config(**changes):
+    changes = {"steps": 6, "checkpoint_every": 2, "preview_every": 4, "loss.adversarial": 0.0,
+               "evals.codebook.every": 3} | changes
+    return tiny.tokenizer(changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train.train(make_config(), str(workdir))
+
+
+def checkpoints(workdir):
+    return sorted(int(name) for name in os.listdir(workdir / "checkpoints"))
+
+
+def test_a_run_leaves_its_config_metrics_results_pictures_and_checkpoints(finished):
+    workdir, results = finished
+    assert checkpoint.load_config(str(workdir)).to_dict() == make_config().to_dict()
+    lines = tiny.lines(workdir)
+    assert [(line["step"], line["split"][0]) for line in lines] == [
+        (1, "t"), (2, "t"), (3, "t"), (3, "e"), (4, "t"), (5, "t"), (6, "t"), (6, "e")
+    ]
+    assert {"loss", "reconstruction", "tokenizer_gradient_norm"} <= set(lines[0])
+    assert {"codebook/usage", "codebook/perplexity"} <= set(lines[-1])
+    assert results == runs.load_results(str(workdir))
+    assert all(result["step"] == 6 and result["protocol"] for result in results.values())
+    names = sorted(path.name for path in (workdir / "samples").iterdir())
+    assert names == ["reconstruction_0000004.png", "reconstruction_0000006.png"]
+    with Image.open(workdir / "samples" / names[0]) as picture:
+        assert picture.size == (8 * 10 + 2, 2 * 10 + 2)
+    assert checkpoints(workdir) == [4, 6]
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_training_lowers_the_loss(finished):
+    losses = [line["loss"] for line in tiny.lines(finished[0], "train")]
+    assert losses[-1] < losses[0]
+
+
+def test_a_finished_run_only_gives_its_results(finished, monkeypatch):
+    workdir, results = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    monkeypatch.setattr(train.evaluators, "evaluate", lambda *_: pytest.fail("evaluated again"))
+    assert train.train(make_config(), str(workdir)) == results
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert checkpoints(workdir) == [4, 6]
+
+
+def test_a_lost_evaluation_is_made_again(finished):
+    workdir, results = finished
+    before = tiny.lines(workdir)
+    os.remove(workdir / "results.json")
+    assert train.train(make_config(), str(workdir)) == results
+    assert runs.load_results(str(workdir)) == results
+    assert tiny.lines(workdir) == before
+
+
+def test_another_config_is_refused_with_the_keys(finished):
+    workdir, _ = finished
+    config = make_config(**{"optim.learning_rate": 0.5, "batch_size": 16})
+    with pytest.raises(ValueError) as error:
+        train.train(config, str(workdir))
+    assert "another config" in str(error.value) and str(workdir) in str(error.value)
+    assert "optim.learning_rate: 0.0001 there, 0.5 here" in str(error.value)
+    assert "batch_size: 8 there, 16 here" in str(error.value)
+    assert "model" not in str(error.value)
+
+
+def test_what_is_not_finite_is_never_saved(finished, tmp_path, monkeypatch):
+    class Poisoned:
+        """Batches of which the fourth holds a NaN."""
+
+        def __init__(self, batches):
+            self._batches = batches
+
+        def __next__(self):
+            batch = next(self._batches)
+            if self._batches.get_state()["position"] == 4:
+                batch["image"][0, 0, 0, 0] = np.nan
+            return batch
+
+        def __getattr__(self, name):
+            return getattr(self._batches, name)
+
+    whole = runs.train_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "train_batches", lambda config: Poisoned(whole(config)))
+        with pytest.raises(FloatingPointError, match="Step 4: .*loss.* not finite .*loss=nan"):
+            train.train(make_config(), str(tmp_path))
+    assert checkpoints(tmp_path) == [2]
+    assert [line["step"] for line in tiny.lines(tmp_path, "train")] == [1, 2, 3]
+    assert np.isfinite(jax.tree.leaves(checkpoint.load_weights(str(tmp_path))[1])[0]).all()
+
+    # From there it goes on, to the same end as the run that never met the NaN.
+    train.train(make_config(), str(tmp_path))
+    assert tiny.lines(tmp_path) == tiny.lines(finished[0])
+
+
+def test_a_learning_rate_that_is_much_too_high_stops_the_run(tmp_path):
+    config = make_config(**{"optim.learning_rate": 1e30, "log_every": 100})
+    with pytest.raises(FloatingPointError, match="Step 2: .*a lower learning rate"):
+        train.train(config, str(tmp_path))
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_leaves(finished, tmp_path, monkeypatch, number):
+    scalars = MetricWriter.scalars
+
+    def scalars_then_signal(self, step, *arguments):
+        scalars(self, step, *arguments)
+        if step == 1:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, "scalars", scalars_then_signal)
+        assert train.train(make_config(), str(tmp_path)) == {}
+    assert signal.getsignal(number) is before
+    # Step 2 was at work when step 1 was reported.
+    assert checkpoints(tmp_path) == [2]
+    assert tiny.lines(tmp_path) == tiny.lines(finished[0])[:2]
+
+
+def test_arguments_are_not_swallowed():
+    with pytest.raises(ValueError, match="'--workdri'"):
+        train.main(["train", "--workdri"])
