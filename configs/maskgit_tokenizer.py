@@ -90,7 +90,9 @@ def data(args) -> dict:
     return dict(
         source=args["data"], data_dir=args["data_dir"], size=args["size"],
         train_split="train", eval_split="validation",
-        min_area=0.8, max_aspect=4 / 3, flip=True,  # random resized crop and mirror image
+        # Random resized crop and mirror image. MaskGIT's own augmentation was never published;
+        # those who compared call it weak, hence the large area.
+        min_area=0.8, max_aspect=4 / 3, flip=True,
         workers=0, cache=False, eval_limit=0,
     )
 
