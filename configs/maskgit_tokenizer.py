@@ -8,7 +8,7 @@ Arguments, after the colon, separated by commas:
   size=256                  image size in pixels; paper: 256 or 128; default by scale
   quantizer=fsq|vq|vq_ema   FSQ, MaskGIT's VQ, UViM's VQ
   levels=8-5-5-5            FSQ's levels; default by scale
-  codebook_size=1024        of the VQs
+  codebook_size=1024        of the VQs, by default 1024
   data=tfds:imagenet2012    or scenes, folder:PATH; default by scale
   data_dir=PATH             where TFDS keeps its data sets
   dtype=float32|bfloat16    what activations are computed in; default by scale
@@ -23,7 +23,7 @@ ARGUMENTS = dict(
     size=0,
     quantizer=("fsq", "vq", "vq_ema"),
     levels=(0,),
-    codebook_size=1024,
+    codebook_size=0,
     data="",
     data_dir="",
     dtype=("", "float32", "bfloat16"),
@@ -38,6 +38,7 @@ SCALES = {
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
+    _refuse_unused(args)
     for name, value in SCALES[scale].items():
         if not args[name] or args[name] == (0,):
             args[name] = value
@@ -77,12 +78,24 @@ def quantizer(args) -> dict:
     """The constructor's arguments of the chosen quantizer."""
     if args["quantizer"] == "fsq":
         return dict(name="fsq", levels=args["levels"])
+    codebook = dict(codebook_size=args["codebook_size"] or 1024, channels=256)
     if args["quantizer"] == "vq":
-        return dict(
-            name="vq", codebook_size=args["codebook_size"], channels=256,
-            commitment_weight=0.25, entropy_weight=0.1,
+        return dict(name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1)
+    return dict(name="vq_ema", **codebook)
+
+
+def _refuse_unused(args) -> None:
+    """Raises a ValueError for what the chosen quantizer would not look at."""
+    fsq = args["quantizer"] == "fsq"
+    if fsq and args["codebook_size"]:
+        raise ValueError(
+            f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
         )
-    return dict(name="vq_ema", codebook_size=args["codebook_size"], channels=256)
+    if not fsq and args["levels"] != (0,):
+        raise ValueError(
+            f"levels={args['levels']} are for FSQ; quantizer={args['quantizer']} takes "
+            "codebook_size."
+        )
 
 
 def data(args) -> dict:

@@ -29,7 +29,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     scale, size = args["scale"], stage_1.data.size
     config = ml_collections.ConfigDict(dict(stage="maskgit", seed=42))
     config.tokenizer = dict(
-        workdir=workdir, model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict()
+        workdir=workdir,
+        fingerprint="",  # of its weights; written by the run, and held against them ever after
+        model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict()
     )
     config.token_cache = token_cache
     config.model = dict(

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import report
-from fsq_jax import encode, errors, runs, sample, train
+from fsq_jax import encode, errors, runs, sample, stages, train
 from fsq_jax.evaluators import codebook
 from fsq_jax.logging import say
 
@@ -58,9 +58,8 @@ def tokenizer_config(
       data: the config's arguments that name the data, "data=tfds:NAME,data_dir=PATH".
     """
     levels = "-".join(map(str, LEVELS))
-    config = maskgit_tokenizer.get_config(
-        f"scale=smoke,quantizer={quantizer},levels={levels},codebook_size={CODEBOOK_SIZE},{data}"
-    )
+    codes = f"levels={levels}" if quantizer == "fsq" else f"codebook_size={CODEBOOK_SIZE}"
+    config = maskgit_tokenizer.get_config(f"scale=smoke,quantizer={quantizer},{codes},{data}")
     # Five channels a group: with one, what is lost is how bright and colourful the image is.
     config.model.update(
         filters=20, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=8
@@ -182,7 +181,8 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
     Raises:
       ValueError: where `workdir` holds a run of another config.
     """
-    runs.claim_workdir(workdir, runs.resolve(config))
+    config = runs.resolve(config)
+    runs.claim_workdir(workdir, config, stages.make(config))
     if runs.evaluated(workdir, config.steps):
         return False
     train.train(config, workdir)

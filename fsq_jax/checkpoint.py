@@ -136,9 +136,12 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
         raise ValueError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
     try:
         with open(path) as file:
-            return ml_collections.ConfigDict(_tuples(json.load(file)))
+            config = json.load(file)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable as JSON ({error}).") from error
+    if not isinstance(config, dict) or "stage" not in config:
+        raise ValueError(f"{path} is not a config of fsq_jax: it names no stage.")
+    return ml_collections.ConfigDict(_tuples(config))
 
 
 def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple]:
@@ -187,7 +190,9 @@ def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, 
                 ),
             )
     except Exception as error:
-        raise ValueError(f"Checkpoint {path} can't be read ({_first_line(error)}).") from error
+        raise ValueError(
+            f"Checkpoint {path} is damaged or incomplete ({_first_line(error)})."
+        ) from error
     return step, restored
 
 

@@ -42,7 +42,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         raise ValueError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
     evaluators.check(config.evals)
     sharding.check_batch_size(config.batch_size, config.accumulate)
-    sharding.check_batch_size(config.eval_batch_size)
+    sharding.check_batch_size(config.eval_batch_size, name="eval_batch_size")
     if config.get("num_classes") == 0:
         config.num_classes = make_source(config.data, config.data.train_split).num_classes
     return config
@@ -105,12 +105,13 @@ def abstract_state(config, stage: Stage, batch) -> TrainState:
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
 
 
-def claim_workdir(workdir: str, config) -> None:
-    """Makes the workdir this run's own.
+def claim_workdir(workdir: str, config, stage: Stage) -> None:
+    """Makes the workdir this run's own, with what its stage pinned in the config.
 
     Raises:
       ValueError: with the differing keys, where it belongs to a run of another config.
     """
+    config.update_from_flattened_dict(dict(stage.pins))
     if os.path.exists(os.path.join(workdir, "config.json")):
         there = checkpoint.load_config(workdir).to_dict()
         differing = checkpoint.differing_keys(config.to_dict(), there)
@@ -161,6 +162,8 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
     """
     config = checkpoint.load_config(workdir)
     override(config, overrides or {})
+    if config.stage == "tokenizer":
+        config.loss.perceptual = 0.0  # its network is for training, and may not be at hand
     stage = stages.make(config)
     mesh = sharding.make_mesh()
     step, weights = checkpoint.load_weights(workdir, step)

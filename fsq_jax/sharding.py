@@ -102,12 +102,12 @@ def to_host(tree: PyTree) -> PyTree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
+def check_batch_size(batch_size: int, accumulate: int = 1, name: str = "batch_size") -> None:
     """Raises a ValueError where the batch can't be cut evenly over devices and microbatches."""
     devices = jax.device_count()
     if batch_size % (devices * accumulate):
         raise ValueError(
-            f"batch_size={batch_size} is not a multiple of {devices} devices x "
+            f"{name}={batch_size} is not a multiple of {devices} devices x "
             f"accumulate={accumulate}; the nearest that is: "
             f"{max(1, round(batch_size / (devices * accumulate))) * devices * accumulate}."
         )

@@ -22,7 +22,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     """
     config = runs.resolve(config)
     stage = stages.make(config)
-    runs.claim_workdir(workdir, config)
+    runs.claim_workdir(workdir, config, stage)
     mesh = sharding.make_mesh()
     key = jax.random.key(config.seed)
     batches = runs.train_batches(config)

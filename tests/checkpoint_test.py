@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
     with pytest.raises(ValueError, match=r"checkpoints/2 is damaged.*one before it: \[1\]"):
         restore(tmp_path)
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match="is damaged or incomplete"):
         checkpoint.load_weights(str(tmp_path))
 
 
@@ -168,9 +168,17 @@ def test_config_is_the_same_after_json(tmp_path, config):
 
 
 def test_config_keeps_tuples(tmp_path):
-    config = ml_collections.ConfigDict(dict(levels=(8, 5), nested=dict(pairs=((1, 2), (3, 4)))))
+    nested = dict(pairs=((1, 2), (3, 4)))
+    config = ml_collections.ConfigDict(dict(stage="x", levels=(8, 5), nested=nested))
     checkpoint.save_config(str(tmp_path), config)
     assert checkpoint.load_config(str(tmp_path)).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "3"])
+def test_json_that_is_no_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a config of fsq_jax: it names no stage"):
+        checkpoint.load_config(str(tmp_path))
 
 
 def test_differing_keys_are_dotted():

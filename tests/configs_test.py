@@ -27,7 +27,8 @@ def test_every_documented_argument_is_an_argument(module):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_every_argument_arrives(module, scale, quantizer):
-    text = f"scale={scale},quantizer={quantizer},levels=7-5-5-5-5,codebook_size=77"
+    codes = "levels=7-5-5-5-5" if quantizer == "fsq" else "codebook_size=77"
+    text = f"scale={scale},quantizer={quantizer},{codes}"
     config = module.get_config(
         f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16"
     )
@@ -40,6 +41,14 @@ def test_every_argument_arrives(module, scale, quantizer):
     assert config.data.size == 128
     assert (config.data.source, config.data.data_dir) == ("tfds:other", "/data=1")
     assert config.model.dtype == stage_1.model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
+def test_an_argument_that_nothing_would_read_is_refused(module):
+    with pytest.raises(ValueError, match="codebook_size=77 is for VQ"):
+        module.get_config("codebook_size=77")
+    with pytest.raises(ValueError, match=r"levels=\(8, 6\) are for FSQ; quantizer=vq takes"):
+        module.get_config("quantizer=vq,levels=8-6")
 
 
 def test_transformer_takes_tokenizer_and_cache():

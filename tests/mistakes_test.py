@@ -199,7 +199,7 @@ def test_damaged_runs(trained, tmp_path):
         if file.is_file():
             file.write_bytes(b"rubbish")
     said = message(evaluate.evaluate, str(workdir))
-    assert said.startswith(f"Checkpoint {state} can't be read (")
+    assert said.startswith(f"Checkpoint {state} is damaged or incomplete (")
     (workdir / "config.json").write_text('{"stage": ')
     assert message(evaluate.evaluate, str(workdir)).startswith(
         f"{workdir}/config.json is not readable as JSON ("

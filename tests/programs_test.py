@@ -204,8 +204,11 @@ def test_training_on_a_cache(trained, cache, tmp_path):
 
 def test_caches_of_something_else_are_refused(trained, cache, tmp_path):
     other = tiny.untrained_tokenizer(tmp_path / "other")
-    with pytest.raises(ValueError, match=f"were made by tokenizer .* but '{other}' holds"):
+    with pytest.raises(ValueError, match=f"trained on tokenizer .* but '{other}' holds"):
         stages.make(on_cache(trained, cache, **{"tokenizer.workdir": other}))
+    new_run = {"tokenizer.workdir": other, "tokenizer.fingerprint": ""}
+    with pytest.raises(ValueError, match=f"were made by tokenizer .* but '{other}' holds"):
+        stages.make(on_cache(trained, cache, **new_run))
     with pytest.raises(ValueError, match="is of 16 tokens an image, this run of 64."):
         stages.make(on_cache(trained, cache, **{"data.size": 32}))
     with pytest.raises(ValueError, match="is of 30 classes, this run of 10."):

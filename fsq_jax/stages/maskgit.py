@@ -88,6 +88,7 @@ def make(config, abstract: bool = False) -> Stage:
         predict=_make_predict(models, config.sampling, config.masking),
         frozen=frozen,
         info=info,
+        pins={"tokenizer.fingerprint": fingerprint},
     )
 
 
@@ -233,6 +234,12 @@ def _load_tokenizer(config) -> frozen_tokenizer.FrozenTokenizer:
             "--config=configs/maskgit_transformer.py:tokenizer=WORKDIR."
         )
     trained = frozen_tokenizer.load(config.tokenizer.workdir)
+    if config.tokenizer.fingerprint not in ("", trained.fingerprint):
+        raise ValueError(
+            f"This run was trained on tokenizer {config.tokenizer.fingerprint}, but "
+            f"{config.tokenizer.workdir!r} holds tokenizer {trained.fingerprint} (step "
+            f"{trained.step}): it was trained on since, or replaced."
+        )
     if config.data.size % trained.model.downsampling:
         raise ValueError(
             f"data.size={config.data.size} is not a multiple of the {trained.model.downsampling} "

@@ -42,6 +42,7 @@ class Stage:
       predict: name -> (state, batch, key) -> dict of arrays, for evaluators, previews, programs.
       frozen: host arrays that the loop puts on the devices as `TrainState.frozen`.
       info: plain facts that programs and results record, such as the size of the codebook.
+      pins: {dotted config key: value} that the stage found, and that a resumed run must find again.
     """
 
     init: Callable
@@ -49,3 +50,4 @@ class Stage:
     predict: Mapping[str, Callable]
     frozen: PyTree = None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pins: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -58,7 +58,8 @@ def test_time_is_kept_only_where_something_was_done(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     config = quickstart.tokenizer_config("fsq", 0.01)
-    runs.claim_workdir(str(tmp_path), runs.resolve(config))
+    resolved = runs.resolve(config)
+    runs.claim_workdir(str(tmp_path), resolved, stages.make(resolved))
     results = {"codebook/usage": {"value": 1.0, "protocol": {}, "step": config.steps}}
     runs.save_results(str(tmp_path), results)
     monkeypatch.setattr(quickstart.train, "train", lambda *_: pytest.fail("trained again"))

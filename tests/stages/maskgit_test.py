@@ -149,6 +149,7 @@ def test_abstract_is_the_same_in_shapes(workdir, begun):
         ({"tokenizer.workdir": ""}, "needs a trained tokenizer"),
         ({"tokenizer.workdir": "no/run"}, "'no/run' is not a run"),
         ({"data.size": 9}, "data.size=9 is not a multiple of the 2 pixels"),
+        ({"tokenizer.fingerprint": "0" * 16}, "trained on tokenizer 0000000000000000, but"),
     ],
 )
 def test_tokenizers_that_do_not_fit_are_refused(workdir, changes, message):
