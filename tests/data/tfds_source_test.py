@@ -1,7 +1,5 @@
 """TFDS data sets without TensorFlow: real Fashion-MNIST, and small ones that the tests write."""
 
-import os
-import pathlib
 import pickle
 
 import cv2
@@ -11,9 +9,6 @@ import tensorflow_datasets as tfds
 
 from fsq_jax.data.images import RecordError
 from fsq_jax.data.sources import make_source
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-DATA = pathlib.Path(os.environ.get("FSQ_DATA_DIR") or ROOT.parent / "shared" / "data" / "tfds")
 
 
 class Toy(tfds.core.GeneratorBasedBuilder):
@@ -57,10 +52,10 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(not (DATA / "fashion_mnist").is_dir(), reason=f"no fashion_mnist in {DATA}")
-def test_fashion_mnist():
-    train = make_source("tfds:fashion_mnist", "train[:10%]", 32, str(DATA))
-    held_out = make_source("tfds:fashion_mnist", "validation", 32, str(DATA))
+def test_fashion_mnist(shared):
+    data = str(shared / "data" / "tfds")
+    train = make_source("tfds:fashion_mnist", "train[:10%]", 32, data)
+    held_out = make_source("tfds:fashion_mnist", "validation", 32, data)
     assert (len(train), len(held_out), held_out.split) == (6000, 10_000, "test")
     assert train.num_classes == 10 and train.class_names[9] == "Ankle boot"
     image = train[0]["image"]

@@ -1,6 +1,4 @@
 import functools
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +18,8 @@ def _params(**changes):
     return model, model.init(jax.random.key(0), TOKENS)
 
 
-def _oracle():
-    name = "oracles/maskgit_transformer"
-    default = pathlib.Path(__file__).parents[3] / "shared"
-    folder = pathlib.Path(os.environ.get("FSQ_JAX_SHARED", default)) / name
-    if not folder.is_dir():
-        pytest.skip(f"{name} is not beside the repository (or set FSQ_JAX_SHARED)")
+def _oracle(shared):
+    folder = shared / "oracles" / "maskgit_transformer"
     variables = serialization.msgpack_restore((folder / "checkpoint.msgpack").read_bytes())
     return variables, dict(np.load(folder / "expected.npz"))
 
@@ -41,8 +35,8 @@ def test_paper_size_has_the_published_parameter_count(rows, expected):
     assert attention["query"]["kernel"].shape == (768, 16, 48)
 
 
-def test_reads_the_published_tree_and_agrees_with_the_reference():
-    variables, expected = _oracle()
+def test_reads_the_published_tree_and_agrees_with_the_reference(shared):
+    variables, expected = _oracle(shared)
     model = MaskedTransformer(**SMALL)
     tokens = np.where(expected["tokens"] < 0, 21, expected["tokens"]).astype(np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
