@@ -71,7 +71,7 @@ def tokenizer_config(
         learning_rate=4e-3, b1=0.9, b2=0.99, warmup_steps=_scaled(100, scale, 0), schedule="cosine"
     )
     config.ema_decay = 0.99
-    _train_for(config, 1_700, batch_size=16, scale=scale)
+    _train_for(config, 1_500, batch_size=16, scale=scale)
     return config
 
 

@@ -36,9 +36,14 @@ def make(config, abstract: bool = False) -> Stage:
         features, frozen, _ = load(**config.perceptual)
     optimizers = {"tokenizer": optim.make_optimizer(total_steps=config.steps, **config.optim)}
     if discriminator is not None:
-        optimizers["discriminator"] = optim.make_optimizer(
+        start = config.loss.discriminator_start
+        critic = optim.make_optimizer(
             total_steps=config.steps, **{**config.optim, **config.discriminator_optim}
         )
+        # Asleep until its start, and not fed zeros: Adam would count those steps, and take a
+        # first real one that is ten times too long.
+        asleep = optax.conditionally_mask(critic, lambda step: step >= start)
+        optimizers["discriminator"] = asleep if start else critic
     info = {
         "codebook_size": model.quantizer.codebook_size,
         "levels": tuple(getattr(model.quantizer, "levels", ())),
@@ -176,7 +181,7 @@ def _adversarial(weights, discriminator, params, images, reconstruction, lecam, 
     r1 = _lazy_r1(weights, discriminator, params, images, step)
     lecam_B, lecam = losses.lecam(real, fake, lecam, decay=weights.lecam_decay)
 
-    # Before its start step a network's share is nothing, and Adam leaves it where it is.
+    # Before its start step a network's share is nothing.
     generator_on = jnp.float32(step >= weights.adversarial_start)
     critic_on = jnp.float32(step >= weights.discriminator_start)
     total = weights.adversarial * generator_on * generator + critic_on * (

@@ -95,6 +95,20 @@ def test_sides_that_have_not_started_stay_where_they_are(batch):
     assert int(state.step) == 3
 
 
+def test_a_critic_wakes_with_a_step_of_the_usual_length(batch):
+    config = tiny.tokenizer({"loss.discriminator_start": 3})
+    _, state, update = start(config, batch)
+    for _ in range(4):
+        before, (state, _) = state, update(state, batch, jax.random.key(0))
+    change = jax.tree.map(
+        lambda old, new: np.abs(new - old).max(),
+        before.params["discriminator"], state.params["discriminator"],
+    )
+    # Adam's first step is the learning rate, whatever the gradient; with zeros counted it is not.
+    longest = max(jax.tree.leaves(change))
+    np.testing.assert_allclose(longest, config.discriminator_optim.learning_rate, rtol=0.02)
+
+
 @pytest.mark.parametrize("quantizer", ["fsq", "vq", "vq_ema"])
 def test_every_quantizer_learns_one_batch(quantizer, batch):
     config = tiny.tokenizer({"loss.adversarial": 0.0, "optim.learning_rate": 1e-3}, quantizer)
