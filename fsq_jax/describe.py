@@ -67,7 +67,7 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
 
 def arrays(config) -> str:
     """A table of every trained array of a config: name, shape, dtype, size."""
-    _, state, _ = shapes_of(config)
+    _, state, _ = shapes_of(with_classes(config))
     return parameter_overview.get_parameter_overview(state.params, include_stats=False)
 
 
@@ -100,7 +100,6 @@ def with_classes(config):
 
 def shapes_of(config):
     """(stage, its state, a batch of images), all without values."""
-    config = with_classes(config)
     stage = stages.make(config, abstract=True)
     images = (config.batch_size, config.data.size, config.data.size, 3)
     batch = {

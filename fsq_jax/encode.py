@@ -19,7 +19,7 @@ from absl import flags
 
 from fsq_jax import errors, runs, sharding
 from fsq_jax.data import transforms
-from fsq_jax.stages import frozen_tokenizer
+from fsq_jax.stages import frozen_tokenizer, tokenizer
 
 
 def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> str:
@@ -67,7 +67,7 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     if jax.process_index() == 0:
         meta = {
             "fingerprint": trained.fingerprint, "workdir": workdir, "step": trained.step,
-            "codebook_size": trained.codebook_size, "levels": trained.levels,
+            **tokenizer.describe_codes(trained.model),
             "num_classes": source.num_classes, "class_names": source.class_names,
             "data": data.source, "split": "train", "views": views,
         }

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import ml_collections
+import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import maskgit_tokenizer, maskgit_transformer
@@ -115,3 +116,17 @@ def lines(workdir, split=None) -> list[dict]:
         {k: v for k, v in line.items() if k not in logging.WALL_CLOCK}
         for line in logging.read_metrics(str(workdir), split)
     ]
+
+
+def random_variables(model, images):
+    """Returns variables as `init` would, drawn by NumPy: compiling `init` takes seconds."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, a):
+        if path[-1].key == "scale":
+            return np.ones(a.shape, np.float32)
+        deviation = 0 if a.ndim == 1 else np.prod(a.shape[:-1]) ** -0.5
+        return (deviation * rng.standard_normal(a.shape)).astype(np.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(draw, shapes)

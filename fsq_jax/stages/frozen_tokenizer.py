@@ -32,15 +32,6 @@ class FrozenTokenizer:
     step: int
     config: ml_collections.ConfigDict
 
-    @property
-    def codebook_size(self) -> int:
-        return self.model.quantizer.codebook_size
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """FSQ's levels; () for a vector quantizer."""
-        return tuple(getattr(self.model.quantizer, "levels", ()))
-
 
 def load(workdir: str, step: int | None = None) -> FrozenTokenizer:
     """The tokenizer that a run trained; a ValueError where the folder holds no such run."""

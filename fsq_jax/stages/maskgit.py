@@ -73,10 +73,7 @@ def make(config, abstract: bool = False) -> Stage:
     )
     models = Models(transformer, model_1, config.num_classes, side)
     optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
-    info = {
-        "codebook_size": codebook_size,
-        "levels": tuple(getattr(model_1.quantizer, "levels", ())),
-        "downsampling": model_1.downsampling,
+    info = tokenizer.describe_codes(model_1) | {
         "num_classes": config.num_classes,
         "grid": side,
         "tokenizer": fingerprint,

@@ -21,6 +21,15 @@ def make_model(config) -> Tokenizer:
     return Tokenizer(quantizer=quantizers.make(**config.quantizer), **config.model)
 
 
+def describe_codes(model: Tokenizer) -> dict:
+    """{"codebook_size", "levels" (FSQ's; () for a VQ), "downsampling"} of an autoencoder."""
+    return {
+        "codebook_size": model.quantizer.codebook_size,
+        "levels": tuple(getattr(model.quantizer, "levels", ())),
+        "downsampling": model.downsampling,
+    }
+
+
 def make(config, abstract: bool = False) -> Stage:
     """The stage: `init`, `update`, and `predict` = {"reconstruct", "preview"}.
 
@@ -44,18 +53,13 @@ def make(config, abstract: bool = False) -> Stage:
         # first real one that is ten times too long.
         asleep = optax.conditionally_mask(critic, lambda step: step >= start)
         optimizers["discriminator"] = asleep if start else critic
-    info = {
-        "codebook_size": model.quantizer.codebook_size,
-        "levels": tuple(getattr(model.quantizer, "levels", ())),
-        "downsampling": model.downsampling,
-    }
     return Stage(
         init=_make_init(model, discriminator, optimizers),
         update=_make_update(config, optimizers, _make_loss(config.loss, model, discriminator,
                                                            features)),
         predict=_make_predict(model),
         frozen=frozen,
-        info=info,
+        info=describe_codes(model),
     )
 
 

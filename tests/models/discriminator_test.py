@@ -6,26 +6,13 @@ from jax import lax
 
 from fsq_jax.losses import r1_penalty
 from fsq_jax.models.discriminator import Discriminator, blur_pool, layer_width
+from tests.tiny import random_variables
 
 
 def count(model, size):
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     return sum(np.prod(a.shape) for a in jax.tree.leaves(params))
-
-
-def random_variables(model, images):
-    """Returns variables as `init` would, drawn by NumPy: compiling `init` takes seconds."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, a):
-        if path[-1].key == "scale":
-            return np.ones(a.shape, np.float32)
-        deviation = 0 if a.ndim == 1 else np.prod(a.shape[:-1]) ** -0.5
-        return (deviation * rng.standard_normal(a.shape)).astype(np.float32)
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def test_parameter_count_is_the_papers():

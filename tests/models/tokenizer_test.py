@@ -9,6 +9,7 @@ from flax import serialization, traverse_util
 from fsq_jax.models.tokenizer import GroupNorm, Tokenizer, average_pool, upsample
 from fsq_jax.quantizers.fsq import FSQ
 from fsq_jax.quantizers.vq import VectorQuantizer
+from tests.tiny import random_variables
 
 SMALL = dict(filters=8, channel_multipliers=(1, 2), num_res_blocks=1)
 
@@ -21,20 +22,6 @@ def shapes(model, size):
 
 def count(model, size=256):
     return sum(np.prod(a.shape) for a in shapes(model, size).values())
-
-
-def random_variables(model, images):
-    """Returns variables as `init` would, drawn by NumPy: compiling `init` takes seconds."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, a):
-        if path[-1].key == "scale":
-            return np.ones(a.shape, np.float32)
-        deviation = 0 if a.ndim == 1 else np.prod(a.shape[:-1]) ** -0.5
-        return (deviation * rng.standard_normal(a.shape)).astype(np.float32)
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.mark.parametrize(
