@@ -15,6 +15,7 @@ LAYERS = [
     {"data"},
     {"losses", "metrics"},
     {"quantizers", "models", "sampling"},
+    {"tasks"},
     {"pretrained"},
     {"stages"},
     {"evaluators"},
