@@ -20,7 +20,7 @@ LAYERS = [
     {"stages"},
     {"evaluators"},
     {"runs"},
-    {"train", "evaluate", "sample", "encode", "describe"},
+    {"train", "evaluate", "sample", "encode", "describe", "prepare"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

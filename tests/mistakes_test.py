@@ -43,7 +43,7 @@ CONFIGS = {
     ),
     "kind of data": (
         {"data.source": "folders:cats"},
-        "Unknown data 'folders:cats': a spec starts with folder, scenes, tfds, tokens. Did you "
+        "Unknown data 'folders:cats': a spec starts with arrays, folder, scenes, tfds, tokens. Did you "
         "mean 'folder'?",
     ),
     "no such folder": (
