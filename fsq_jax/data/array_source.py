@@ -1,9 +1,9 @@
 """Decoded records in plain arrays, so that rendering and decoding is paid once.
 
-A folder with a sub-folder a split, of image.npy uint8 [N,S,S,3], label.npy int32 [N], where the data
-set has them depth.npy float32 [N,S,S] and segments.npy int16 [N,S,S,2], and meta.json, which says
-at least class_names. Arrays are mapped to memory: what is read often stays in the system's cache,
-once for all workers.
+A folder with a sub-folder a split, of image.npy uint8 [N,S,S,3], label.npy int32 [N], where the
+data set has them depth.npy float32 [N,S,S] and segments.npy int16 [N,S,S,2], and meta.json, which
+says at least class_names. Arrays are mapped to memory: what is read often stays in the system's
+cache, once for all workers.
 
 Legend: N records, S side of an image in pixels.
 """
