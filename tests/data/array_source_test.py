@@ -52,7 +52,7 @@ def test_what_is_there_is_never_written_over(prepared):
     with pytest.raises(ValueError, match="validation' is there already; remove it, or name"):
         prepare.prepare("scenes", 12, str(prepared), ["validation"])
     with pytest.raises(ValueError, match="must name each of its splits once"):
-        prepare.prepare("scenes", 12, str(prepared), ["a[:2]", "a[2:]"])
+        prepare.prepare("scenes", 12, str(prepared), ["train[:2]", "train[2:]"])
     with pytest.raises(ValueError, match="workers=-1"):
         prepare.prepare("scenes", 12, str(prepared), ["test"], workers=-1)
 
@@ -96,7 +96,8 @@ def test_crowds_keep_their_ids(tmp_path):
         "segments": np.ones((4, 4, 2), np.int32),
     }
     records = [record | {"crowd": np.array(c, np.int32)} for c in ([3, 1], [])]
-    assert list(array_source.write(numbered(records), tmp_path / "train", lambda r, _: r, {})) == [2]
+    written = array_source.write(numbered(records), tmp_path / "train", lambda r, _: r, {})
+    assert list(written) == [2]
     source = sources.make_source(f"arrays:{tmp_path}", "train", 4)
     for i, expected in enumerate(records):
         assert_same(source[i], expected)
