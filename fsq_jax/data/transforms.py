@@ -214,6 +214,8 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def resize_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """A map [H,W,...] at another size: each pixel takes the value under its own centre."""
+    if values.shape[:2] == (height, width):
+        return values
     rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(np.int64)
     return values[rows[:, None], columns]
