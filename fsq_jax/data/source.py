@@ -47,7 +47,8 @@ class Source:
 
     def cached(self, features: Sequence[str] = ()) -> "Source":
         """The same records, kept in memory once read: image, label, tokens and `features`."""
-        kept = frozenset(("image", "label", "tokens_VL", *features))
+        crowd = ["crowd"] if "segments" in features else []  # says which segments are no matches
+        kept = frozenset(("image", "label", "tokens_VL", *features, *crowd))
         return dataclasses.replace(self, records=_Cached(self.records, kept))
 
 

@@ -53,7 +53,7 @@ class PanopticQuality:
         """Returns the counts with an image added.
 
         prediction, truth: int [H,W,2], class and instance of each pixel; a segment is what has
-            the same two. Stuff that is to be one segment a class needs one instance, see
+            the same two. Instances are small numbers: a table as long is made. Stuff that is to be one segment a class needs one instance, see
             `merge_stuff`.
         crowd: true instances that are crowds.
         Raises ValueError for shapes that differ and for classes that there aren't.
@@ -100,8 +100,10 @@ def _segments(segments: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     semantic, instance = segments.reshape(-1, 2).astype(np.int64).T
     base = instance.max(initial=0) + 1
     pair = np.where(semantic > 0, semantic * base + instance, 0)
-    pairs, number = np.unique(np.append(0, pair), return_inverse=True)
-    return pairs // base, pairs % base, number[1:]
+    occurs = np.bincount(pair) > 0  # np.unique would sort all pixels
+    occurs[0] = True
+    pairs = np.flatnonzero(occurs)
+    return pairs // base, pairs % base, (np.cumsum(occurs) - 1)[pair]
 
 
 def _count(prediction, truth, crowd, num_classes: int) -> PanopticQuality:

@@ -119,6 +119,10 @@ def test_segments_of_each_record(data_dir):
         assert record["segments"].dtype == np.int32
         assert record["crowd"].tolist() == ([3] if i == 3 else [])
     assert seen == {0, 1, 2, 3}
+    kept = make_source(
+        "tfds:toy_coco", "train", 32, data_dir, cache=True, features=("segments",)
+    )
+    assert set(kept[0]) == {"image", "label", "segments", "crowd"}
 
 
 def test_segments_reach_batches_and_disk(data_dir, tmp_path):
