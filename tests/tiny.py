@@ -156,7 +156,7 @@ def lines(workdir, split=None) -> list[dict]:
     ]
 
 
-def random_variables(model, images):
+def random_variables(model, *inputs):
     """Returns variables as `init` would, drawn by NumPy: compiling `init` takes seconds."""
     rng = np.random.default_rng(0)
 
@@ -166,5 +166,5 @@ def random_variables(model, images):
         deviation = 0 if a.ndim == 1 else np.prod(a.shape[:-1]) ** -0.5
         return (deviation * rng.standard_normal(a.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return jax.tree_util.tree_map_with_path(draw, shapes)
