@@ -44,7 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     else:
         state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
         if stage.pretrained is not None:
-            state = start_from(state, shardings, stage.pretrained())
+            state = start_from(state, shardings, stage.pretrained(shapes.params))
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
     update = jax.jit(
