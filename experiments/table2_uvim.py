@@ -5,9 +5,9 @@ python -m experiments.table2_uvim --scale=paper --commands
 python -m experiments.table2_uvim --scale=smoke --rows=depth_fsq,depth_vq
 
 Trains stage I, then stage II, of every row; what is done already is not done again, and a row that
-fails does not stop the others. Writes table.md, table.json and a picture a task to --out. Further
-arguments go to every training run ("--config.data.workers=2"). With --parallel=N so many rows are
-trained at once, dealt out over the GPUs.
+fails does not stop the others. Writes table.md, table.json and a picture a task to --out. What
+follows "--" goes to every training run ("-- --config.data.workers=2"). With --parallel=N so many
+rows are trained at once, dealt out over the GPUs.
 """
 
 import json
