@@ -33,11 +33,14 @@ def vit_encoder_params(path: str | Path, params: Mapping[str, PyTree]) -> dict[s
     positions = encoder.pop("posembed_input", vit).get("pos_embedding")
     if positions is None or positions.ndim != 3:
         raise ValueError(f"{path} has no positions [1, tokens, width]; expected {_WHAT}.")
-    num_patches = params["pos_embedding_encoder"].shape[1]
+    try:
+        positions = resize_positions(positions, params["pos_embedding_encoder"].shape[1])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     ours = {
         "encoder": encoder,
         "EmbedPatches": vit["embedding"],
-        "pos_embedding_encoder": resize_positions(positions, num_patches),
+        "pos_embedding_encoder": positions,
     }
     npz_tree.check_shapes(path, "the image encoder", ours, {name: params[name] for name in ours})
     return {**params, **ours}
