@@ -129,7 +129,8 @@ def bench(size: int) -> dict:
     return dict(
         steps=5_000, batch_size=256, eval_batch_size=500,
         model=dict(
-            filters=96, channel_multipliers=(1, 1, 2), num_res_blocks=1, shortcut="input"
+            filters=96, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=24,
+            shortcut="input",
         ),
         discriminator=dict(max_width=96),
         # No perceptual loss, so that EfficientNet can judge what was not trained to please it.

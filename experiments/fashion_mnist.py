@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import report
+from experiments import gpus, report
 from fsq_jax import errors, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.evaluators.features import FeatureNetwork
@@ -50,9 +50,9 @@ def commands(workdir: str, data_dir: str, quantizer: str) -> dict[str, list[str]
 
 def train(workdir: str, data_dir: str, quantizer: str, changes: list[str]) -> dict[str, float]:
     """Runs what is left of a quantizer's runs, one after the other; seconds of each."""
-    # JAX takes three quarters of a GPU's memory for itself, unless told that there are two.
-    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"} if flags.FLAGS.parallel else {}
-    environment = share | os.environ
+    environment = dict(os.environ)
+    if flags.FLAGS.parallel:
+        environment |= gpus.environment(list(QUANTIZERS).index(quantizer), len(QUANTIZERS))
     seconds = {}
     for folder, command in commands(workdir, data_dir, quantizer).items():
         begin = time.monotonic()
@@ -162,6 +162,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/fashion_mnist", "Folder of the runs.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
     flags.DEFINE_string("out", "experiments/results/fashion_mnist", "Folder of the results.")
-    flags.DEFINE_bool("parallel", False, "Train FSQ and VQ at once, on one GPU.")
+    flags.DEFINE_bool("parallel", False, "Train FSQ and VQ at once, on a GPU each or sharing one.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Samples of each setting in the sweep.")
     errors.run(main)
