@@ -64,11 +64,18 @@ def train(workdir: str, data_dir: str, quantizer: str, changes: list[str]) -> di
     return seconds
 
 
-def sweep(workdir: str, quantizer: str, num_samples: int) -> list[dict]:
-    """The samples' Fréchet distance at each guidance, against the training set (figure 4)."""
+def sweep(workdir: str, out: str, quantizer: str, num_samples: int) -> list[dict]:
+    """The samples' Fréchet distance at each guidance, against the training set (figure 4).
+
+    Written to OUT/guidance_QUANTIZER.json after each, where a sweep that was stopped goes on.
+    """
     folder = os.path.join(workdir, f"mg_{quantizer}")
+    path = os.path.join(out, f"guidance_{quantizer}.json")
     rows, reference = [], None
-    for guidance in GUIDANCE:
+    if os.path.exists(path):
+        with open(path) as file:
+            rows = json.load(file)
+    for guidance in GUIDANCE[len(rows):]:
         config, _, run = runs.load(folder, overrides={"sampling.guidance": guidance})
         network = FeatureNetwork(run, config.evals.generation.features)
         if reference is None:
@@ -77,6 +84,8 @@ def sweep(workdir: str, quantizer: str, num_samples: int) -> list[dict]:
         value, protocol = network.distance(moments, reference, "train")
         rows.append({"guidance": guidance, network.metric: value, "protocol": protocol})
         say(f"{quantizer}: guidance {guidance}, {network.metric} {value:.3f}")
+        with open(path, "w") as file:
+            json.dump(rows, file, indent=2)
     return rows
 
 
@@ -123,7 +132,7 @@ def sweep_figure(sweeps: dict[str, list[dict]]) -> matplotlib.figure.Figure:
     return figure
 
 
-def collect(workdir: str, out: str, sweeps: dict, seconds: dict[str, float]) -> str:
+def collect(workdir: str, out: str, seconds: dict[str, float]) -> str:
     """Copies what the runs wrote, and writes the tables made of it; returns the table's text."""
     workdirs = {}
     for quantizer in QUANTIZERS:
@@ -134,8 +143,6 @@ def collect(workdir: str, out: str, sweeps: dict, seconds: dict[str, float]) -> 
             os.makedirs(target, exist_ok=True)
             for name in ("config.json", "results.json", "metrics.jsonl"):
                 shutil.copy(os.path.join(folder, name), target)
-    with open(os.path.join(out, "guidance.json"), "w") as file:
-        json.dump(sweeps, file, indent=2)
     with open(os.path.join(out, "seconds.json"), "w") as file:
         json.dump(seconds, file, indent=2)
     text = report.comparison_table(workdirs).text()
@@ -151,11 +158,9 @@ def main(argv) -> None:
     with ThreadPoolExecutor(2 if flags.FLAGS.parallel else 1) as pool:
         jobs = [pool.submit(train, workdir, flags.FLAGS.data_dir, q, argv[1:]) for q in QUANTIZERS]
         seconds = {name: value for job in jobs for name, value in job.result().items()}
-    begin = time.monotonic()
-    sweeps = {q: sweep(workdir, q, flags.FLAGS.num_samples) for q in QUANTIZERS}
+    print(collect(workdir, out, seconds))  # first: whatever stops the rest takes none of it
+    sweeps = {q: sweep(workdir, out, q, flags.FLAGS.num_samples) for q in QUANTIZERS}
     draw(workdir, out, sweeps)
-    seconds["sweep and pictures"] = time.monotonic() - begin
-    print(collect(workdir, out, sweeps, seconds))
 
 
 if __name__ == "__main__":
