@@ -105,7 +105,8 @@ def data(args) -> dict:
         train_split="train", eval_split="validation",
         # Random resized crop and mirror image. MaskGIT's own augmentation was never published;
         # those who compared call it weak, hence the large area.
-        min_area=0.8, max_aspect=4 / 3, flip=True,
+        transform="square", min_area=0.8, max_aspect=4 / 3, flip=True,
+        eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
         workers=0, cache=False, eval_limit=0,
     )
 

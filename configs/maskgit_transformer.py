@@ -23,9 +23,7 @@ ARGUMENTS = maskgit_tokenizer.ARGUMENTS | dict(tokenizer="", token_cache="")
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     workdir, token_cache = args.pop("tokenizer"), args.pop("token_cache")
-    stage_1 = maskgit_tokenizer.get_config(
-        ",".join(f"{name}={_text(value)}" for name, value in args.items() if _given(value))
-    )
+    stage_1 = maskgit_tokenizer.get_config(arguments.text(args))
     scale, size = args["scale"], stage_1.data.size
     config = ml_collections.ConfigDict(dict(stage="maskgit", seed=42))
     config.tokenizer = dict(
@@ -62,14 +60,6 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.fsdp = False
     config.best, config.best_mode = "validation/loss", "min"
     return config
-
-
-def _given(value) -> bool:
-    return value not in ("", 0, (0,))
-
-
-def _text(value) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def paper(size: int) -> dict:

@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import gpus, report
+from experiments import figures, gpus, report
 from fsq_jax import errors, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.evaluators.features import FeatureNetwork
@@ -93,14 +93,14 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     """Writes the pictures: reconstructions, samples, codes, curves, the sweep of guidance."""
     folder = lambda name, q: os.path.join(workdir, f"{name}_{q}")  # noqa: E731
     loaded = {q.upper(): runs.load(folder("tokenizer", q))[2] for q in QUANTIZERS}
-    figures = {"reconstructions": report.reconstructions_figure(loaded)}
+    pictures = {"reconstructions": figures.reconstructions_figure(loaded)}
     counts = {name: codebook.count_codes(run) for name, run in loaded.items()}
-    figures["codes"] = report.codes_figure(counts, loaded["FSQ"].info["levels"])
-    figures["tokenizer_curves"] = report.curves_figure(
+    pictures["codes"] = figures.codes_figure(counts, loaded["FSQ"].info["levels"])
+    pictures["tokenizer_curves"] = figures.curves_figure(
         {q.upper(): folder("tokenizer", q) for q in QUANTIZERS},
         ("reconstruction", "adversarial", "discriminator"),
     )
-    figures["transformer_curves"] = report.curves_figure(
+    pictures["transformer_curves"] = figures.curves_figure(
         {q.upper(): folder("mg", q) for q in QUANTIZERS}, ("loss", "accuracy")
     )
     for quantizer in QUANTIZERS:
@@ -111,13 +111,13 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
         names = runs.make_source(config.data, "train").class_names
         labels_N = np.repeat(np.arange(len(names), dtype=np.int32), 12)
         images = sample.sample(run, labels_N)
-        figures[f"samples_{quantizer}"] = report.samples_figure(
+        pictures[f"samples_{quantizer}"] = figures.samples_figure(
             images, labels_N, names, columns=5, tile=4
         )
-    figures["guidance"] = sweep_figure(sweeps)
-    for name, figure in figures.items():
+    pictures["guidance"] = sweep_figure(sweeps)
+    for name, figure in pictures.items():
         with open(os.path.join(out, f"{name}.png"), "wb") as file:
-            file.write(report.png(figure))
+            file.write(figures.png(figure))
 
 
 def sweep_figure(sweeps: dict[str, list[dict]]) -> matplotlib.figure.Figure:

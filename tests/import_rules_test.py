@@ -11,15 +11,16 @@ PACKAGE = ROOT / "fsq_jax"
 
 # From the bottom to the top; modules of one layer may import each other.
 LAYERS = [
-    {"sharding", "optim", "errors", "logging", "preemption", "checkpoint"},
+    {"sharding", "optim", "errors", "logging", "preemption", "checkpoint", "drawing"},
     {"data"},
     {"losses", "metrics"},
     {"quantizers", "models", "sampling"},
+    {"tasks"},
     {"pretrained"},
     {"stages"},
     {"evaluators"},
     {"runs"},
-    {"train", "evaluate", "sample", "encode", "describe"},
+    {"train", "evaluate", "sample", "encode", "describe", "prepare"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

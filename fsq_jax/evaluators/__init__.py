@@ -2,7 +2,16 @@
 
 from collections.abc import Mapping
 
-from fsq_jax.evaluators import codebook, compression, generation, reconstruction
+from fsq_jax.evaluators import (
+    codebook,
+    colorization,
+    compression,
+    depth,
+    generation,
+    panoptic,
+    reconstruction,
+    validation,
+)
 from fsq_jax.evaluators.run import Run
 
 EVALUATORS = {
@@ -10,6 +19,10 @@ EVALUATORS = {
     "reconstruction": reconstruction.evaluate,
     "compression": compression.evaluate,
     "generation": generation.evaluate,
+    "depth": depth.evaluate,
+    "colorization": colorization.evaluate,
+    "panoptic": panoptic.evaluate,
+    "validation": validation.evaluate,
 }
 
 
