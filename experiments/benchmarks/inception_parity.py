@@ -22,7 +22,9 @@ from PIL import Image
 
 from experiments.benchmarks import torch_side
 from fsq_jax.data import sources
-from fsq_jax.metrics import frechet, inception_score, kernel_distance
+from fsq_jax.metrics import frechet
+from fsq_jax.metrics.inception_score import inception_score
+from fsq_jax.metrics.kernel_distance import kernel_distance
 from fsq_jax.metrics.precision_recall import precision_recall
 from fsq_jax.models.resizing import resize
 from fsq_jax.pretrained import inception
@@ -82,13 +84,12 @@ def difference(got: np.ndarray, want: np.ndarray) -> dict[str, float]:
 def our_metrics(first: dict, second: dict) -> dict[str, float]:
     """FID, KID, precision and recall of two sets and the first one's Inception Score."""
     moments = [frechet.Moments.empty(2048).update(s["pool"]) for s in (first, second)]
-    blocks = inception_score.shuffled_blocks(len(first["logits"]))
-    score = inception_score.Blocks.empty(10, 1008).update(first["logits"], blocks)
-    kid = kernel_distance.kernel_distance(first["pool"], second["pool"])
+    score = inception_score(first["logits"], "shuffled")
+    kid = kernel_distance(first["pool"], second["pool"])
     precision, recall = precision_recall(first["pool"], second["pool"])
     return {
-        "fid": frechet.distance(*moments), "inception_score": score.mean,
-        "inception_score_deviation": score.deviation, "kid": kid[0], "kid_deviation": kid[1],
+        "fid": frechet.distance(*moments), "inception_score": score[0],
+        "inception_score_deviation": score[1], "kid": kid[0], "kid_deviation": kid[1],
         "precision": precision, "recall": recall,
     }
 

@@ -3,9 +3,9 @@
 A resize that treats rows and columns alike is a matrix of weights on each side of the image. The
 weights are made by NumPy for the sizes at hand, so that under jit they are constants.
 
-    "tf1"          TensorFlow 1's bilinear, as in the graph of 2015: align_corners off, no half-pixel
-                   centres, no antialias (ADM, torch-fidelity)
-    "bilinear"     bilinear with half-pixel centres, no antialias (torch's interpolate: pytorch-fid)
+    "tf1"          TensorFlow 1's bilinear, as in the graph of 2015: align_corners off, no
+                   half-pixel centres, no antialias (ADM, torch-fidelity)
+    "bilinear"     bilinear with half-pixel centres, no antialias, as torch has it (pytorch-fid)
     "bicubic-pil"  PIL's bicubic (a = -1/2) of each channel as floats, with antialias, the result
                    clipped to [0, 255] (clean-fid)
     "none"         the image as it is

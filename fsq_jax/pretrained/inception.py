@@ -105,7 +105,7 @@ def convert(state: dict[str, np.ndarray]) -> tuple[model.Inception, dict]:
     shapes = _shapes()
     expected = {f"{layer}.conv.weight" for layer in shapes if layer != "fc"} | {"fc.weight"}
     if missing := sorted(expected - set(state)):
-        raise ValueError(f"Inception needs {len(missing)} tensors that are not there: {missing[0]}.")
+        raise ValueError(f"Inception lacks {len(missing)} of its tensors, such as {missing[0]}.")
     params = {}
     for layer, shape in shapes.items():
         if layer == "fc":
