@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments import report
-from fsq_jax import errors, runs, sample
+from fsq_jax import errors, pages, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.generation import sample_moments
@@ -86,7 +86,7 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     loaded = {q.upper(): runs.load(folder("tokenizer", q))[2] for q in QUANTIZERS}
     figures = {"reconstructions": report.reconstructions_figure(loaded)}
     counts = {name: codebook.count_codes(run) for name, run in loaded.items()}
-    figures["codes"] = report.codes_figure(counts, loaded["FSQ"].info["levels"])
+    figures["codes"] = pages.codes_figure(counts, loaded["FSQ"].info["levels"])
     figures["tokenizer_curves"] = report.curves_figure(
         {q.upper(): folder("tokenizer", q) for q in QUANTIZERS},
         ("reconstruction", "adversarial", "discriminator"),
@@ -108,7 +108,7 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     figures["guidance"] = sweep_figure(sweeps)
     for name, figure in figures.items():
         with open(os.path.join(out, f"{name}.png"), "wb") as file:
-            file.write(report.png(figure))
+            file.write(pages.png(figure))
 
 
 def sweep_figure(sweeps: dict[str, list[dict]]) -> matplotlib.figure.Figure:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import report
-from fsq_jax import encode, errors, runs, sample, stages, train
+from fsq_jax import encode, errors, pages, runs, sample, stages, train
 from fsq_jax.evaluators import codebook
 from fsq_jax.logging import say
 
@@ -203,7 +203,7 @@ def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure
     counts = {name: codebook.count_codes(run) for name, run in tokenizers.items()}
     pictures = {
         "reconstructions": report.reconstructions_figure(tokenizers),
-        "codes": report.codes_figure(counts, LEVELS),
+        "codes": pages.codes_figure(counts, LEVELS),
         "tokenizer_curves": report.curves_figure(
             {name.upper(): paths[name] for name in ("fsq", "vq")}, ("reconstruction", "loss")
         ),
@@ -233,7 +233,7 @@ def write_report(
     os.makedirs(folder, exist_ok=True)
     for name, picture in pictures.items():
         with open(os.path.join(folder, f"{name}.png"), "wb") as file:
-            file.write(report.png(picture))
+            file.write(pages.png(picture))
     workdirs = {
         q.upper(): [os.path.join(workdir, name) for name in (q, f"{q}_maskgit")]
         for q in ("fsq", "vq")
@@ -242,7 +242,7 @@ def write_report(
     with open(os.path.join(folder, "table.md"), "w") as file:
         file.write(table.text() + "\n")
     times = report.times_table({TITLES[name]: value for name, value in seconds.items()})
-    page = report.page("fsq_jax: quickstart", {
+    page = pages.page("fsq_jax: quickstart", {
         "What this is": [INTRODUCTION],
         "FSQ beside VQ": [table],
         "Reconstructions of held-out images": [pictures["reconstructions"]],

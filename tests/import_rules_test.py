@@ -13,13 +13,14 @@ PACKAGE = ROOT / "fsq_jax"
 LAYERS = [
     {"sharding", "optim", "errors", "logging", "preemption", "checkpoint"},
     {"data"},
-    {"losses", "metrics"},
+    {"losses", "metrics", "protocols"},
+    {"pages"},
     {"quantizers", "models", "sampling"},
     {"pretrained"},
     {"stages"},
     {"evaluators"},
-    {"runs"},
-    {"train", "evaluate", "sample", "encode", "describe"},
+    {"runs", "codebook_page"},
+    {"train", "evaluate", "sample", "encode", "describe", "score", "reference"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
