@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsq_jax.models import inception as model
+from fsq_jax.models.resizing import METHODS
 from fsq_jax.pretrained import batch_norm, safetensors, torch_file
 
 VARIABLE = "FSQ_JAX_INCEPTION"
@@ -68,7 +69,12 @@ def load(
     Raises:
       ValueError: no file, one that is damaged, or of another network; a name that does not exist.
     """
-    return _ready(read(find_weights(path)), resize, scaling, dtype)
+    path = find_weights(path)
+    state = read(path)
+    try:
+        return _ready(state, resize, scaling, dtype)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def load_random(
@@ -79,9 +85,10 @@ def load_random(
 
 
 def _ready(state, resize, scaling, dtype):
-    for value, known in ((scaling, model.SCALINGS), (dtype, model.DTYPES)):
+    choices = ((resize, METHODS), (scaling, model.SCALINGS), (dtype, model.DTYPES))
+    for value, known in choices:
         if value not in known:
-            raise ValueError(f"{value!r} is not one of {known}.")
+            raise ValueError(f"Inception's {value!r} is not one of {known}.")
     digest = checksum(state)
     module, params = convert(dict(state))
     module = module.clone(dtype=dtype)
@@ -103,8 +110,7 @@ def convert(state: dict[str, np.ndarray]) -> tuple[model.Inception, dict]:
     Raises ValueError where names or shapes are not the network's.
     """
     shapes = _shapes()
-    expected = {f"{layer}.conv.weight" for layer in shapes if layer != "fc"} | {"fc.weight"}
-    if missing := sorted(expected - set(state)):
+    if missing := sorted(_names() - set(state)):
         raise ValueError(f"Inception lacks {len(missing)} of its tensors, such as {missing[0]}.")
     params = {}
     for layer, shape in shapes.items():
@@ -119,6 +125,12 @@ def convert(state: dict[str, np.ndarray]) -> tuple[model.Inception, dict]:
     if state:
         raise ValueError(f"Inception has no {sorted(state)[0]}.")
     return model.Inception(), params
+
+
+def _names() -> set[str]:
+    parts = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    names = {f"{layer}.{part}" for layer in _shapes() for part in parts if layer != "fc"}
+    return names | {"fc.weight", "fc.bias"}
 
 
 @functools.cache
