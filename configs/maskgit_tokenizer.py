@@ -121,7 +121,7 @@ def paper(size: int) -> dict:
         log_every=100, preview_every=5_000, checkpoint_every=5_000, keep=3,
         data=dict(workers=16),
         perceptual=dict(name="resnet50", path="resnet50.pth"),
-        evals=evals(every=50_000, features="efficientnet", limit=0),
+        evals=evals(every=50_000, features="inception", limit=0),
     )
 
 
@@ -170,7 +170,16 @@ def evals(every: int, features: str, limit: int) -> dict:
     """What is evaluated, how often, over which features; limit: of the real images, 0 for all."""
     return dict(
         codebook=dict(every=every),
-        reconstruction=dict(
-            every=every, features=features, reference_split="train", reference_limit=limit
-        ),
+        reconstruction=dict(every=every, **distance(features, limit)),
+    )
+
+
+def distance(features: str, limit: int) -> dict:
+    """How images are held against real ones; see `fsq_jax.protocols` for the names."""
+    return dict(
+        features=features,  # inception: FID; efficientnet, random: other distances
+        protocol="adm",
+        weights="",  # Inception's file; "": $FSQ_JAX_INCEPTION
+        reference="",  # an .npz of ADM's or of fsq_jax.reference, in place of the split
+        reference_split="train", reference_limit=limit,
     )

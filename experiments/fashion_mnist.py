@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments import figures, gpus, report
-from fsq_jax import errors, runs, sample
+from fsq_jax import errors, pages, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.generation import sample_moments
@@ -95,7 +95,7 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     loaded = {q.upper(): runs.load(folder("tokenizer", q))[2] for q in QUANTIZERS}
     pictures = {"reconstructions": figures.reconstructions_figure(loaded)}
     counts = {name: codebook.count_codes(run) for name, run in loaded.items()}
-    pictures["codes"] = figures.codes_figure(counts, loaded["FSQ"].info["levels"])
+    pictures["codes"] = pages.codes_figure(counts, loaded["FSQ"].info["levels"])
     pictures["tokenizer_curves"] = figures.curves_figure(
         {q.upper(): folder("tokenizer", q) for q in QUANTIZERS},
         ("reconstruction", "adversarial", "discriminator"),
@@ -117,7 +117,7 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     pictures["guidance"] = sweep_figure(sweeps)
     for name, figure in pictures.items():
         with open(os.path.join(out, f"{name}.png"), "wb") as file:
-            file.write(figures.png(figure))
+            file.write(pages.png(figure))
 
 
 def sweep_figure(sweeps: dict[str, list[dict]]) -> matplotlib.figure.Figure:

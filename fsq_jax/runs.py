@@ -165,7 +165,7 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
         checkpoint.save_config(workdir, config)
 
 
-def evaluation(config, stage: Stage, predict, state: TrainState, mesh) -> Run:
+def evaluation(config, stage: Stage, predict, state: TrainState, mesh, workdir: str) -> Run:
     """What evaluators take, for a state of this config."""
     device = jax.devices()[0]
     return Run(
@@ -188,6 +188,7 @@ def evaluation(config, stage: Stage, predict, state: TrainState, mesh) -> Run:
         },
         seed=config.seed,
         step=int(state.step),
+        workdir=workdir,
     )
 
 
@@ -216,7 +217,7 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
         frozen=sharding.put(stage.frozen, sharding.replicated(mesh)),
     )
     predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
-    return config, stage, evaluation(config, stage, predict, state, mesh)
+    return config, stage, evaluation(config, stage, predict, state, mesh, workdir)
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping) -> None:

@@ -67,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
     def evaluate(step, only_due) -> dict:
         reporter.pause()
-        run = runs.evaluation(config, stage, predict, state, mesh)
+        run = runs.evaluation(config, stage, predict, state, mesh, workdir)
         results = evaluators.evaluate(config.evals, run, step if only_due else None)
         writer.scalars(step, "eval", runs.values(results))
         if main_host:
