@@ -3,6 +3,8 @@
 python -m fsq_jax.sample --workdir=runs/maskgit --labels=3,7 --out=grid.png
 python -m fsq_jax.sample --workdir=runs/maskgit --num=50000 --npz=samples.npz
 python -m fsq_jax.sample --workdir=runs/maskgit --image=in.png --mask=mask.png --labels=7
+python -m fsq_jax.sample --pretrained=maskgit_imagenet256_checkpoint \
+    --tokenizer=tokenizer_imagenet256_checkpoint --labels=207,980 --out=grid.png
 
 The .npz holds `arr_0`, uint8 [N,H,W,3], as ADM's evaluator reads it, and `arr_1`, the labels.
 """
@@ -16,7 +18,7 @@ import tqdm
 from absl import flags
 from PIL import Image
 
-from fsq_jax import errors, runs, sharding
+from fsq_jax import errors, imported, runs, sharding
 from fsq_jax.data import images as image_files
 from fsq_jax.data import transforms
 from fsq_jax.evaluators.run import Run
@@ -48,11 +50,13 @@ def sample(run: Run, labels_N: np.ndarray, seed: int = 0, known: dict | None = N
 
 
 def class_names(config) -> Sequence[str]:
-    """The names of a run's classes; their numbers where its data isn't here."""
+    """The names of a run's classes; their numbers where its data isn't here, or has others."""
     try:
-        return runs.make_source(config.data, config.data.eval_split).class_names
+        names = runs.make_source(config.data, config.data.eval_split).class_names
     except (ValueError, OSError):
-        return [str(label) for label in range(config.num_classes)]
+        names = ()
+    numbers = [str(label) for label in range(config.num_classes)]
+    return names if len(names) == config.num_classes else numbers
 
 
 def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
@@ -98,6 +102,23 @@ def known_tokens(run: Run, image_path: str, mask_path: str, size: int) -> dict[s
     return {"tokens": sharding.to_host(out["tokens"])[0], "known": ~redrawn}
 
 
+def load(options) -> tuple:
+    """(config, Run) of a masked transformer, as the flags name it."""
+    if bool(options.workdir) == bool(options.pretrained):
+        raise ValueError("Give one of --workdir=RUN and --pretrained=FILE: what to sample from.")
+    if options.tokenizer and not options.pretrained:
+        raise ValueError("--tokenizer goes with --pretrained; a run has its own.")
+    overrides = runs.parse_overrides(options.set)
+    if options.pretrained:
+        config, _, run = imported.load(options.pretrained, options.tokenizer, overrides)
+    else:
+        config, _, run = runs.load(options.workdir, options.step, overrides)
+    if config.stage != "maskgit":
+        path = options.pretrained or options.workdir
+        raise ValueError(f"{path!r} is a run of stage {config.stage!r}, not 'maskgit'.")
+    return config, run
+
+
 def main(argv) -> None:
     del argv
     sharding.initialize_distributed()
@@ -106,9 +127,7 @@ def main(argv) -> None:
         raise ValueError("--image and --mask go together: what to complete, and where.")
     if not options.out and not options.npz:
         raise ValueError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
-    config, _, run = runs.load(options.workdir, options.step, runs.parse_overrides(options.set))
-    if config.stage != "maskgit":
-        raise ValueError(f"{options.workdir!r} is a run of stage {config.stage!r}, not 'maskgit'.")
+    config, run = load(options)
     labels = parse_labels(options.labels, class_names(config))
     labels_N = np.resize(labels, options.num or 8 * len(labels))
     if not options.num:
@@ -134,7 +153,9 @@ def write(images: np.ndarray, labels_N: np.ndarray, out: str, npz: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Run of a masked transformer.", required=True)
+    flags.DEFINE_string("workdir", "", "Run of a masked transformer.")
+    flags.DEFINE_string("pretrained", "", "File of a masked transformer, rather than a run.")
+    flags.DEFINE_string("tokenizer", "", "With --pretrained: its tokenizer's file.")
     flags.DEFINE_string("labels", "", "Classes, as numbers or names; all by default.")
     flags.DEFINE_integer(
         "num", 0, "How many images in all, dealt out over the labels; 8 a label.", lower_bound=0

@@ -18,8 +18,8 @@ LAYERS = [
     {"pretrained"},
     {"stages"},
     {"evaluators"},
-    {"runs"},
-    {"train", "evaluate", "sample", "encode", "describe"},
+    {"runs", "imported"},
+    {"train", "evaluate", "sample", "encode", "describe", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

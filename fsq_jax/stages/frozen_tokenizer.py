@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from fsq_jax import checkpoint
 from fsq_jax.models.tokenizer import Tokenizer
+from fsq_jax.pretrained import maskgit, weights
 from fsq_jax.stages import tokenizer as tokenizer_stage
 
 PyTree = Any
@@ -33,18 +33,24 @@ class FrozenTokenizer:
     config: ml_collections.ConfigDict
 
 
-def load(workdir: str, step: int | None = None) -> FrozenTokenizer:
-    """The tokenizer that a run trained; a ValueError where the folder holds no such run."""
-    config = checkpoint.load_config(workdir)
+def load(path: str, step: int | None = None) -> FrozenTokenizer:
+    """The tokenizer that a run trained, or that a file holds.
+
+    Args:
+      path: a run's workdir, a safetensors export, or a MaskGIT checkpoint.
+      step: which of a run's checkpoints; the latest by default.
+
+    Raises:
+      ValueError: there is no tokenizer.
+    """
+    loaded = weights.load(path, step)
+    config = loaded.config or maskgit.tokenizer_config(path, loaded.params)
     if config.stage != "tokenizer":
         raise ValueError(
-            f"{workdir!r} is a run of stage {config.stage!r}; a run of stage 'tokenizer' is needed."
+            f"{path!r} is a run of stage {config.stage!r}; a run of stage 'tokenizer' is needed."
         )
-    step, weights = checkpoint.load_weights(workdir, step)
-    collections = {k: v for k, v in weights["model_state"].items() if k != "lecam"}
-    variables = {"params": weights["ema_params"], **collections}
     return FrozenTokenizer(
-        tokenizer_stage.make_model(config), variables, checkpoint.fingerprint(variables), step,
+        tokenizer_stage.make_model(config), loaded.variables, loaded.fingerprint, loaded.step,
         config,
     )
 
