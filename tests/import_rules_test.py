@@ -18,7 +18,7 @@ LAYERS = [
     {"pretrained"},
     {"stages"},
     {"evaluators"},
-    {"runs", "imported"},
+    {"runs", "imported", "model_card"},
     {"train", "evaluate", "sample", "encode", "describe", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -27,7 +27,7 @@ _OTHERS = {  # how other files begin
 }
 # Prefixes that training code left before the parameters' paths, and the names of older files.
 _PREFIXES = ("opt/target/", "params/")
-_STATES = {"state/": "codebook_state/"}
+_STATE, _OURS = "state/", "codebook_state/quantizer/"
 _RENAMED = {"Encoder": "encoder", "Decoder": "decoder"}
 
 
@@ -68,10 +68,8 @@ def write_msgpack(path: str, params: PyTree) -> None:
 
 
 def write_npz(path: str, variables: Mapping[str, PyTree]) -> None:
-    """Writes {"params": ..., "codebook_state": ...} with UViM's keys: params/..., state/...."""
-    flat = flatten(variables)
-    for prefix, collection in _STATES.items():
-        flat = {_moved(name, collection, prefix): array for name, array in flat.items()}
+    """Writes {"params": ..., "codebook_state": ...} with UViM's keys, params/... and state/...."""
+    flat = {_moved(name, _OURS, _STATE): array for name, array in flatten(variables).items()}
     with open(path, "wb") as file:
         np.savez(file, **flat)
 
@@ -111,13 +109,12 @@ def _read_npz(path: str) -> dict[str, PyTree]:
             raise ValueError(f"{path} is a zip archive with {name!r} in it; expected {EXPECTED}.")
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:
             array = array.view(ml_dtypes.bfloat16)  # a type that NumPy's files cannot name
-        for prefix, collection in _STATES.items():
-            name = _moved(name, prefix, collection)
-        collection = next(iter(c for c in _STATES.values() if name.startswith(c)), "params/")
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
-        parts = name.removeprefix(collection).split("/")
-        flat[(collection[:-1], *(_RENAMED.get(part, part) for part in parts))] = array
+        name = _moved(name, _STATE, _OURS)
+        if not name.startswith(_OURS):
+            for prefix in _PREFIXES:
+                name = name.removeprefix(prefix)
+            name = f"params/{name}"
+        flat[tuple(_RENAMED.get(part, part) for part in name.split("/"))] = array
     return traverse_util.unflatten_dict(flat)
 
 
