@@ -66,6 +66,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     )
     config.discriminator_optim = dict(learning_rate=1e-4)  # over the values of `optim`
     config.ema_decay = 0.999
+    config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = data(args)
     config.update(SIZES[scale](args["size"]))
     config.accumulate = 1  # microbatches of an update

@@ -20,9 +20,10 @@ LAYERS = [
     {"pretrained"},
     {"stages"},
     {"evaluators"},
-    {"runs", "codebook_page"},
+    {"runs", "codebook_page", "imported", "model_card"},
     {
         "train", "evaluate", "sample", "encode", "describe", "prepare", "score", "reference",
+        "export",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

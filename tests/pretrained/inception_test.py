@@ -109,7 +109,7 @@ def test_bad_files(state, tmp_path, monkeypatch):
     cut.write_bytes((REFERENCE / "zip.pth").read_bytes()[:700])
     with pytest.raises(ValueError, match="cut.pth cannot be read: it is truncated or damaged"):
         inception.load(cut)
-    with pytest.raises(ValueError, match="zip.pth: Inception lacks 472 of its tensors, such as Conv2d_1a_3x3"):
+    with pytest.raises(ValueError, match="zip.pth: Inception lacks 472 .* such as Conv2d_1a_3x3"):
         inception.load(REFERENCE / "zip.pth")
 
 
