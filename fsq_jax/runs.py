@@ -220,8 +220,7 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
     """
     config = checkpoint.load_config(workdir)
     override(config, overrides or {})
-    loaded = weights.load(workdir, step)
-    return assemble(config, loaded)
+    return assemble(config, weights.load(workdir, step))
 
 
 def assemble(config, loaded: weights.Weights):
@@ -238,6 +237,7 @@ def assemble(config, loaded: weights.Weights):
         frozen=sharding.put(stage.frozen, replicated),
     )
     predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
+    workdir = loaded.path if os.path.isdir(loaded.path) else ""
     return config, stage, evaluation(config, stage, predict, state, mesh, workdir)
 
 
