@@ -50,6 +50,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         schedule="constant", clip_norm=0.0,
     )
     config.ema_decay = 0.999
+    config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = stage_1.data.to_dict()
     config.update(SIZES[scale](size))
     if scale == "paper":
@@ -67,7 +68,7 @@ def paper(size: int) -> dict:
     return dict(
         steps=1_000_000 if size == 128 else 2_500_000, batch_size=256, eval_batch_size=128,
         log_every=100, preview_every=10_000, checkpoint_every=5_000, keep=3,
-        evals=evals(every=100_000, features="efficientnet", num_samples=50_000, limit=0),
+        evals=evals(every=100_000, features="inception", num_samples=50_000, limit=0),
     )
 
 
@@ -103,7 +104,6 @@ def evals(every: int, features: str, num_samples: int, limit: int) -> dict:
     return dict(
         compression=dict(every=every),
         generation=dict(
-            every=every, features=features, num_samples=num_samples,
-            reference_split="train", reference_limit=limit,
+            every=every, num_samples=num_samples, **maskgit_tokenizer.distance(features, limit)
         ),
     )

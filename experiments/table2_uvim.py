@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import figures, gpus, report
-from fsq_jax import checkpoint, errors, runs
+from fsq_jax import checkpoint, errors, pages, runs
 from fsq_jax.logging import say
 
 
@@ -179,7 +179,7 @@ def collect(workdir: str, rows: Sequence[Row]) -> dict[str, dict]:
     }
 
 
-def tables(rows: Sequence[Row], results: Mapping[str, Mapping]) -> dict[str, report.Table]:
+def tables(rows: Sequence[Row], results: Mapping[str, Mapping]) -> dict[str, pages.Table]:
     """{task: its table}: a row a variant, metrics of both stages, and the paper's beside them."""
     made = {}
     for task in dict.fromkeys(row.task for row in rows):
@@ -202,7 +202,7 @@ def tables(rows: Sequence[Row], results: Mapping[str, Mapping]) -> dict[str, rep
                 form = report.METRICS[metric][1]
                 line.append(form.format(result["value"]) if result else report.NOT_RUN)
             cells.append((*line, row.paper, row.paper_usage))
-        made[task] = report.Table(
+        made[task] = pages.Table(
             (task, *header, f"paper's stage II, {PAPER_METRICS[task]}", "paper's usage"), cells
         )
     return made
@@ -220,7 +220,7 @@ def pictures(workdir: str, rows: Sequence[Row]) -> dict[str, bytes]:
                 panels |= {"input": arrays["input"], VARIANTS[row.variant]: arrays["prediction"]}
                 truth = arrays["truth"]
         if panels:
-            made[task] = figures.png(figures.rows_figure(panels | {"truth": truth}))
+            made[task] = pages.png(figures.rows_figure(panels | {"truth": truth}))
     return made
 
 

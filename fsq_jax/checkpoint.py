@@ -134,9 +134,14 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     path = os.path.join(workdir, "config.json")
     if not os.path.exists(path):
         raise ValueError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
+    with open(path) as file:
+        return parse_config(file.read(), path)
+
+
+def parse_config(text: str, path: str) -> ml_collections.ConfigDict:
+    """The config in a JSON text that stands in `path`; a ValueError where it is none."""
     try:
-        with open(path) as file:
-            config = json.load(file)
+        config = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable as JSON ({error}).") from error
     if not isinstance(config, dict) or "stage" not in config:
@@ -152,6 +157,13 @@ def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[s
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def saved_steps(workdir: str) -> list[int]:
+    """The steps that a run has checkpoints of, in order."""
+    directory = os.path.join(workdir, "checkpoints")
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, PyTree]]:
     """(step, {"ema_params", "model_state"}) of a run as NumPy arrays, for evaluation and reuse.
 
@@ -162,16 +174,14 @@ def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, 
     Raises:
       ValueError: where there is no such checkpoint, or it can't be read.
     """
-    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
-    steps = sorted(int(n) for n in os.listdir(directory) if n.isdigit()) if os.path.isdir(
-        directory) else []
+    steps = saved_steps(workdir)
     if not steps or step is not None and step not in steps:
         raise ValueError(
             f"{workdir!r} has no checkpoint{'' if step is None else f' of step {step}'}; "
             f"there are {steps or 'none'}."
         )
     step = steps[-1] if step is None else step
-    path = os.path.join(directory, str(step), "state")
+    path = os.path.join(os.path.abspath(workdir), "checkpoints", str(step), "state")
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree

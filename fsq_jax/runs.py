@@ -16,6 +16,7 @@ from fsq_jax import checkpoint, evaluators, sharding, stages, tasks
 from fsq_jax.data import cached_views, pipeline, sources, transforms
 from fsq_jax.data.source import Source
 from fsq_jax.evaluators.run import Run
+from fsq_jax.pretrained import initialize, weights
 from fsq_jax.stages.stage import Stage, TrainState
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -144,6 +145,19 @@ def abstract_state(config, stage: Stage, batch) -> TrainState:
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
 
 
+def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.Start:
+    """What a run takes from `config.init_from`; nothing where it has a checkpoint of its own.
+
+    Raises:
+      ValueError: the weights can't be read, or nothing of them fits.
+    """
+    path = config.get("init_from")
+    if not path or checkpoint.saved_steps(workdir):
+        return initialize.Start()
+    loaded = weights.load(path)
+    return initialize.fit(shapes, loaded.variables, path, loaded.fingerprint)
+
+
 def claim_workdir(workdir: str, config, stage: Stage) -> None:
     """Makes the workdir this run's own, with what its stage pinned in the config.
 
@@ -165,7 +179,7 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
         checkpoint.save_config(workdir, config)
 
 
-def evaluation(config, stage: Stage, predict, state: TrainState, mesh) -> Run:
+def evaluation(config, stage: Stage, predict, state: TrainState, mesh, workdir: str) -> Run:
     """What evaluators take, for a state of this config."""
     device = jax.devices()[0]
     return Run(
@@ -188,6 +202,7 @@ def evaluation(config, stage: Stage, predict, state: TrainState, mesh) -> Run:
         },
         seed=config.seed,
         step=int(state.step),
+        workdir=workdir,
     )
 
 
@@ -205,18 +220,25 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
     """
     config = checkpoint.load_config(workdir)
     override(config, overrides or {})
+    return assemble(config, weights.load(workdir, step))
+
+
+def assemble(config, loaded: weights.Weights):
+    """(config, stage, Run) of weights and the config that they are to be run with."""
     if config.stage == "tokenizer":
         config.loss.perceptual = 0.0  # its network is for training, and may not be at hand
     stage = stages.make(config)
     mesh = sharding.make_mesh()
-    step, weights = checkpoint.load_weights(workdir, step)
-    weights = sharding.put(weights, sharding.replicated(mesh))
+    replicated = sharding.replicated(mesh)
     state = TrainState(
-        step=np.int32(step), params=None, opt_state=None, **weights,
-        frozen=sharding.put(stage.frozen, sharding.replicated(mesh)),
+        step=np.int32(loaded.step), params=None, opt_state=None,
+        ema_params=sharding.put(loaded.params, replicated),
+        model_state=sharding.put(loaded.model_state, replicated),
+        frozen=sharding.put(stage.frozen, replicated),
     )
     predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
-    return config, stage, evaluation(config, stage, predict, state, mesh)
+    workdir = loaded.path if os.path.isdir(loaded.path) else ""
+    return config, stage, evaluation(config, stage, predict, state, mesh, workdir)
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping) -> None:

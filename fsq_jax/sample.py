@@ -3,6 +3,8 @@
 python -m fsq_jax.sample --workdir=runs/maskgit --labels=3,7 --out=grid.png
 python -m fsq_jax.sample --workdir=runs/maskgit --num=50000 --npz=samples.npz
 python -m fsq_jax.sample --workdir=runs/maskgit --image=in.png --mask=mask.png --labels=7
+python -m fsq_jax.sample --pretrained=maskgit_imagenet256_checkpoint \
+    --tokenizer=tokenizer_imagenet256_checkpoint --labels=207,980 --out=grid.png
 
 python -m fsq_jax.sample --workdir=runs/uvim_lm --num=8 --out=depth.png
 python -m fsq_jax.sample --workdir=runs/uvim_lm --image=in.png --out=depth.png
@@ -25,7 +27,7 @@ import tqdm
 from absl import flags
 from PIL import Image
 
-from fsq_jax import drawing, errors, runs, sharding, tasks
+from fsq_jax import drawing, errors, imported, runs, sharding, tasks
 from fsq_jax.data import images as image_files
 from fsq_jax.data import transforms
 from fsq_jax.evaluators.run import Run
@@ -58,11 +60,13 @@ def sample(run: Run, labels_N: np.ndarray, seed: int = 0, known: dict | None = N
 
 
 def class_names(config) -> Sequence[str]:
-    """The names of a run's classes; their numbers where its data isn't here."""
+    """The names of a run's classes; their numbers where its data isn't here, or has others."""
     try:
-        return runs.make_source(config.data, config.data.eval_split).class_names
+        names = runs.make_source(config.data, config.data.eval_split).class_names
     except (ValueError, OSError):
-        return [str(label) for label in range(config.num_classes)]
+        names = ()
+    numbers = [str(label) for label in range(config.num_classes)]
+    return names if len(names) == config.num_classes else numbers
 
 
 def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
@@ -152,21 +156,35 @@ def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
     return {panel: np.concatenate(pictures) for panel, pictures in panels.items()}
 
 
+def load(options) -> tuple:
+    """(config, Run) of a masked transformer or of UViM, as the flags name it."""
+    if bool(options.workdir) == bool(options.pretrained):
+        raise ValueError("Give one of --workdir=RUN and --pretrained=FILE: what to sample from.")
+    if options.tokenizer and not options.pretrained:
+        raise ValueError("--tokenizer goes with --pretrained; a run has its own.")
+    overrides = runs.parse_overrides(options.set)
+    if options.pretrained:
+        config, _, run = imported.load(options.pretrained, options.tokenizer, overrides)
+    else:
+        config, _, run = runs.load(options.workdir, options.step, overrides)
+    return config, run
+
+
 def main(argv) -> None:
     del argv
     sharding.initialize_distributed()
     options = flags.FLAGS
     if not options.out and not options.npz:
         raise ValueError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
-    config, _, run = runs.load(options.workdir, options.step, runs.parse_overrides(options.set))
+    config, run = load(options)
     if config.stage == "maskgit":
         sample_images(config, run, options)
     elif config.stage in ("uvim_base", "uvim_lm"):
         sample_labels(config, run, options)
     else:
+        path = options.pretrained or options.workdir
         raise ValueError(
-            f"{options.workdir!r} is a run of stage {config.stage!r}, not 'maskgit', 'uvim_base' "
-            "or 'uvim_lm'."
+            f"{path!r} is a run of stage {config.stage!r}, not 'maskgit', 'uvim_base' or 'uvim_lm'."
         )
 
 
@@ -217,7 +235,9 @@ def _as_saved(array: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Run of a masked transformer or of UViM.", required=True)
+    flags.DEFINE_string("workdir", "", "Run of a masked transformer or of UViM.")
+    flags.DEFINE_string("pretrained", "", "File of such a network, rather than a run.")
+    flags.DEFINE_string("tokenizer", "", "With --pretrained: its tokenizer's file.")
     flags.DEFINE_string("labels", "", "Classes, as numbers or names; all by default.")
     flags.DEFINE_integer(
         "num", 0, "How many images in all, dealt out over the labels; 8 a label, 8 of UViM.",

@@ -24,7 +24,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     """
     config = runs.resolve(config)
     stage = stages.make(config)
-    runs.claim_workdir(workdir, config, stage)
     mesh = sharding.make_mesh()
     key = jax.random.key(config.seed)
     batches = runs.train_batches(config)
@@ -32,6 +31,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
     # Shapes first, shardings from them, then the arrays: each is made where it will live.
     shapes = runs.abstract_state(config, stage, batch)
+    start = runs.initial_weights(config, workdir, shapes)
+    runs.claim_workdir(workdir, config, stage)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
     first = checkpoints.latest_step or 0
@@ -45,6 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
         if stage.pretrained is not None:
             state = start_from(state, shardings, stage.pretrained(shapes.params))
+        state = start.put_over(state, shardings, workdir)
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
     update = jax.jit(
@@ -67,7 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
     def evaluate(step, only_due) -> dict:
         reporter.pause()
-        run = runs.evaluation(config, stage, predict, state, mesh)
+        run = runs.evaluation(config, stage, predict, state, mesh, workdir)
         results = evaluators.evaluate(config.evals, run, step if only_due else None)
         writer.scalars(step, "eval", runs.values(results))
         if main_host:

@@ -125,7 +125,9 @@ def test_paper_tokenizer(size, steps, batch_size):
         "steps": steps, "batch_size": batch_size, "data.size": size, "quantizer.name": "fsq",
         "quantizer.levels": (8, 5, 5, 5),
     })
-    # All validation images against the whole training set (section 4.2).
+    # All validation images against the whole training set, in ADM's suite (section 4.2).
+    assert config.evals.reconstruction.features == "inception"
+    assert config.evals.reconstruction.protocol == "adm"
     assert config.evals.reconstruction.reference_split == "train"
     assert config.evals.reconstruction.reference_limit == 0
     vq = maskgit_tokenizer.get_config(f"scale=paper,size={size},quantizer=vq")
@@ -142,8 +144,8 @@ def test_paper_transformer(size, steps, quantizer, guidance):
         "steps": steps, "batch_size": 256, "data.size": size, "sampling.guidance": guidance,
     })
     assert config.evals.generation.to_dict() == dict(
-        every=100_000, features="efficientnet", num_samples=50_000,
-        reference_split="train", reference_limit=0,
+        every=100_000, features="inception", protocol="adm", weights="", reference="",
+        num_samples=50_000, reference_split="train", reference_limit=0,
     )
 
 
@@ -349,7 +351,7 @@ def test_smoke_language_model_trains(task, dtype):
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
-def test_resolve_counts_classes_and_refuses_what_can_only_fail_later():
+def test_resolve_counts_classes_and_refuses_what_can_only_fail_later(monkeypatch):
     config = maskgit_transformer.get_config("scale=smoke")
     assert runs.resolve(config).num_classes == 30 and config.num_classes == 0
     for change, message in (
@@ -361,6 +363,13 @@ def test_resolve_counts_classes_and_refuses_what_can_only_fail_later():
         changed.update_from_flattened_dict(change)
         with pytest.raises(ValueError, match=message):
             runs.resolve(changed)
+    paper = maskgit_transformer.get_config("scale=paper")
+    monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
+    with pytest.raises(ValueError, match=(
+        "evals.generation: FID needs Inception's weights.*"
+        "--config.evals.generation.features=efficientnet needs no file"
+    )):
+        runs.resolve(paper)
     config.evals.fid = dict(every=5)
     with pytest.raises(ValueError, match=r"Evaluators \['fid'\] are unknown; there are"):
         runs.resolve(config)

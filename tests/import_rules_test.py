@@ -13,14 +13,18 @@ PACKAGE = ROOT / "fsq_jax"
 LAYERS = [
     {"sharding", "optim", "errors", "logging", "preemption", "checkpoint", "drawing"},
     {"data"},
-    {"losses", "metrics"},
+    {"losses", "metrics", "protocols"},
+    {"pages"},
     {"quantizers", "models", "sampling"},
     {"tasks"},
     {"pretrained"},
     {"stages"},
     {"evaluators"},
-    {"runs"},
-    {"train", "evaluate", "sample", "encode", "describe", "prepare"},
+    {"runs", "codebook_page", "imported", "model_card"},
+    {
+        "train", "evaluate", "sample", "encode", "describe", "prepare", "score", "reference",
+        "export",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

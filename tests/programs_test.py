@@ -76,8 +76,8 @@ def test_settings_of_an_override_are_checked(trained):
 def run_sample(workdir: str, **options) -> None:
     """`fsq_jax.sample` with these flags."""
     values = dict(
-        workdir=workdir, labels="", num=0, out="", npz="", image="", mask="", seed=0, step=None,
-        set=[],
+        workdir=workdir, pretrained="", tokenizer="", labels="", num=0, out="", npz="", image="",
+        mask="", seed=0, step=None, set=[],
     )
     flags_given = type("Flags", (), values | options)
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import encode, runs, sample
+from fsq_jax import encode, pages, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.logging import say
 
@@ -164,7 +164,7 @@ def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure
     counts = {name: codebook.count_codes(run) for name, run in tokenizers.items()}
     pictures = {
         "reconstructions": figures.reconstructions_figure(tokenizers),
-        "codes": figures.codes_figure(counts, LEVELS),
+        "codes": pages.codes_figure(counts, LEVELS),
         "tokenizer_curves": figures.curves_figure(
             {name.upper(): paths[name] for name in ("fsq", "vq")}, ("reconstruction", "loss")
         ),

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import ml_collections
 from matplotlib.figure import Figure
 
-from experiments import figures, report
-from fsq_jax import runs, stages, train
+from experiments import report
+from fsq_jax import pages, runs, stages, train
 from fsq_jax.logging import say
 
 TIMES = "times.json"
@@ -83,7 +83,7 @@ def write_report(
 
     Args:
       workdir: of the quick start.
-      sections: heading -> parts, as `report.page` takes them; "FSQ beside VQ" and how all was
+      sections: heading -> parts, as `pages.page` takes them; "FSQ beside VQ" and how all was
         measured are added.
       pictures: name of the file -> figure.
       workdirs: column of the table -> runs.
@@ -93,12 +93,12 @@ def write_report(
     os.makedirs(folder, exist_ok=True)
     for name, picture in pictures.items():
         with open(os.path.join(folder, f"{name}.png"), "wb") as file:
-            file.write(figures.png(picture))
+            file.write(pages.png(picture))
     table, minutes = report.comparison_table(workdirs), report.times_table(times)
     with open(os.path.join(folder, "table.md"), "w") as file:
         file.write(table.text() + "\n")
     first, *rest = sections.items()
-    page = report.page("fsq_jax: quickstart", dict([
+    page = pages.page("fsq_jax: quickstart", dict([
         first,
         ("FSQ beside VQ", [table]),
         *rest,

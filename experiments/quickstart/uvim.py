@@ -21,7 +21,7 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import runs, sample
+from fsq_jax import pages, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.logging import say
 
@@ -136,6 +136,6 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
         for suffix, metrics in (("", ("loss",)), ("_lm", ("loss", "accuracy")))
     }
     return {
-        "depth": figures.rows_figure(rows), "codes": figures.codes_figure(counts, LEVELS),
+        "depth": figures.rows_figure(rows), "codes": pages.codes_figure(counts, LEVELS),
         "base_curves": curves[""], "lm_curves": curves["_lm"],
     }

@@ -7,6 +7,7 @@ from fsq_jax.evaluators import (
     colorization,
     compression,
     depth,
+    features,
     generation,
     panoptic,
     reconstruction,
@@ -36,10 +37,11 @@ def _is_due(every: int, step: int) -> bool:
 
 
 def check(evals: Mapping[str, Mapping]) -> None:
-    """Raises a ValueError for an evaluator that there isn't."""
+    """Raises a ValueError for an evaluator that there isn't, or that lacks what it needs."""
     unknown = sorted(set(evals) - set(EVALUATORS))
     if unknown:
         raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
+    features.check_evals(evals)
 
 
 def evaluate(evals: Mapping[str, Mapping], run: Run, step: int | None = None) -> dict[str, dict]:

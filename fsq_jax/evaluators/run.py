@@ -30,6 +30,7 @@ class Run:
       protocol: what every result of this run is recorded with.
       seed: of all that is drawn in an evaluation.
       step: updates that the state has seen.
+      workdir: the run's folder, beside which statistics of its data are kept; "" for none.
     """
 
     predict: Mapping[str, Callable]
@@ -43,6 +44,7 @@ class Run:
     protocol: Mapping[str, Any]
     seed: int
     step: int
+    workdir: str = ""
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The batch on the mesh, from this host's rows of it."""

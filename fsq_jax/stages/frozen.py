@@ -6,8 +6,8 @@ from typing import Any
 
 import ml_collections
 
-from fsq_jax import checkpoint
 from fsq_jax.data.sources import make_source
+from fsq_jax.pretrained import maskgit, weights
 from fsq_jax.stages import tokenizer, uvim_base
 
 PyTree = Any
@@ -39,22 +39,29 @@ class Frozen:
     config: ml_collections.ConfigDict
 
 
-def load(workdir: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = None) -> Frozen:
-    """The stage I that a run trained; a ValueError where the folder holds no run of these kinds."""
-    config = checkpoint.load_config(workdir)
+def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = None) -> Frozen:
+    """The stage I that a run trained, or that a file holds.
+
+    Args:
+      path: a run's workdir, a safetensors export, or a MaskGIT checkpoint.
+      kinds: the stages that it may be of.
+      step: which of a run's checkpoints; the latest by default.
+
+    Raises:
+      ValueError: there is no stage I of these kinds.
+    """
+    loaded = weights.load(path, step)
+    config = loaded.config or maskgit.tokenizer_config(path, loaded.params)
     if config.stage not in kinds:
         needed = " or ".join(map(repr, kinds))
         raise ValueError(
-            f"{workdir!r} is a run of stage {config.stage!r}; a run of stage {needed} is needed."
+            f"{path!r} is a run of stage {config.stage!r}; a run of stage {needed} is needed."
         )
     stage = KINDS[config.stage]
-    step, weights = checkpoint.load_weights(workdir, step)
-    collections = {k: v for k, v in weights["model_state"].items() if k != "lecam"}
-    variables = {"params": weights["ema_params"], **collections}
     model = stage.make_model(config)
     return Frozen(
-        model, stage.make_encode(config), variables, checkpoint.fingerprint(variables),
-        stage.describe_codes(config, model), step, config,
+        model, stage.make_encode(config), loaded.variables, loaded.fingerprint,
+        stage.describe_codes(config, model), loaded.step, config,
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import figures, report
+from fsq_jax import pages
 
 
 def write_run(folder, results, metrics=()):
@@ -56,7 +57,7 @@ def test_runs_of_one_protocol_share_a_row(workdirs):
 
 
 def test_tables_as_text_and_html():
-    table = report.Table(("", "a<b"), [("row", "1"), ("longer row", "22")], caption="c & d")
+    table = pages.Table(("", "a<b"), [("row", "1"), ("longer row", "22")], caption="c & d")
     lines = table.text().splitlines()
     assert lines[2] == "| row        | 1   |"
     assert len({len(line) for line in lines}) == 1
@@ -99,7 +100,7 @@ def test_reconstructions_stand_below_their_originals():
 
 def test_codes_are_sorted_and_split_into_levels():
     counts_K = np.arange(6)
-    axes = figures.codes_figure({"FSQ": counts_K, "VQ": np.ones(4)}, levels=(2, 3)).axes
+    axes = pages.codes_figure({"FSQ": counts_K, "VQ": np.ones(4)}, levels=(2, 3)).axes
     np.testing.assert_allclose(axes[0].lines[0].get_ydata(), np.arange(6)[::-1] / 15)
     heights = [[bar.get_height() for bar in axis.patches] for axis in axes[1:]]
     np.testing.assert_allclose(heights[0], np.array([6, 9]) / 15)
@@ -108,7 +109,7 @@ def test_codes_are_sorted_and_split_into_levels():
 
 def test_page_is_self_contained(workdirs):
     figure = figures.curves_figure(workdirs)
-    text = report.page("A & B", {"One": ["x < y", report.comparison_table(workdirs)],
+    text = pages.page("A & B", {"One": ["x < y", report.comparison_table(workdirs)],
                                  "Two": [figure]})
     assert "<h1>A &amp; B</h1>" in text and "<p>x &lt; y</p>" in text and "<table>" in text
     assert text.count('src="data:image/png;base64,') == text.count("<img") == 1

@@ -1,0 +1,174 @@
+"""Writes a trained run's averaged weights in a format that others read, and a model card beside.
+
+python -m fsq_jax.export --workdir=runs/tokenizer --format=safetensors --out=exports/tokenizer
+python -m fsq_jax.export --workdir=runs/maskgit --format=jax-export --out=exports/maskgit
+
+OUT/ gets README.md and, by --format:
+  safetensors   model.safetensors: all arrays, with config, results and this card in the metadata
+  msgpack       model.msgpack: the layout of MaskGIT's own checkpoints
+  npz           model.npz: the layout of UViM's
+  jax-export    a compiled-anywhere function a file, weights inside, for CPU, CUDA and TPU. Of a
+                tokenizer encode.jax (images float32 [B,H,W,3] in [0,1] -> int32 [B,h,w]) and
+                decode.jax (back, clipped to [0,1]); of a transformer logits.jax (tokens int32
+                [B,L], the class first -> float32 [B,L,codes]). Any batch size. They need JAX alone:
+                jax.export.deserialize(open("encode.jax", "rb").read()).call(images)
+"""
+
+import json
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from fsq_jax import errors, model_card, runs
+from fsq_jax.models.maskgit_transformer import MaskedTransformer
+from fsq_jax.pretrained import safetensors_file, weights, weights_file
+from fsq_jax.stages import tokenizer
+
+FORMATS = ("safetensors", "msgpack", "npz", "jax-export")
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(workdir: str, format: str, out: str, step: int | None = None) -> list[str]:
+    """Writes a run's weights (moving averages); returns the files, the model card last.
+
+    Args:
+      workdir: the run's folder.
+      format: one of `FORMATS`.
+      out: folder to write to.
+      step: which checkpoint; the latest by default.
+
+    Raises:
+      ValueError: there is no such run or checkpoint, or the format cannot hold its stage.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"{format=} is unknown; there are {', '.join(FORMATS)}.")
+    loaded = weights.load(workdir, step)
+    if loaded.config is None:
+        raise ValueError(f"{workdir!r} is not a run; --workdir is the folder of one.")
+    results = results_of(workdir, loaded.step)
+    card = model_card.text(loaded, results, format)
+    os.makedirs(out, exist_ok=True)
+    path = os.path.join(out, "model." + format)
+    if format == "safetensors":
+        write_safetensors(path, loaded, results, card)
+        written = [path]
+    elif format == "msgpack":
+        _check_msgpack(loaded)
+        weights_file.write_msgpack(path, loaded.params)
+        written = [path]
+    elif format == "npz":
+        weights_file.write_npz(path, loaded.variables)
+        written = [path]
+    else:
+        written = write_functions(out, loaded)
+    written.append(os.path.join(out, "README.md"))
+    with open(written[-1], "w") as file:
+        file.write(card)
+    return written
+
+
+def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: str) -> None:
+    """Writes all arrays by path, and what is known of them as metadata."""
+    safetensors_file.write(path, weights_file.flatten(loaded.variables), {
+        "format": "fsq_jax",
+        "config": json.dumps(loaded.config.to_dict()),
+        "step": str(loaded.step),
+        "fingerprint": loaded.fingerprint,
+        "results": json.dumps(results),
+        "model_card": card,
+    })
+
+
+def results_of(workdir: str, step: int) -> dict[str, dict]:
+    """What results.json holds of a step."""
+    results = runs.load_results(workdir)
+    return {name: result for name, result in results.items() if result["step"] == step}
+
+
+def _check_msgpack(loaded: weights.Weights) -> None:
+    if loaded.config.stage not in ("tokenizer", "maskgit"):
+        raise ValueError(
+            f"msgpack is the format of MaskGIT's two stages, not of {loaded.config.stage!r}; "
+            "safetensors and npz hold any."
+        )
+    if loaded.model_state:
+        raise ValueError(
+            "MaskGIT's msgpack holds parameters alone, and this run has "
+            f"{sorted(loaded.model_state)} beside them (quantizer=vq_ema); safetensors holds all."
+        )
+
+
+def write_functions(out: str, loaded: weights.Weights) -> list[str]:
+    """Writes the stage's functions as OUT/NAME.jax; returns the paths."""
+    stage = loaded.config.stage
+    if stage not in FUNCTIONS:
+        raise ValueError(
+            f"jax-export knows the functions of {sorted(FUNCTIONS)}, not of {stage!r}; "
+            "safetensors and npz hold any stage."
+        )
+    written = []
+    for name, (function, argument) in FUNCTIONS[stage](loaded).items():
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument)
+        written.append(os.path.join(out, f"{name}.jax"))
+        with open(written[-1], "wb") as file:
+            file.write(exported.serialize())
+    return written
+
+
+def _batch(*shape: int, dtype) -> jax.ShapeDtypeStruct:
+    """An argument whose first dimension may be of any size."""
+    (rows,) = jax.export.symbolic_shape("batch")
+    return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+
+def _tokenizer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable, object]]:
+    model, size = tokenizer.make_model(loaded.config), loaded.config.data.size
+    side = size // model.downsampling
+
+    def encode(images_BHWC):
+        return model.apply(loaded.variables, images_BHWC, method="encode").indices
+
+    def decode(indices_Bhw):
+        return jnp.clip(model.apply(loaded.variables, indices_Bhw, method="decode_indices"), 0, 1)
+
+    return {
+        "encode": (encode, _batch(size, size, 3, dtype=jnp.float32)),
+        "decode": (decode, _batch(side, side, dtype=jnp.int32)),
+    }
+
+
+def _transformer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable, object]]:
+    config, embed = loaded.config, loaded.params["Embed_0"]
+    rows = np.shape(embed["word_embeddings"]["embedding"])[0]
+    length = np.shape(embed["position_embeddings"]["embedding"])[0]
+    model = MaskedTransformer(
+        vocab_size=rows, num_positions=length, num_logits=rows - config.num_classes - 1,
+        **config.model.to_dict() | {"attention": "xla"},  # runs on every platform
+    )
+
+    def logits(tokens_BL):
+        return model.apply({"params": loaded.params}, tokens_BL)
+
+    return {"logits": (logits, _batch(length, dtype=jnp.int32))}
+
+
+FUNCTIONS = {"tokenizer": _tokenizer_functions, "maskgit": _transformer_functions}
+
+
+def main(argv) -> None:
+    del argv
+    options = flags.FLAGS
+    for path in export(options.workdir, options.format, options.out, options.step):
+        print(f"{path}: {os.path.getsize(path):,} bytes")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_enum("format", "safetensors", FORMATS, "What to write.")
+    flags.DEFINE_string("out", None, "Folder to write to.", required=True)
+    flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
+    errors.run(main)

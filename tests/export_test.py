@@ -1,0 +1,153 @@
+"""What leaves: each format gives the same bits back, and says what it holds."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from fsq_jax import checkpoint, export, imported, runs, sharding
+from fsq_jax.pretrained import safetensors_file, weights, weights_file
+from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+def assert_same_arrays(ours, theirs):
+    ours, theirs = weights_file.flatten(ours), weights_file.flatten(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype
+        np.testing.assert_array_equal(array, theirs[name])
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return {name: weights.load(getattr(trained, name)) for name in ("tokenizer", "transformer")}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "msgpack", "npz"])
+@pytest.mark.parametrize("name", ["tokenizer", "transformer"])
+def test_round_trips_give_the_same_bits(trained, loaded, tmp_path, name, format):
+    path, card = export.export(getattr(trained, name), format, str(tmp_path))
+    back = weights.load(path)
+    assert_same_arrays(back.variables, loaded[name].variables)
+    assert back.fingerprint == loaded[name].fingerprint
+    assert back.fingerprint in open(card).read()
+
+
+def test_the_codebook_of_a_moving_average_travels_with_the_parameters(tmp_path):
+    workdir = tiny.untrained_tokenizer(tmp_path / "run", "vq_ema")
+    ours = weights.load(workdir)
+    assert set(ours.model_state) == {"codebook_state"}
+    for format in ("safetensors", "npz"):
+        path, _ = export.export(workdir, format, str(tmp_path / format))
+        assert_same_arrays(weights.load(path).variables, ours.variables)
+    assert "state/counts" in np.load(path).files
+    with pytest.raises(ValueError, match=r"this run has \['codebook_state'\] beside them"):
+        export.export(workdir, "msgpack", str(tmp_path))
+
+
+def test_safetensors_say_what_they_are(trained, tmp_path):
+    results = {
+        "codebook/usage": {"value": 0.5, "protocol": {"split": "validation"}, "step": 3},
+        "other": {"value": 7.25, "protocol": {}, "step": 2},
+    }
+    workdir = tmp_path / "run"
+    os.symlink(trained.tokenizer, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "load_results", lambda _: results)
+        path, card = export.export(str(workdir), "safetensors", str(tmp_path / "out"))
+    metadata = safetensors_file.read(path)[1]
+    assert json.loads(metadata["results"]) == {"codebook/usage": results["codebook/usage"]}
+    config = checkpoint.parse_config(metadata["config"], path)
+    assert config == checkpoint.load_config(trained.tokenizer)
+    assert metadata["step"] == "3"
+    text = open(card).read()
+    assert metadata["model_card"] == text
+    for said in ("levels=(5, 3)", "scenes, train[:32], 16 pixels", "| codebook/usage | 0.5 |",
+                 '"split": "validation"', "3 of 3"):
+        assert said in text
+    assert "7.25" not in text  # measured at another step
+
+
+def test_exported_msgpack_is_maskgits_layout(trained, loaded, tmp_path):
+    path, card = export.export(trained.tokenizer, "msgpack", str(tmp_path / "1"))
+    settings = dict(levels=(5, 3), num_groups=2)
+    assert "load_maskgit_tokenizer(FILE, num_groups=2, levels=(5, 3))" in open(card).read()
+    ours = load_maskgit_tokenizer(path, **settings)
+    run = runs.load(trained.tokenizer)[2]
+    batch, expected = next(iter(run.outputs("reconstruct")))
+    indices = ours.encode(np.asarray(batch["image"]))
+    np.testing.assert_array_equal(indices, expected["indices"])
+    images = np.clip(ours.decode(indices), 0, 1)
+    np.testing.assert_allclose(images, sharding.to_host(expected["reconstruction"]), atol=1e-5)
+    with pytest.raises(ValueError, match="no codebook, .* give its 2 levels, .*given: none"):
+        load_maskgit_tokenizer(path)
+
+    path, _ = export.export(trained.transformer, "msgpack", str(tmp_path / "2"))
+    transformer = load_maskgit_transformer(path, codebook_size=15)
+    assert transformer.num_classes == 30
+    with pytest.raises(ValueError, match="vocabulary of 46 rows"):
+        load_maskgit_transformer(path)
+
+
+ALONE = """
+import sys
+import jax
+import numpy as np
+assert not any(name.startswith("fsq_jax") for name in sys.modules)
+try:
+    import fsq_jax
+    raise SystemExit("fsq_jax is importable")
+except ImportError:
+    pass
+folder, inputs = sys.argv[1:]
+inputs, outputs = np.load(inputs), {}
+for name in inputs.files:
+    function = jax.export.deserialize(open(f"{folder}/{name}.jax", "rb").read())
+    assert set(function.platforms) >= {"cpu", "cuda"}
+    for rows in (1, len(inputs[name])):
+        outputs[f"{name}_{rows}"] = function.call(inputs[name][:rows])
+np.savez(folder + "/outputs.npz", **outputs)
+"""
+
+
+def test_exported_functions_run_without_this_package(trained, loaded, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.random((3, 16, 16, 3), np.float32)
+    indices = rng.integers(0, 15, (3, 4, 4), np.int32)
+    tokens = rng.integers(0, 46, (3, 17), np.int32)
+    for workdir in (trained.tokenizer, trained.transformer):
+        written = export.export(workdir, "jax-export", str(tmp_path / "out"))
+    assert written == [str(tmp_path / "out" / name) for name in ("logits.jax", "README.md")]
+    np.savez(tmp_path / "in.npz", encode=images, decode=indices, logits=tokens)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(tmp_path / "out"), str(tmp_path / "in.npz")],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = np.load(tmp_path / "out" / "outputs.npz")
+    with jax.disable_jit(False):
+        arguments = dict(encode=images, decode=indices, logits=tokens)
+        for workdir in loaded.values():
+            functions = export.FUNCTIONS[workdir.config.stage](workdir)
+            for name, (function, _) in functions.items():
+                expected = np.asarray(jax.jit(function)(arguments[name]))
+                assert outputs[f"{name}_3"].dtype == expected.dtype
+                np.testing.assert_allclose(outputs[f"{name}_3"], expected, atol=1e-5)
+                np.testing.assert_allclose(outputs[f"{name}_1"], expected[:1], atol=1e-5)
+
+
+def test_stages_that_a_format_cannot_hold(loaded, trained, tmp_path):
+    with pytest.raises(ValueError, match="format='gguf' is unknown; there are safetensors, msgp"):
+        export.export(trained.tokenizer, "gguf", str(tmp_path))
+    path, _ = export.export(trained.tokenizer, "safetensors", str(tmp_path))
+    with pytest.raises(ValueError, match="is not a run; --workdir is the folder of one."):
+        npz, _ = export.export(trained.tokenizer, "npz", str(tmp_path))
+        export.export(npz, "msgpack", str(tmp_path))
+    assert imported.load(path)[2].step == 3
