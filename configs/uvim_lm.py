@@ -52,6 +52,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.ema_decay = 0.0
     config.data = stage_1.data.to_dict()
     config.update(SIZES[scale](task))
+    # The task's own evaluator, as stage I is evaluated, and the training loss on held-out images.
+    every = stage_1.evals[task].every
+    config.evals = {task: stage_1.evals[task].to_dict(), "validation": dict(every=every)}
     config.accumulate = 1
     config.fsdp = False
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
@@ -65,24 +68,24 @@ def paper(task: str) -> dict:
         steps=round(EPOCHS[task] * of_task["num_records"] / 512), batch_size=512,
         eval_batch_size=128,
         log_every=50, preview_every=5_000, checkpoint_every=1_000, keep=3,
-        evals=evals(task, every=10_000),
     )
 
 
 def bench(task: str) -> dict:
+    del task
     return dict(
-        steps=4_000, batch_size=64, eval_batch_size=100,
+        steps=4_000, batch_size=64, eval_batch_size=64,
         model=dict(
             patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024
         ),
         # Nothing is trained beforehand here, so that all learns at one rate.
         optim=dict(warmup_steps=400, clip_norm=1.0, rate_multipliers=()),
         log_every=50, preview_every=4_000, checkpoint_every=2_000, keep=1,
-        evals=evals(task, every=4_000),
     )
 
 
 def smoke(task: str) -> dict:
+    del task
     return dict(
         steps=20, batch_size=8, eval_batch_size=8,
         model=dict(
@@ -90,13 +93,7 @@ def smoke(task: str) -> dict:
         ),
         optim=dict(warmup_steps=5),
         log_every=5, preview_every=10, checkpoint_every=10, keep=2,
-        evals=evals(task, every=20),
     )
 
 
 SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
-
-
-def evals(task: str, every: int) -> dict:
-    """The task's own evaluator, and the training loss on held-out images."""
-    return {task: dict(every=every), "validation": dict(every=every)}

@@ -39,6 +39,8 @@ METRICS = {
     "panoptic/pq": ("PQ ↑", "{:.1f}"),
     "colorization/psnr": ("colour PSNR, dB ↑", "{:.2f}"),
     "colorization/fid5k": ("colour FID-5k ↓", "{:.2f}"),
+    "colorization/fd_efficientnet": ("colour Fréchet distance, EfficientNet ↓", "{:.3g}"),
+    "colorization/fd_random": ("colour Fréchet distance, random features ↓", "{:.3g}"),
 }
 Workdirs = Mapping[str, str | Sequence[str]]
 

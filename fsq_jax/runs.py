@@ -135,7 +135,9 @@ def every_record(
 
 def preview_batch(config, num_images: int = 32) -> dict[str, np.ndarray]:
     """The held-out images that previews show, the same at every step; this host's rows."""
-    batch = next(iter(eval_batches(config, "eval")))
+    plain = config.copy_and_resolve_references()
+    plain.data.workers = 0  # for one batch they would not be worth their start
+    batch = next(iter(eval_batches(plain, "eval")))
     rows = max(1, num_images // jax.device_count()) * jax.local_device_count()
     return {name: value[:rows] for name, value in batch.items()}
 
