@@ -62,7 +62,11 @@ def named_arrays(function: Callable) -> Callable:
 
 def check_shapes(path: str, model, params: PyTree, *inputs) -> None:
     """Raises a ValueError where the names or shapes are not those of `model.init(*inputs)`."""
-    expected = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    check_tree(path, params, jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
+
+
+def check_tree(path: str, params: PyTree, expected: PyTree) -> None:
+    """Raises a ValueError where names or shapes are not those of the tree that is `expected`."""
     ours = {key: array.shape for key, array in _flatten(expected).items()}
     theirs = {key: array.shape for key, array in weights_file.flatten(params).items()}
     lacking, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())

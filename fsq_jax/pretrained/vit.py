@@ -3,47 +3,50 @@
 UViM starts from ViT-L/16 of AugReg (Steiner et al. 2022), trained on ImageNet-21k, a .npz file.
 """
 
+import math
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import scipy.ndimage
 
-from fsq_jax.pretrained import npz_tree
+from fsq_jax.pretrained import layouts, weights_file
 
 PyTree = Any
-_WHAT = "a ViT"
+_NUMBERED = re.compile(r"(.+)_(\d+)")
 
 
-def vit_encoder_params(path: str | Path, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+def vit_encoder_params(path: str, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """`params` of a `CodeLanguageModel` with its image encoder from the file.
 
-    Replaced are `encoder`, `EmbedPatches` and `pos_embedding_encoder`, with NumPy arrays; the
-    file's class token and head have no place there. Positions are resized to the grid of `params`,
-    see `resize_positions`.
+    Replaced are `encoder`, `EmbedPatches` and `pos_embedding_encoder`, with float32 arrays of
+    NumPy; the file's class token and head have no place there. Positions are resized to the grid
+    of `params`, see `resize_positions`.
 
     Raises:
       ValueError: the file can't be read, is of another network, or of a ViT of other sizes.
     """
-    vit = npz_tree.read(path)["params"]
-    npz_tree.expect(path, _WHAT, {"embedding", "Transformer"}, vit)
-    npz_tree.expect(path, _WHAT, {"encoder_norm", "encoderblock_0"}, vit["Transformer"])
-    encoder = dict(vit["Transformer"])
+    vit = weights_file.read(path)[0]["params"]
+    encoder = dict(vit.get("Transformer", {}))
     positions = encoder.pop("posembed_input", vit).get("pos_embedding")
-    if positions is None or positions.ndim != 3:
-        raise ValueError(f"{path} has no positions [1, tokens, width]; expected {_WHAT}.")
+    if "embedding" not in vit or not encoder or np.ndim(positions) != 3:
+        raise ValueError(
+            f"{path} holds {', '.join(sorted(vit)[:4])}; expected a ViT, with embedding, "
+            "Transformer and positions [1, tokens, width]."
+        )
     try:
         positions = resize_positions(positions, params["pos_embedding_encoder"].shape[1])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    ours = {
-        "encoder": encoder,
+    theirs = {
+        "encoder": _renumbered(encoder),
         "EmbedPatches": vit["embedding"],
         "pos_embedding_encoder": positions,
     }
-    npz_tree.check_shapes(path, "the image encoder", ours, {name: params[name] for name in ours})
-    return {**params, **ours}
+    layouts.check_tree(path, theirs, {name: params[name] for name in theirs})
+    return {**params, **jax.tree.map(lambda x: np.asarray(x, np.float32), theirs)}
 
 
 def resize_positions(positions_1LD: np.ndarray, num_patches: int) -> np.ndarray:
@@ -53,15 +56,26 @@ def resize_positions(positions_1LD: np.ndarray, num_patches: int) -> np.ndarray:
     row that is one too many for a square is the class token's.
     Raises ValueError where the one or the other number is none of a square.
     """
-    old = int(positions_1LD.shape[1] ** 0.5)
-    grid_LD = positions_1LD[0, positions_1LD.shape[1] - old**2 :]
-    new = int(num_patches**0.5)
-    if positions_1LD.shape[1] - old**2 > 1 or new**2 != num_patches:
+    num_tokens = positions_1LD.shape[1]
+    old, new = math.isqrt(num_tokens), math.isqrt(num_patches)
+    if num_tokens - old**2 > 1 or new**2 != num_patches:
         raise ValueError(
-            f"Positions for {positions_1LD.shape[1]} tokens and {num_patches} patches; expected "
-            "square grids, the first with a class token or without."
+            f"Positions for {num_tokens} tokens and {num_patches} patches; expected square grids, "
+            "the first with a class token or without."
         )
-    grid = grid_LD.reshape(old, old, -1)
+    grid = positions_1LD[0, num_tokens - old**2 :].reshape(old, old, -1).astype(np.float32)
     if new != old:
         grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
-    return grid.reshape(1, num_patches, -1).astype(np.float32)
+    return grid.reshape(1, num_patches, -1)
+
+
+def _renumbered(tree: PyTree) -> PyTree:
+    """Numbered names count from 0 within their kind: Flax before Linen counted all kinds in one."""
+    if not isinstance(tree, Mapping):
+        return tree
+    counts: dict[str, int] = {}
+    names = {}
+    for match in sorted(filter(None, map(_NUMBERED.fullmatch, tree)), key=lambda m: int(m[2])):
+        counts[match[1]] = counts.get(match[1], -1) + 1
+        names[match[0]] = f"{match[1]}_{counts[match[1]]}"
+    return {names.get(name, name): _renumbered(child) for name, child in tree.items()}

@@ -10,7 +10,7 @@ import pytest
 from fsq_jax import quantizers
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import npz_tree, uvim
+from fsq_jax.pretrained import uvim, weights_file
 from tests.tiny import random_variables
 
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
@@ -53,17 +53,14 @@ def test_other_names_and_types_of_the_same_arrays(tmp_path, oracle):
     }
     np.savez(path, **old)
     base = uvim.load_uvim_base(path)
-    flat = npz_tree.flatten(base.variables["params"])
+    flat = weights_file.flatten(base.variables["params"])
     assert all(x.dtype == np.float32 for x in flat.values())
     rounded = arrays["params/encoder/encoder_norm/scale"].astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(flat["encoder/encoder_norm/scale"], rounded.astype(np.float32))
 
 
 def written(path, model, labels):
-    variables = random_variables(model, labels, IMAGE)
-    flat = npz_tree.flatten({"params": variables["params"]})
-    state = variables.get("codebook_state", {}).get("quantizer", {})
-    np.savez(path, **flat, **{f"state/{name}": array for name, array in state.items()})
+    weights_file.write_npz(path, random_variables(model, labels, IMAGE))
     return path
 
 
@@ -100,7 +97,7 @@ def test_language_models_sizes(tmp_path):
         num_heads=4, mlp_dim=24,
     )
     variables = random_variables(model, IMAGE, np.zeros((2, 4), np.int32))
-    np.savez(tmp_path / "a.npz", **npz_tree.flatten(variables["params"]))
+    np.savez(tmp_path / "a.npz", **weights_file.flatten(variables["params"]))
     assert uvim.load_uvim_lm(tmp_path / "a.npz").model == model
 
 
@@ -111,23 +108,28 @@ def test_files_of_other_networks_get_one_sentence_each(tmp_path, oracle):
 
     def changed(remove=(), **add):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
-        np.savez(path, **{k: v for k, v in flat.items() if k not in remove}, **add)
+        np.savez(path, **({k: v for k, v in flat.items() if k not in remove} | add))
         return path
 
     norm = "params/encoder/encoder_norm/scale"
     kernel = "params/encoder/encoderblock_0/MlpBlock_0/Dense_0/kernel"
-    half = functools.partial(changed, remove=["params/bottleneck_downsample"])
+    head, matrix = "params/head_depth/kernel", {"params/bottleneck_downsample": IMAGE}
+    counts = {"state/counts": IMAGE[0, 0, :, 0]}
+    with_levels = functools.partial(uvim.load_uvim_base, levels=(4,))
     for load, path, message in [
-        (uvim.load_uvim_lm, base, "holds ctx_dec_embedding.*expected a UViM stage II"),
-        (uvim.load_uvim_base, lm, "holds EmbedPatches.*expected a UViM stage I, with decoder_stem"),
-        (uvim.load_uvim_base, one, "holds image; expected a UViM stage I"),
-        (uvim.load_uvim_base, changed([norm]), "lacks params/encoder/encoder_norm/scale"),
-        (uvim.load_uvim_base, changed([kernel]), "lacks 'kernel'"),
-        (uvim.load_uvim_base, changed([norm], **{norm: IMAGE}), r"scale is .*\(2, 16, 16, 3\)"),
-        (uvim.load_uvim_base, changed([kernel], **{kernel: IMAGE[0, 0, 0]}), "other arrays than"),
-        (uvim.load_uvim_base, changed(extra=IMAGE), "has params/extra .*a UViM stage I lacks"),
-        (uvim.load_uvim_base, half(**{"params/bottleneck_downsample": IMAGE}), "learned matrix"),
-        (functools.partial(uvim.load_uvim_base, levels=(4,)), base, r"dictionary, but levels=\(4,"),
+        (uvim.load_uvim_lm, base, "holds a UViM stage I; expected a UViM stage II"),
+        (uvim.load_uvim_base, lm, "holds a UViM stage II; expected a UViM stage I"),
+        (uvim.load_uvim_base, one, r"holds another network \(image\); expected a UViM stage I"),
+        (uvim.load_uvim_base, changed([norm]), "lacks 1 arrays, such as .*encoder_norm/scale'"),
+        (uvim.load_uvim_base, changed([kernel]), "lacks 'kernel', which this network has"),
+        (uvim.load_uvim_base, changed(**{norm: IMAGE}), r"has shape \(2, 16, 16, 3\), expected"),
+        (uvim.load_uvim_base, changed(**{kernel: IMAGE[0, 0, 0]}), "holds arrays of other ranks"),
+        (uvim.load_uvim_base, changed(extra=IMAGE), "has 1 arrays .* such as 'extra'"),
+        (uvim.load_uvim_base, changed([head]), "lacks 'kernel'"),
+        (uvim.load_uvim_base, changed(**{head: IMAGE[0]}), "patch has 3 parts, .* no square"),
+        (uvim.load_uvim_base, changed(**matrix), "learned matrix"),
+        (uvim.load_uvim_base, changed(**counts), r"\(32, 32\) and counts of \(16,\)"),
+        (with_levels, base, r"dictionary, but levels=\(4,\)"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
             load(path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import npz_tree, vit
+from fsq_jax.pretrained import vit, weights_file
 from tests.tiny import random_variables
 
 MODEL = CodeLanguageModel(
@@ -29,7 +29,7 @@ def file(folder, positions=5, **changes):
     arrays = {
         "/".join(["Transformer", *(sub.get(p, p) for p in name.split("/"))]):
             RNG.normal(size=x.shape).astype(np.float32)
-        for name, x in npz_tree.flatten(ours()["encoder"]).items()
+        for name, x in weights_file.flatten(ours()["encoder"]).items()
     }
     more = {
         "embedding/kernel": (4, 4, 3, 16), "embedding/bias": (16,), "cls": (1, 1, 16),
@@ -45,7 +45,7 @@ def file(folder, positions=5, **changes):
 def test_the_image_encoder_is_replaced_and_nothing_else(tmp_path):
     path, arrays = file(tmp_path)
     params = vit.vit_encoder_params(path, ours())
-    flat, before = npz_tree.flatten(params), npz_tree.flatten(ours())
+    flat, before = weights_file.flatten(params), weights_file.flatten(ours())
     assert {k: v.shape for k, v in flat.items()} == {k: v.shape for k, v in before.items()}
     theirs = {"encoder", "EmbedPatches", "pos_embedding_encoder"}
     for name, array in flat.items():
@@ -68,6 +68,14 @@ def test_the_image_encoder_is_replaced_and_nothing_else(tmp_path):
     np.testing.assert_allclose(grid[0, 1], positions[:2].mean(axis=0), atol=1e-6)
 
 
+def test_numbers_count_within_their_kind():
+    names = ("LayerNorm_0", "Attention_1", "LayerNorm_2", "Mlp_3", "a_10", "a_9", "LayerNorm7")
+    assert vit._renumbered({"block": {name: i for i, name in enumerate(names)}}) == {"block": {
+        "LayerNorm_0": 0, "Attention_0": 1, "LayerNorm_1": 2, "Mlp_0": 3, "a_1": 4, "a_0": 5,
+        "LayerNorm7": 6,
+    }}
+
+
 def test_positions_are_interpolated_between_the_grids():
     # Linear in both axes: a plane stays one, with its corners on the new corners.
     y, x = np.mgrid[:14, :14] / 13
@@ -88,12 +96,12 @@ def test_files_that_do_not_fit_get_one_sentence_each(tmp_path):
     position = "Transformer/posembed_input/pos_embedding"
     kernel = np.zeros((8, 8, 3, 16), np.float32)
     for changes, message in [
-        ({"embedding/kernel": kernel}, r"EmbedPatches/kernel is .*\(8, 8, .*\(4, 4, 3, 16\)"),
-        ({norm: None}, "lacks encoder/encoder_norm/scale"),
-        ({"embedding/kernel": None, "embedding/bias": None}, "expected a ViT, with Transformer"),
-        ({position: None}, "no positions"),
+        ({"embedding/kernel": kernel}, r"EmbedPatches/kernel has .*\(8, 8, .*\(4, 4, 3, 16\)"),
+        ({norm: None}, "lacks 1 arrays, such as 'encoder/encoder_norm/scale'"),
+        ({"embedding/kernel": None, "embedding/bias": None}, "holds Transformer, .*expected a ViT"),
+        ({position: None}, "expected a ViT.* and positions"),
         ({position: np.zeros((1, 7, 16), np.float32)}, "7 tokens and 9 patches"),
-        ({position: np.zeros((1, 4, 8), np.float32)}, r"pos_embedding_encoder is .*\(1, 9, 8\)"),
+        ({position: np.zeros((1, 4, 8), np.float32)}, r"pos_embedding_encoder has .*\(1, 9, 8\)"),
     ]:
         path, _ = file(tmp_path, **changes)
         with pytest.raises(ValueError, match=message) as error:
