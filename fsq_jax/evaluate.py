@@ -1,5 +1,7 @@
 """Evaluates a trained run, and takes the numbers into its results.json.
 
+With the evaluator "codebook", WORKDIR/codebook/index.html shows how the codes are used.
+
 python -m fsq_jax.evaluate --workdir=runs/tokenizer
 python -m fsq_jax.evaluate --workdir=runs/maskgit --evals=generation --set=sampling.guidance=1.0
 """
@@ -7,7 +9,7 @@ python -m fsq_jax.evaluate --workdir=runs/maskgit --evals=generation --set=sampl
 import jax
 from absl import flags
 
-from fsq_jax import errors, evaluators, runs, sharding
+from fsq_jax import codebook_page, errors, evaluators, runs, sharding
 
 
 def evaluate(
@@ -29,9 +31,12 @@ def evaluate(
     unknown = sorted(set(names or []) - set(evals))
     if unknown:
         raise ValueError(f"This run has no evaluators {unknown}; it has {sorted(evals)}.")
-    results = evaluators.evaluate({name: evals[name] for name in names or evals}, run)
+    chosen = {name: evals[name] for name in names or evals}
+    results = evaluators.evaluate(chosen, run)
     if jax.process_index() == 0:
         runs.save_results(workdir, results)
+    if "codebook" in chosen:
+        codebook_page.write(config, run)
     return results
 
 

@@ -9,14 +9,28 @@ from fsq_jax import sharding
 from fsq_jax.evaluators.run import Run
 from fsq_jax.metrics import codebook
 
+OUTPUT = "reconstruct"  # of `Run.predict`: has the codes as "indices"
+
 
 def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
     """How often each code occurs in a split, int64 [codebook_size]."""
     count = jax.jit(functools.partial(codebook.count, codebook_size=run.info["codebook_size"]))
     total = np.zeros(run.info["codebook_size"], np.int64)
-    for batch, outputs in run.outputs("reconstruct", split, limit):
+    for batch, outputs in run.outputs(OUTPUT, split, limit):
         total += sharding.to_host(count(outputs["indices"], mask=batch["mask"]))
     return total
+
+
+def count_codes_by_class(run: Run, num_classes: int) -> np.ndarray:
+    """How often each code occurs in the held-out images of each class, int64 [classes, codes]."""
+    counts = np.zeros((num_classes, run.info["codebook_size"]), np.int64)
+    for batch, outputs in run.outputs(OUTPUT):
+        mask, labels, indices = sharding.to_host(
+            (batch["mask"], batch["label"], outputs["indices"])
+        )
+        codes = indices.reshape(len(indices), -1)[mask]
+        np.add.at(counts, (labels[mask][:, None], codes), 1)
+    return counts
 
 
 def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
