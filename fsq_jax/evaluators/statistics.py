@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fsq_jax.data import image_sets
 from fsq_jax.metrics.frechet import Moments
 from fsq_jax.protocols import Reference
 
@@ -112,11 +113,13 @@ class Saved:
       statistics: the moments; kept rows only where the file has features.
       told: its `protocol`; {} where it has none, as ADM's files.
       has_images: whether there is an `arr_0`.
+      size: height and width of its images, where they are known.
     """
 
     statistics: Statistics
     told: Mapping
     has_images: bool
+    size: tuple[int, int] | None = None
 
 
 def load(path: str | os.PathLike) -> Saved:
@@ -155,7 +158,13 @@ def load(path: str | os.PathLike) -> Saved:
             os.path.basename(path), "", count if "count" in has else 0, sha256(path), "arr_0"
         )
     keep = {name: sum(map(len, blocks)) for name, blocks in kept.items()}
-    return Saved(Statistics(moments, keep, kept, (), origin), told, "arr_0" in has)
+    has_images, size = "arr_0" in has, None
+    if has_images:
+        images = image_sets.open_images(str(path))
+        size = images.height, images.width
+    elif "size" in told:
+        size = told["size"], told["size"]
+    return Saved(Statistics(moments, keep, kept, (), origin), told, has_images, size)
 
 
 def names(path: str | os.PathLike) -> set[str]:

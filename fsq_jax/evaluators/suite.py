@@ -114,13 +114,25 @@ class Suite:
             seen = self.add(seen, batch["image"], batch["mask"])
         return seen
 
-    def load_reference(self, path: str, batch_size: int = 64) -> Statistics:
+    def load_reference(
+        self, path: str, batch_size: int = 64, size: tuple[int, int] | None = None
+    ) -> Statistics:
         """A reference's file of `fsq_jax.reference`, or of ADM's; its images give the features.
+
+        Args:
+          path: of the .npz.
+          batch_size: images at once, over all devices.
+          size: height and width of the images that are held against it, where they are to be equal.
 
         Raises:
           ValueError: where the file can't be read, or was measured otherwise.
         """
         saved = statistics.load(path)
+        if size and saved.size and saved.size != tuple(size):
+            raise ValueError(
+                f"{path} is of images of {saved.size[0]} x {saved.size[1]} pixels, not of "
+                f"{size[0]} x {size[1]}."
+            )
         if saved.told:
             mine, theirs = (
                 {"features": values["features"]} for values in (told(self.protocol), saved.told)
