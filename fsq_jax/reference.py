@@ -115,7 +115,7 @@ def gather(
         seen = suite.add(seen, put["image"], put["mask"])
         if rows := subset.choose(*sharding.to_host((put["label"], put["mask"]))):
             subset.keep(sharding.to_host(put["image"])[rows])
-    return seen
+    return seen.settled()
 
 
 def main(argv) -> None:

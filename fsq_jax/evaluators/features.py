@@ -94,7 +94,7 @@ class FeatureNetwork:
         for batch in map(self._run.put, batches):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
-        seen = seen.described(
+        seen = seen.settled().described(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
@@ -137,6 +137,7 @@ class FeatureNetwork:
         self, samples: Statistics, reference: Statistics, **facts
     ) -> tuple[dict[str, float], dict]:
         """({metric: value} of all that is measured, its protocol with these facts)."""
+        samples, reference = samples.settled(), reference.settled()
         told = self._suite.told(samples, reference, **facts)
         return self._suite.measure(samples, reference), dict(told)
 

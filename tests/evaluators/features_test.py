@@ -85,7 +85,7 @@ def test_without_a_workdir_nothing_is_written(run, tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     ({"features": "inceptoin"}, r"evals.generation: There are no features named 'inceptoin'"),
-    ({"features": "inception"}, "FID needs Inception's.*--config.evals.generation.features=efficientnet"),
+    ({"features": "inception"}, "FID needs Inception's.*generation.features=efficientnet needs no"),
     ({"features": "inception", "weights": "/no/file"}, "no file of Inception's weights at /no/fi"),
     ({"weights": "/some/file"}, "weights=./some/file. is for inception; random brings its"),
     ({"protocol": "ADM"}, "There is no protocol 'ADM'; choose one of adm"),

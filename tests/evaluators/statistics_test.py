@@ -25,10 +25,21 @@ def test_batches_add_up(block, monkeypatch):
     np.testing.assert_array_equal(seen.rows("logits"), logits[mask])
 
 
+def test_batches_wait_until_there_are_two_blocks(monkeypatch):
+    monkeypatch.setattr(statistics, "_BLOCK", 4)
+    seen = Statistics.empty({"pool": 2}, {})
+    waiting = []
+    for _ in range(6):
+        seen = seen.add({"pool": np.ones((2, 2))}, np.ones(2, bool))
+        waiting.append(len(seen.pending))
+    assert waiting == [1, 2, 3, 2, 3, 2]
+    assert seen.moments["pool"].count == 8 and seen.count == 12
+
+
 def test_adding_changes_nothing_that_was_there():
     first = Statistics.empty({"pool": 2}, {"pool": 0})
     first.add({"pool": np.ones((3, 2))}, np.ones(3, bool))
-    assert first.count == first.num_kept("pool") == 0
+    assert first.count == 0 and first.kept == {"pool": ()}
 
 
 def test_files_give_back_what_they_were_given(tmp_path):
