@@ -86,21 +86,11 @@ def protocol_table(workdirs: Workdirs) -> pages.Table:
     for run, paths in workdirs.items():
         for metric, result in load_results(paths).items():
             told = {k: v for k, v in result["protocol"].items() if k != "level_histograms"}
-            protocol = f"step={result['step']}; {_told(told)}"
+            text = "; ".join(f"{name}={value}" for name, value in protocols.flat(told).items())
+            protocol = f"step={result['step']}; {text}"
             runs_of.setdefault((metric.split("/")[0], protocol), {})[run] = None
     rows = [(group, ", ".join(names), text) for (group, text), names in runs_of.items()]
     return pages.Table(("metrics", "runs", "protocol"), rows)
-
-
-def _told(values: Mapping) -> str:
-    """{"a": 1, "b": {"c": 2}} as "a=1; b.c=2"."""
-    parts = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            parts += [f"{name}.{part}" for part in filter(None, _told(value).split("; "))]
-        else:
-            parts.append(f"{name}={value}")
-    return "; ".join(parts)
 
 
 def environment_table() -> pages.Table:

@@ -37,6 +37,8 @@ def test_evaluate_takes_results_into_the_file(trained, tmp_path):
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(saved) == set(first) | {"other"}
     assert saved["codebook/usage"] == first["codebook/usage"]
+    usage = f"{first['codebook/usage']['value']:.2%}"
+    assert usage in (tmp_path / "run" / "codebook" / "index.html").read_text()
     runs.save_results(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
     assert runs.values(runs.load_results(workdir))["other"] == 2.0
     assert runs.evaluated(workdir, 3) and not runs.evaluated(workdir, 2)
@@ -47,7 +49,8 @@ def test_overrides_reach_the_sampler(trained, tmp_path):
     values = {}
     for guidance in (0.0, 8.0):
         overrides = runs.parse_overrides([f"sampling.guidance={guidance}"])
-        (result,) = evaluate.evaluate(workdir, ["generation"], overrides=overrides).values()
+        results = evaluate.evaluate(workdir, ["generation"], overrides=overrides)
+        result = results["sampling/fd_random"]
         assert result["protocol"]["sampling"]["guidance"] == guidance
         values[guidance] = result["value"]
     assert values[0.0] != values[8.0]

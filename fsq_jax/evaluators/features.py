@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from fsq_jax import protocols
+from fsq_jax.evaluators import statistics
 from fsq_jax.evaluators.run import Run
 from fsq_jax.evaluators.statistics import Statistics
 from fsq_jax.evaluators.suite import Suite, check
@@ -29,9 +30,11 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
         except ValueError as error:
             others = f"--config.evals.{name}.features=efficientnet"
             raise ValueError(f"evals.{name}: {error} ({others} needs no file.)") from None
-        path = arguments.get("reference", "")
-        if path and not os.path.isfile(path):
-            raise ValueError(f"evals.{name}: there is no reference {path!r}.")
+        if path := arguments.get("reference", ""):
+            try:
+                statistics.load(path)
+            except ValueError as error:
+                raise ValueError(f"evals.{name}: {error}") from None
 
 
 class FeatureNetwork:
@@ -78,7 +81,8 @@ class FeatureNetwork:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            return self._suite.load_reference(path, self._run.batch_size)
+            size = self._run.protocol["size"]
+            return self._suite.load_reference(path, self._run.batch_size, (size, size))
         origin = protocols.Reference(self._run.protocol.get("data", ""), self._split(split))
         batches = self._run.batches(split, limit)
         file = self._file(origin, limit, len(batches))
@@ -90,7 +94,7 @@ class FeatureNetwork:
         for batch in map(self._run.put, batches):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
-        seen = seen.described(
+        seen = seen.settled().described(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
@@ -133,6 +137,7 @@ class FeatureNetwork:
         self, samples: Statistics, reference: Statistics, **facts
     ) -> tuple[dict[str, float], dict]:
         """({metric: value} of all that is measured, its protocol with these facts)."""
+        samples, reference = samples.settled(), reference.settled()
         told = self._suite.told(samples, reference, **facts)
         return self._suite.measure(samples, reference), dict(told)
 
