@@ -86,8 +86,7 @@ def _transformer(loaded, tokenizer, overrides) -> ml_collections.ConfigDict:
     sizes = maskgit.transformer_config(
         loaded.path, loaded.params, stage_1.quantizer.codebook_size
     )
-    side = round((sizes.pop("num_positions") - 1) ** 0.5)
-    del sizes.codebook_size
+    side = round((sizes.num_positions - 1) ** 0.5)
     config = _complete(sizes, side * stage_1.downsampling, evals=dict(
         compression=dict(every=0),
         generation=dict(
