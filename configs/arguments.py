@@ -28,6 +28,15 @@ def parse(text: str | None, **defaults):
     return values
 
 
+def text(values) -> str:
+    """The argument string that `parse` reads these values from; what is empty is left out."""
+    written = {
+        name: "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in values.items() if value not in ("", 0, (0,))
+    }
+    return ",".join(f"{name}={value}" for name, value in written.items())
+
+
 def _is_choice(default) -> bool:
     return isinstance(default, tuple) and bool(default) and isinstance(default[0], str)
 

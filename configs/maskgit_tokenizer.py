@@ -106,7 +106,8 @@ def data(args) -> dict:
         train_split="train", eval_split="validation",
         # Random resized crop and mirror image. MaskGIT's own augmentation was never published;
         # those who compared call it weak, hence the large area.
-        min_area=0.8, max_aspect=4 / 3, flip=True,
+        transform="square", min_area=0.8, max_aspect=4 / 3, flip=True,
+        eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
         workers=0, cache=False, eval_limit=0,
     )
 
@@ -121,7 +122,7 @@ def paper(size: int) -> dict:
         log_every=100, preview_every=5_000, checkpoint_every=5_000, keep=3,
         data=dict(workers=16),
         perceptual=dict(name="resnet50", path="resnet50.pth"),
-        evals=evals(every=50_000, features="efficientnet", limit=0),
+        evals=evals(every=50_000, features="inception", limit=0),
     )
 
 
@@ -130,7 +131,8 @@ def bench(size: int) -> dict:
     return dict(
         steps=5_000, batch_size=256, eval_batch_size=500,
         model=dict(
-            filters=96, channel_multipliers=(1, 1, 2), num_res_blocks=1, shortcut="input"
+            filters=96, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=24,
+            shortcut="input",
         ),
         discriminator=dict(max_width=96),
         # No perceptual loss, so that EfficientNet can judge what was not trained to please it.
@@ -169,7 +171,16 @@ def evals(every: int, features: str, limit: int) -> dict:
     """What is evaluated, how often, over which features; limit: of the real images, 0 for all."""
     return dict(
         codebook=dict(every=every),
-        reconstruction=dict(
-            every=every, features=features, reference_split="train", reference_limit=limit
-        ),
+        reconstruction=dict(every=every, **distance(features, limit)),
+    )
+
+
+def distance(features: str, limit: int) -> dict:
+    """How images are held against real ones; see `fsq_jax.protocols` for the names."""
+    return dict(
+        features=features,  # inception: FID; efficientnet, random: other distances
+        protocol="adm",
+        weights="",  # Inception's file; "": $FSQ_JAX_INCEPTION
+        reference="",  # an .npz of ADM's or of fsq_jax.reference, in place of the split
+        reference_split="train", reference_limit=limit,
     )

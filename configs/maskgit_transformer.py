@@ -23,9 +23,7 @@ ARGUMENTS = maskgit_tokenizer.ARGUMENTS | dict(tokenizer="", token_cache="")
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     workdir, token_cache = args.pop("tokenizer"), args.pop("token_cache")
-    stage_1 = maskgit_tokenizer.get_config(
-        ",".join(f"{name}={_text(value)}" for name, value in args.items() if _given(value))
-    )
+    stage_1 = maskgit_tokenizer.get_config(arguments.text(args))
     scale, size = args["scale"], stage_1.data.size
     config = ml_collections.ConfigDict(dict(stage="maskgit", seed=42))
     config.tokenizer = dict(
@@ -65,20 +63,12 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     return config
 
 
-def _given(value) -> bool:
-    return value not in ("", 0, (0,))
-
-
-def _text(value) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def paper(size: int) -> dict:
     """Sections 4.2 (128 px, 200 epochs) and 4.3 (256 px, 2.5M steps)."""
     return dict(
         steps=1_000_000 if size == 128 else 2_500_000, batch_size=256, eval_batch_size=128,
         log_every=100, preview_every=10_000, checkpoint_every=5_000, keep=3,
-        evals=evals(every=100_000, features="efficientnet", num_samples=50_000, limit=0),
+        evals=evals(every=100_000, features="inception", num_samples=50_000, limit=0),
     )
 
 
@@ -114,7 +104,6 @@ def evals(every: int, features: str, num_samples: int, limit: int) -> dict:
     return dict(
         compression=dict(every=every),
         generation=dict(
-            every=every, features=features, num_samples=num_samples,
-            reference_split="train", reference_limit=limit,
+            every=every, num_samples=num_samples, **maskgit_tokenizer.distance(features, limit)
         ),
     )

@@ -19,8 +19,8 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import report
-from fsq_jax import errors, runs, sample
+from experiments import figures, gpus, report
+from fsq_jax import errors, pages, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.generation import sample_moments
@@ -50,9 +50,9 @@ def commands(workdir: str, data_dir: str, quantizer: str) -> dict[str, list[str]
 
 def train(workdir: str, data_dir: str, quantizer: str, changes: list[str]) -> dict[str, float]:
     """Runs what is left of a quantizer's runs, one after the other; seconds of each."""
-    # JAX takes three quarters of a GPU's memory for itself, unless told that there are two.
-    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"} if flags.FLAGS.parallel else {}
-    environment = share | os.environ
+    environment = dict(os.environ)
+    if flags.FLAGS.parallel:
+        environment |= gpus.environment(list(QUANTIZERS).index(quantizer), len(QUANTIZERS))
     seconds = {}
     for folder, command in commands(workdir, data_dir, quantizer).items():
         begin = time.monotonic()
@@ -64,11 +64,18 @@ def train(workdir: str, data_dir: str, quantizer: str, changes: list[str]) -> di
     return seconds
 
 
-def sweep(workdir: str, quantizer: str, num_samples: int) -> list[dict]:
-    """The samples' Fréchet distance at each guidance, against the training set (figure 4)."""
+def sweep(workdir: str, out: str, quantizer: str, num_samples: int) -> list[dict]:
+    """The samples' Fréchet distance at each guidance, against the training set (figure 4).
+
+    Written to OUT/guidance_QUANTIZER.json after each, where a sweep that was stopped goes on.
+    """
     folder = os.path.join(workdir, f"mg_{quantizer}")
+    path = os.path.join(out, f"guidance_{quantizer}.json")
     rows, reference = [], None
-    for guidance in GUIDANCE:
+    if os.path.exists(path):
+        with open(path) as file:
+            rows = json.load(file)
+    for guidance in GUIDANCE[len(rows):]:
         config, _, run = runs.load(folder, overrides={"sampling.guidance": guidance})
         network = FeatureNetwork(run, config.evals.generation.features)
         if reference is None:
@@ -77,6 +84,8 @@ def sweep(workdir: str, quantizer: str, num_samples: int) -> list[dict]:
         value, protocol = network.distance(moments, reference, "train")
         rows.append({"guidance": guidance, network.metric: value, "protocol": protocol})
         say(f"{quantizer}: guidance {guidance}, {network.metric} {value:.3f}")
+        with open(path, "w") as file:
+            json.dump(rows, file, indent=2)
     return rows
 
 
@@ -84,14 +93,14 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     """Writes the pictures: reconstructions, samples, codes, curves, the sweep of guidance."""
     folder = lambda name, q: os.path.join(workdir, f"{name}_{q}")  # noqa: E731
     loaded = {q.upper(): runs.load(folder("tokenizer", q))[2] for q in QUANTIZERS}
-    figures = {"reconstructions": report.reconstructions_figure(loaded)}
+    pictures = {"reconstructions": figures.reconstructions_figure(loaded)}
     counts = {name: codebook.count_codes(run) for name, run in loaded.items()}
-    figures["codes"] = report.codes_figure(counts, loaded["FSQ"].info["levels"])
-    figures["tokenizer_curves"] = report.curves_figure(
+    pictures["codes"] = pages.codes_figure(counts, loaded["FSQ"].info["levels"])
+    pictures["tokenizer_curves"] = figures.curves_figure(
         {q.upper(): folder("tokenizer", q) for q in QUANTIZERS},
         ("reconstruction", "adversarial", "discriminator"),
     )
-    figures["transformer_curves"] = report.curves_figure(
+    pictures["transformer_curves"] = figures.curves_figure(
         {q.upper(): folder("mg", q) for q in QUANTIZERS}, ("loss", "accuracy")
     )
     for quantizer in QUANTIZERS:
@@ -102,13 +111,13 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
         names = runs.make_source(config.data, "train").class_names
         labels_N = np.repeat(np.arange(len(names), dtype=np.int32), 12)
         images = sample.sample(run, labels_N)
-        figures[f"samples_{quantizer}"] = report.samples_figure(
+        pictures[f"samples_{quantizer}"] = figures.samples_figure(
             images, labels_N, names, columns=5, tile=4
         )
-    figures["guidance"] = sweep_figure(sweeps)
-    for name, figure in figures.items():
+    pictures["guidance"] = sweep_figure(sweeps)
+    for name, figure in pictures.items():
         with open(os.path.join(out, f"{name}.png"), "wb") as file:
-            file.write(report.png(figure))
+            file.write(pages.png(figure))
 
 
 def sweep_figure(sweeps: dict[str, list[dict]]) -> matplotlib.figure.Figure:
@@ -123,7 +132,7 @@ def sweep_figure(sweeps: dict[str, list[dict]]) -> matplotlib.figure.Figure:
     return figure
 
 
-def collect(workdir: str, out: str, sweeps: dict, seconds: dict[str, float]) -> str:
+def collect(workdir: str, out: str, seconds: dict[str, float]) -> str:
     """Copies what the runs wrote, and writes the tables made of it; returns the table's text."""
     workdirs = {}
     for quantizer in QUANTIZERS:
@@ -134,8 +143,6 @@ def collect(workdir: str, out: str, sweeps: dict, seconds: dict[str, float]) -> 
             os.makedirs(target, exist_ok=True)
             for name in ("config.json", "results.json", "metrics.jsonl"):
                 shutil.copy(os.path.join(folder, name), target)
-    with open(os.path.join(out, "guidance.json"), "w") as file:
-        json.dump(sweeps, file, indent=2)
     with open(os.path.join(out, "seconds.json"), "w") as file:
         json.dump(seconds, file, indent=2)
     text = report.comparison_table(workdirs).text()
@@ -151,17 +158,15 @@ def main(argv) -> None:
     with ThreadPoolExecutor(2 if flags.FLAGS.parallel else 1) as pool:
         jobs = [pool.submit(train, workdir, flags.FLAGS.data_dir, q, argv[1:]) for q in QUANTIZERS]
         seconds = {name: value for job in jobs for name, value in job.result().items()}
-    begin = time.monotonic()
-    sweeps = {q: sweep(workdir, q, flags.FLAGS.num_samples) for q in QUANTIZERS}
+    print(collect(workdir, out, seconds))  # first: whatever stops the rest takes none of it
+    sweeps = {q: sweep(workdir, out, q, flags.FLAGS.num_samples) for q in QUANTIZERS}
     draw(workdir, out, sweeps)
-    seconds["sweep and pictures"] = time.monotonic() - begin
-    print(collect(workdir, out, sweeps, seconds))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/fashion_mnist", "Folder of the runs.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
     flags.DEFINE_string("out", "experiments/results/fashion_mnist", "Folder of the results.")
-    flags.DEFINE_bool("parallel", False, "Train FSQ and VQ at once, on one GPU.")
+    flags.DEFINE_bool("parallel", False, "Train FSQ and VQ at once, on a GPU each or sharing one.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Samples of each setting in the sweep.")
     errors.run(main)

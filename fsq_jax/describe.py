@@ -1,6 +1,7 @@
 """Says what a config would do, before anyone pays for it. Nothing is trained, nothing is read.
 
 python -m fsq_jax.describe --config=configs/maskgit_tokenizer.py:scale=paper
+python -m fsq_jax.describe --config=configs/uvim_lm.py:scale=paper,task=depth
 python -m fsq_jax.describe --config=configs/maskgit_transformer.py:scale=paper --gpus=8 \
     --images_per_second=1000
 
@@ -18,9 +19,17 @@ from clu import parameter_overview
 from ml_collections import config_flags
 
 from fsq_jax import errors, runs, stages
+from fsq_jax.data import splits
+from fsq_jax.tasks.unlabelled import blank_labels
 
 # Training images of data sets that need not be at hand; others are counted where they lie.
-_NUM_RECORDS = {"tfds:imagenet2012": 1_281_167}
+_NUM_RECORDS = {
+    "tfds:imagenet2012": 1_281_167,
+    "tfds:nyu_depth_v2": 47_584,
+    "tfds:coco/2017_panoptic": 118_287,
+}
+# What the one network of a stage is called.
+_NETWORKS = {"maskgit": "transformer", "uvim_base": "base", "uvim_lm": "language model"}
 
 
 def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
@@ -40,10 +49,10 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
     config = with_classes(config)
     stage, state, batch = shapes_of(config)
     networks = state.params
-    if "tokenizer" not in networks:  # a stage of one network
-        networks = {"transformer": networks}
+    if config.stage in _NETWORKS:
+        networks = {_NETWORKS[config.stage]: networks}
     examples = config.steps * config.batch_size
-    num_records = _NUM_RECORDS.get(config.data.source) or len(_source(config) or ())
+    num_records = count_records(config)
     speed = gpus * images_per_second
     return {
         "parameters": {name: _count(params) for name, params in networks.items()},
@@ -63,6 +72,15 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
         "flops_per_step": training_flops(config, batch),
         "days": examples / speed / 86_400 if speed else None,
     }
+
+
+def count_records(config) -> int:
+    """How many records a config trains on; 0 where that is not known."""
+    total, where = _NUM_RECORDS.get(config.data.source), f"describe {config.data.source}"
+    if total is None:
+        return len(_source(config) or ())
+    first, last = splits.span(config.data.train_split, total, where)
+    return last - first
 
 
 def arrays(config) -> str:
@@ -99,14 +117,17 @@ def with_classes(config):
 
 
 def shapes_of(config):
-    """(stage, its state, a batch of images), all without values."""
+    """(stage, its state, a batch of images and labels), all without values."""
     stage = stages.make(config, abstract=True)
-    images = (config.batch_size, config.data.size, config.data.size, 3)
-    batch = {
-        "image": jax.ShapeDtypeStruct(images, jnp.float32),
-        "label": jax.ShapeDtypeStruct(images[:1], jnp.int32),
-    }
+    batch = jax.eval_shape(lambda: blank_batch(config, config.batch_size))
     return stage, runs.abstract_state(config, stage, batch).replace(frozen=stage.frozen), batch
+
+
+def blank_batch(config, size: int) -> dict[str, jax.Array]:
+    """A batch of `size` black images with all that the config's batches carry."""
+    shape = (size, config.data.size, config.data.size)
+    batch = {"image": jnp.zeros((*shape, 3)), "label": jnp.zeros(size, jnp.int32)}
+    return batch | blank_labels(runs.features(config), shape)
 
 
 def _source(config):

@@ -1,11 +1,13 @@
-"""Writes a token cache: the images of a data set as a trained tokenizer's codes.
+"""Writes a token cache: the records of a data set as a trained stage I's codes.
 
 python -m fsq_jax.encode --workdir=runs/tokenizer --out=runs/tokens --views=4
 python -m fsq_jax.train --workdir=runs/maskgit \
     --config=configs/maskgit_transformer.py:tokenizer=runs/tokenizer,token_cache=runs/tokens
 
-OUT/train/ gets tokens.npy int32 [records, views, tokens], labels.npy [records], and meta.json,
-which tells by which tokenizer they were made; stage II refuses a cache of another one.
+A tokenizer's codes stand for its images; those of UViM's stage I for labels, and its stage II reads
+them beside the images. OUT/train/ gets tokens.npy int32 [records, views, tokens], labels.npy
+[records], and meta.json, which tells by which weights they were made; stage II refuses a cache of
+others.
 """
 
 import json
@@ -18,47 +20,45 @@ import tqdm
 from absl import flags
 
 from fsq_jax import errors, runs, sharding
-from fsq_jax.data import transforms
-from fsq_jax.stages import frozen_tokenizer, tokenizer
+from fsq_jax.data import cached_views
+from fsq_jax.stages import frozen
 
 
 def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> str:
-    """Encodes the training split of a tokenizer's run; returns the folder that was written.
+    """Encodes the training split of a stage I's run; returns the folder that was written.
 
     Args:
-      workdir: the tokenizer's run.
+      workdir: the run of a tokenizer or of UViM's stage I.
       out: the cache's folder; OUT/train must not be there yet.
-      views: crops and flips of each image, drawn as in training; with one, images stay as they
-        are but for the centre crop.
+      views: crops and flips of each image, drawn as in training; with one, images are as they
+        are for evaluation.
       step: which checkpoint; the latest by default.
 
     Raises:
-      ValueError: for a folder that holds no tokenizer, or an OUT/train that is there.
+      ValueError: for a folder that holds no stage I, or an OUT/train that is there.
     """
     if views < 1:
         raise ValueError(f"{views=} must be at least 1.")
     folder = os.path.join(out, "train")
     if os.path.exists(folder):
         raise ValueError(f"{folder!r} is there already; remove it, or name another --out.")
-    trained = frozen_tokenizer.load(workdir, step)
+    trained = frozen.load(workdir, step=step)
     config, mesh = trained.config, sharding.make_mesh()
     data = config.data
     variables = sharding.put(trained.variables, sharding.replicated(mesh))
-    to_tokens = jax.jit(lambda v, images: frozen_tokenizer.encode(trained.model, v, images))
-    source = runs.make_source(data, data.train_split)
-    augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip)
+    to_tokens = jax.jit(trained.encode)
+    source = runs.eval_source(config, "train")
+    augment, plain = runs.transforms_of(config)
 
     tokens_NVL, labels_N = [], None
     for view in range(views):
-        transform = transforms.evaluation(data.size)
-        if views > 1:
-            transform = transforms.reseeded(augment, config.seed + view)
+        transform = cached_views.view(augment, plain, config.seed, view, views)
         batches = runs.every_record(config, source, transform)
         rows, labels = [], []
         for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
             put = sharding.put_batch(batch, mesh)
             indices, label, mask = sharding.to_host(
-                (to_tokens(variables, put["image"]), put["label"], put["mask"])
+                (to_tokens(variables, put), put["label"], put["mask"])
             )
             rows.append(indices[mask])
             labels.append(label[mask])
@@ -67,9 +67,10 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     if jax.process_index() == 0:
         meta = {
             "fingerprint": trained.fingerprint, "workdir": workdir, "step": trained.step,
-            **tokenizer.describe_codes(trained.model),
+            **trained.codes,
             "num_classes": source.num_classes, "class_names": source.class_names,
             "data": data.source, "split": "train", "views": views,
+            "seed": config.seed,
         }
         _write(folder, np.stack(tokens_NVL, axis=1), labels_N, meta)
     return folder
@@ -94,7 +95,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Run of a tokenizer.", required=True)
+    flags.DEFINE_string("workdir", None, "Run of a stage I.", required=True)
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_integer("views", 1, "Crops and flips of each image; 1: the image as it is.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")

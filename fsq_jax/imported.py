@@ -12,7 +12,7 @@ import numpy as np
 
 from fsq_jax import runs
 from fsq_jax.pretrained import layouts, maskgit, weights
-from fsq_jax.stages import frozen_tokenizer
+from fsq_jax.stages import frozen
 
 DEFAULT_DATA, DEFAULT_SIZE = "tfds:imagenet2012", 256
 
@@ -82,7 +82,7 @@ def _transformer(loaded, tokenizer, overrides) -> ml_collections.ConfigDict:
             f"{loaded.path} holds a transformer, which draws tokens: give --tokenizer=PATH, which "
             "makes images of them."
         )
-    stage_1 = frozen_tokenizer.load(tokenizer).model
+    stage_1 = frozen.load(tokenizer, ("tokenizer",)).model
     sizes = maskgit.transformer_config(
         loaded.path, loaded.params, stage_1.quantizer.codebook_size
     )

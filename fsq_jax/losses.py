@@ -1,6 +1,7 @@
-"""Losses of the tokenizer and of the masked transformer, one float32 value per example.
+"""Losses of the tokenizer, the masked transformer and UViM's tasks, one float32 value per example.
 
-The caller takes the mean over the batch, once, and applies the weights.
+The caller takes the mean over the batch, once, and applies the weights. Only `cross_entropy` gives
+a value for each id, since tasks differ in which of them count.
 
     B batch  L tokens  V rows of the vocabulary
 """
@@ -109,3 +110,16 @@ def masked_cross_entropy(
     loss_BL = jax.nn.logsumexp(logits, axis=-1) - expected_logit
     count_B = jnp.maximum(mask_BL.sum(-1), 1)
     return jnp.where(mask_BL, loss_BL, 0.0).sum(-1) / count_B
+
+
+def cross_entropy(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns -log p of each id, float32 of the ids' shape, of logits with one more axis of C.
+
+    Ids outside [0, C) cost 0, as an all-zero one-hot does.
+    """
+    logits = logits.astype(jnp.float32)
+    # A select rather than a gather, as above.
+    is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
+    target_logit = jnp.where(is_target, logits, 0.0).sum(-1)
+    has_target = (ids >= 0) & (ids < logits.shape[-1])
+    return jnp.where(has_target, jax.nn.logsumexp(logits, axis=-1) - target_logit, 0.0)

@@ -1,6 +1,8 @@
 """Optimisers and schedules from plain values, moving averages, gradient accumulation."""
 
-from collections.abc import Callable
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,19 +39,97 @@ def make_optimizer(
     learning_rate: float,
     *,
     total_steps: int,
+    name: str = "adam",
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
     warmup_steps: int = 0,
     schedule: str = "constant",
+    rate_multipliers: Mapping[str, float] | Sequence[tuple[str, float]] = (),
 ) -> optax.GradientTransformation:
-    """AdamW with decay on kernels alone, behind a clip by global norm where `clip_norm` > 0."""
-    rate = make_schedule(
-        learning_rate, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule
+    """An optimiser with weight decay on kernels alone.
+
+    name: "adam" is AdamW. "adafactor" is big_vision's variant, UViM's optimiser: `b2` caps the
+        decay of the second moments (see `scale_by_adafactor`), and the weight decay is absolute:
+        each step takes weight_decay x schedule off a kernel, whatever the learning rate.
+    clip_norm: gradients are clipped by their global norm first; 0 leaves them alone.
+    rate_multipliers: {regex: factor} of the learning rate of parameters whose whole path, such as
+        "encoder/Dense_0/kernel", fits; the first that fits counts. Or pairs of the two.
+    Raises ValueError for an unknown name, and on parameters that some regex does not fit at all.
+    """
+    schedule_of = functools.partial(
+        make_schedule, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule
     )
-    adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm > 0 else adam
+    multiply = [scale_by_path(rate_multipliers)] if rate_multipliers else []
+    if name == "adam":
+        rate = schedule_of(learning_rate)
+        adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels)
+        steps = [adam, *multiply]
+    elif name == "adafactor":
+        steps = [
+            scale_by_adafactor(b1, b2),
+            optax.scale(learning_rate),
+            *multiply,
+            optax.add_decayed_weights(weight_decay, kernels),
+            optax.scale_by_schedule(schedule_of(1.0)),
+            optax.scale(-1.0),
+        ]
+    else:
+        raise ValueError(f"{name=} is no optimizer; there are 'adam' and 'adafactor'.")
+    if clip_norm > 0:
+        steps.insert(0, optax.clip_by_global_norm(clip_norm))
+    return optax.chain(*steps) if len(steps) > 1 else steps[0]
+
+
+def scale_by_adafactor(momentum: float, decay_cap: float) -> optax.GradientTransformation:
+    """big_vision's Adafactor (Zhai et al. 2021): gradients over their root mean squares, averaged.
+
+    Second moments are factored where two dimensions are 32 or more, and decay by 1 - t^-0.8 but
+    at most `decay_cap`; updates are not clipped. Their average starts at zero, is not corrected
+    for that, and is kept in bfloat16.
+    """
+
+    def decay(step, exponent):
+        return jnp.minimum(decay_cap, 1.0 - (step + 1.0) ** -exponent)
+
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=0.8, min_dim_size_to_factor=32, epsilon=1e-30, decay_rate_fn=decay
+        ),
+        optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16),
+    )
+
+
+def scale_by_path(
+    factors: Mapping[str, float] | Sequence[tuple[str, float]],
+) -> optax.GradientTransformation:
+    """Updates times the factor of the first regex that fits a parameter's whole path, or times 1.
+
+    Raises ValueError, on parameters, for a regex that fits none of their paths.
+    """
+    factors = dict(factors)
+
+    def factor(path) -> float:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return next((f for regex, f in factors.items() if re.fullmatch(regex, name)), 1.0)
+
+    def init(params):
+        flat = jax.tree_util.tree_leaves_with_path(params)
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+        for regex in factors:
+            if not any(re.fullmatch(regex, name) for name in names):
+                raise ValueError(
+                    f"The rate multiplier of {regex!r} fits no parameter, such as {names[0]!r}."
+                )
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        scaled = jax.tree_util.tree_map_with_path(lambda path, u: factor(path) * u, updates)
+        return scaled, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def moving_average(average: PyTree, params: PyTree, decay: float) -> PyTree:

@@ -5,15 +5,15 @@ import difflib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 from flax import traverse_util
 
-from fsq_jax import checkpoint, evaluators, sharding, stages
-from fsq_jax.data import pipeline, sources, transforms
+from fsq_jax import checkpoint, evaluators, sharding, stages, tasks
+from fsq_jax.data import cached_views, pipeline, sources, transforms
 from fsq_jax.data.source import Source
 from fsq_jax.evaluators.run import Run
 from fsq_jax.pretrained import initialize, weights
@@ -22,11 +22,24 @@ from fsq_jax.stages.stage import Stage, TrainState
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def make_source(data: Mapping, split: str) -> Source:
-    """The source of `config.data`, for one of its splits."""
+def make_source(data: Mapping, split: str, features: Sequence[str] = ()) -> Source:
+    """The source of `config.data`, for one of its splits; a cache keeps `features`, too."""
     return sources.make_source(
-        data["source"], split, data["size"], data_dir=data["data_dir"], cache=data["cache"]
+        data["source"], split, data["size"], data_dir=data["data_dir"], cache=data["cache"],
+        features=features,
     )
+
+
+def features(config) -> tuple[str, ...]:
+    """What batches carry besides images and labels: what the task is trained on."""
+    return tasks.make(**config.task).features if "task" in config else ()
+
+
+def transforms_of(config) -> tuple[transforms.Transform, transforms.Transform]:
+    """(the transform of training, that of evaluation), as `config.data` says."""
+    data, kind = config.data, config.data.transform
+    augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip, kind)
+    return augment, transforms.evaluation(data.size, kind)
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -51,32 +64,57 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def train_batches(config) -> pipeline.TrainBatches:
     """This host's training batches, from the first one on."""
-    data = config.data
-    if config.get("token_cache"):
-        source = sources.make_source(f"tokens:{config.token_cache}", "train", data.size)
-        transform = transforms.random_view
-    else:
-        source = make_source(data, data.train_split)
-        transform = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip)
+    source, transform, names = _training(config)
     return pipeline.train_batches(
         source,
         transform,
         batch_size=config.batch_size,
         seed=config.seed,
-        workers=data.workers,
+        workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        features=names,
     )
 
 
-def eval_batches(config, split: str, limit: int = 0) -> Iterable[dict[str, np.ndarray]]:
+def _training(config) -> tuple[Source, transforms.Transform, tuple[str, ...]]:
+    """(source, transform, features) that training reads: of images, of a token cache, of both."""
+    data, names = config.data, features(config)
+    augment, plain = transforms_of(config)
+    if not config.get("token_cache"):
+        return make_source(data, data.train_split, names), augment, names
+    tokens = sources.make_source(f"tokens:{config.token_cache}", "train", data.size)
+    if "task" not in config:
+        return tokens, transforms.random_view, ()
+    source = cached_views.paired(make_source(data, data.train_split), tokens)
+    views = dict(seed=tokens.meta["seed"], views=tokens.meta["views"])
+    return source, cached_views.random_view(augment, plain, **views), ()
+
+
+def eval_batches(
+    config, split: str, limit: int = 0, transform: transforms.Transform | None = None
+) -> Iterable[dict[str, np.ndarray]]:
     """This host's batches of a split, each record once, as it is (no augmentation).
 
-    "train" and "eval" stand for the data's own two splits.
+    "train" and "eval" stand for the data's own two splits; `transform` takes the place of the
+    config's own.
+    """
+    source = eval_source(config, split)
+    return every_record(config, source, transform or transforms_of(config)[1], limit)
+
+
+def eval_source(config, split: str) -> Source:
+    """The records of a split, as they are before any transform.
+
+    "train" and "eval" stand for the data's own two splits; `data.eval_crop` is all that is seen
+    of the latter's.
     """
     data = config.data
-    split = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
-    return every_record(config, make_source(data, split), transforms.evaluation(data.size), limit)
+    name = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
+    source = make_source(data, name, features(config))
+    if split == "eval" and data.eval_crop:
+        return source.mapped(transforms.crop_to(data.eval_crop))
+    return source
 
 
 def every_record(
@@ -91,6 +129,7 @@ def every_record(
         workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        features=features(config),
     )
 
 
@@ -140,13 +179,16 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
         checkpoint.save_config(workdir, config)
 
 
-def evaluation(config, stage: Stage, predict, state: TrainState, mesh) -> Run:
+def evaluation(config, stage: Stage, predict, state: TrainState, mesh, workdir: str) -> Run:
     """What evaluators take, for a state of this config."""
     device = jax.devices()[0]
     return Run(
         predict=predict,
         state=state,
-        batches=lambda split, limit: eval_batches(config, split, limit or config.data.eval_limit),
+        batches=lambda split, limit, transform=None: eval_batches(
+            config, split, limit or config.data.eval_limit, transform
+        ),
+        source=lambda split: eval_source(config, split),
         eval_split="eval",
         mesh=mesh,
         batch_size=config.eval_batch_size,
@@ -154,11 +196,13 @@ def evaluation(config, stage: Stage, predict, state: TrainState, mesh) -> Run:
         protocol={
             "data": config.data.source, "size": config.data.size,
             "eval_split": config.data.eval_split, "train_split": config.data.train_split,
-            "seed": config.seed, "weights": "ema", "device": device.device_kind,
-            "jax": jax.__version__, "python": platform.python_version(),
+            "seed": config.seed, "weights": "ema" if config.ema_decay else "latest",
+            "device": device.device_kind, "jax": jax.__version__,
+            "python": platform.python_version(),
         },
         seed=config.seed,
         step=int(state.step),
+        workdir=workdir,
     )
 
 
@@ -176,8 +220,7 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
     """
     config = checkpoint.load_config(workdir)
     override(config, overrides or {})
-    loaded = weights.load(workdir, step)
-    return assemble(config, loaded)
+    return assemble(config, weights.load(workdir, step))
 
 
 def assemble(config, loaded: weights.Weights):
@@ -194,7 +237,8 @@ def assemble(config, loaded: weights.Weights):
         frozen=sharding.put(stage.frozen, replicated),
     )
     predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
-    return config, stage, evaluation(config, stage, predict, state, mesh)
+    workdir = loaded.path if os.path.isdir(loaded.path) else ""
+    return config, stage, evaluation(config, stage, predict, state, mesh, workdir)
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping) -> None:

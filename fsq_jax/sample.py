@@ -1,4 +1,4 @@
-"""Samples images of given classes from a trained masked transformer, or completes a given image.
+"""Samples from a trained stage II: images of given classes, or labels of given images.
 
 python -m fsq_jax.sample --workdir=runs/maskgit --labels=3,7 --out=grid.png
 python -m fsq_jax.sample --workdir=runs/maskgit --num=50000 --npz=samples.npz
@@ -6,11 +6,20 @@ python -m fsq_jax.sample --workdir=runs/maskgit --image=in.png --mask=mask.png -
 python -m fsq_jax.sample --pretrained=maskgit_imagenet256_checkpoint \
     --tokenizer=tokenizer_imagenet256_checkpoint --labels=207,980 --out=grid.png
 
-The .npz holds `arr_0`, uint8 [N,H,W,3], as ADM's evaluator reads it, and `arr_1`, the labels.
+python -m fsq_jax.sample --workdir=runs/uvim_lm --num=8 --out=depth.png
+python -m fsq_jax.sample --workdir=runs/uvim_lm --image=in.png --out=depth.png
+
+A masked transformer draws images, or completes one. Its .npz holds `arr_0`, uint8 [N,H,W,3], as
+ADM's evaluator reads it, and `arr_1`, the labels.
+
+UViM's stages show what they make of held-out images: input, prediction and truth side by side
+(stage I from the true code), and of an image of one's own, which has no truth. Their .npz holds
+"input", "prediction" and "truth", uint8 [N,H,W,3], labels as they are drawn.
 """
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -18,11 +27,12 @@ import tqdm
 from absl import flags
 from PIL import Image
 
-from fsq_jax import errors, imported, runs, sharding
+from fsq_jax import drawing, errors, imported, runs, sharding, tasks
 from fsq_jax.data import images as image_files
 from fsq_jax.data import transforms
 from fsq_jax.evaluators.run import Run
 from fsq_jax.logging import grid
+from fsq_jax.tasks.unlabelled import context
 
 
 def sample(run: Run, labels_N: np.ndarray, seed: int = 0, known: dict | None = None) -> np.ndarray:
@@ -79,19 +89,22 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     return np.array(labels or range(len(class_names)), np.int32)
 
 
-def known_tokens(run: Run, image_path: str, mask_path: str, size: int) -> dict[str, np.ndarray]:
+def read_image(config, path: str) -> np.ndarray:
+    """An image file as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
+    if not os.path.exists(path):
+        raise ValueError(f"There is no image {path!r}.")
+    with open(path, "rb") as file:
+        record = {"image": image_files.decode(file.read(), path)}
+    return transforms.evaluation(config.data.size, config.data.transform)(record, None)["image"]
+
+
+def known_tokens(config, run: Run, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
     """{"tokens" [L], "known" [L]} of an image, where white pixels of the mask are to be redrawn.
 
     A token is redrawn as soon as one of its pixels is.
     """
-    paths = {"image": image_path, "mask": mask_path}
-    read = {}
-    for name, path in paths.items():
-        if not os.path.exists(path):
-            raise ValueError(f"There is no {name} {path!r}.")
-        with open(path, "rb") as file:
-            record = {"image": image_files.decode(file.read(), path)}
-        read[name] = transforms.evaluation(size)(record, None)["image"]
+    read = {"image": read_image(config, image_path), "mask": read_image(config, mask_path)}
+    size = config.data.size
     side = run.info["grid"]
     patch = size // side
     white = read["mask"].mean(-1) > 0.5
@@ -102,8 +115,49 @@ def known_tokens(run: Run, image_path: str, mask_path: str, size: int) -> dict[s
     return {"tokens": sharding.to_host(out["tokens"])[0], "known": ~redrawn}
 
 
+def predicted_labels(config, run: Run, num: int, image_path: str = "") -> dict[str, np.ndarray]:
+    """{"input", "prediction", "truth"}, pictures [N,H,W,3] in [0, 1], of a run of UViM.
+
+    Args:
+      config, run: of either stage.
+      num: so many held-out images, the first ones.
+      image_path: an image that takes their place, and has no truth; stage II's alone.
+
+    Raises:
+      ValueError: for an image given to stage I, which starts from its label.
+    """
+    if not image_path:
+        return _pictures(config, run.outputs("prediction", limit=num))
+    if config.stage != "uvim_lm":
+        raise ValueError("Stage I encodes labels, which an image file has not; give a stage II.")
+    image = read_image(config, image_path)
+    rows = run.batch_size // jax.process_count()
+    batch = run.put({
+        "image": np.broadcast_to(image, (rows, *image.shape)), "mask": np.arange(rows) == 0
+    })
+    return _pictures(config, [(batch, run.predict["prediction"](run.state, batch,
+                                                               jax.random.key(run.seed)))])
+
+
+def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
+    """{panel: pictures [N,H,W,3]} of (batch, prediction) pairs, without what is masked out."""
+    task, panels = tasks.make(**config.task), {}
+    for batch, prediction in outputs:
+        ((name, predicted),) = prediction.items()
+        drawn = {
+            "input": context(task, batch) / 2 + 0.5,
+            "prediction": drawing.draw(name, predicted),
+        }
+        if name in batch:
+            drawn["truth"] = drawing.draw(name, batch[name])
+        drawn, mask = sharding.to_host((drawn, batch["mask"]))
+        for panel, pictures in drawn.items():
+            panels.setdefault(panel, []).append(pictures[mask])
+    return {panel: np.concatenate(pictures) for panel, pictures in panels.items()}
+
+
 def load(options) -> tuple:
-    """(config, Run) of a masked transformer, as the flags name it."""
+    """(config, Run) of a masked transformer or of UViM, as the flags name it."""
     if bool(options.workdir) == bool(options.pretrained):
         raise ValueError("Give one of --workdir=RUN and --pretrained=FILE: what to sample from.")
     if options.tokenizer and not options.pretrained:
@@ -113,9 +167,6 @@ def load(options) -> tuple:
         config, _, run = imported.load(options.pretrained, options.tokenizer, overrides)
     else:
         config, _, run = runs.load(options.workdir, options.step, overrides)
-    if config.stage != "maskgit":
-        path = options.pretrained or options.workdir
-        raise ValueError(f"{path!r} is a run of stage {config.stage!r}, not 'maskgit'.")
     return config, run
 
 
@@ -123,46 +174,78 @@ def main(argv) -> None:
     del argv
     sharding.initialize_distributed()
     options = flags.FLAGS
-    if bool(options.image) != bool(options.mask):
-        raise ValueError("--image and --mask go together: what to complete, and where.")
     if not options.out and not options.npz:
         raise ValueError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
     config, run = load(options)
+    if config.stage == "maskgit":
+        sample_images(config, run, options)
+    elif config.stage in ("uvim_base", "uvim_lm"):
+        sample_labels(config, run, options)
+    else:
+        path = options.pretrained or options.workdir
+        raise ValueError(
+            f"{path!r} is a run of stage {config.stage!r}, not 'maskgit', 'uvim_base' or 'uvim_lm'."
+        )
+
+
+def sample_images(config, run: Run, options) -> None:
+    """Draws what the flags ask of a masked transformer, and writes it."""
+    if bool(options.image) != bool(options.mask):
+        raise ValueError("--image and --mask go together: what to complete, and where.")
     labels = parse_labels(options.labels, class_names(config))
     labels_N = np.resize(labels, options.num or 8 * len(labels))
     if not options.num:
         labels_N = np.sort(labels_N, kind="stable")  # a row of the grid for each class
     known = None
     if options.image:
-        known = known_tokens(run, options.image, options.mask, config.data.size)
+        known = known_tokens(config, run, options.image, options.mask)
     images = sample(run, labels_N, options.seed, known)
-    if jax.process_index() == 0:
-        write(images, labels_N, options.out, options.npz)
+    arrays = {"arr_0": images, "arr_1": labels_N}
+    write(grid(images[:400]), arrays, options.out, options.npz)
 
 
-def write(images: np.ndarray, labels_N: np.ndarray, out: str, npz: str) -> None:
-    """Saves the first 400 images as a grid at `out`, and all at `npz`; "" for neither."""
+def sample_labels(config, run: Run, options) -> None:
+    """Predicts what the flags ask of a run of UViM, and writes it."""
+    unread = [name for name in ("labels", "mask") if getattr(options, name)]
+    if unread:
+        raise ValueError(f"--{unread[0]} is for masked transformers; {config.stage} reads images.")
+    run = dataclasses.replace(run, seed=options.seed)
+    panels = predicted_labels(config, run, options.num or 8, options.image)
+    triples = np.concatenate(list(panels.values()), axis=2)
+    write(grid(triples[:400], columns=2), panels, options.out, options.npz)
+
+
+def write(picture: np.ndarray, arrays: dict[str, np.ndarray], out: str, npz: str) -> None:
+    """Saves the picture at `out`, and the arrays, images as uint8, at `npz`; "" for neither."""
+    if jax.process_index() != 0:
+        return
     for path in filter(None, (out, npz)):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     if out:
-        Image.fromarray(grid(images[:400])).save(out)
-        print(f"{out}: {min(len(images), 400)} images")
+        Image.fromarray(picture).save(out)
     if npz:
-        np.savez(npz, (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8), labels_N)
-        print(f"{npz}: {len(images)} images of {images.shape[1]} x {images.shape[2]}")
+        np.savez(npz, **{name: _as_saved(array) for name, array in arrays.items()})
+    shape = " x ".join(map(str, next(iter(arrays.values())).shape))
+    print(f"{' and '.join(filter(None, (out, npz)))}: {shape}")
+
+
+def _as_saved(array: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] in 8 bits; labels as they are."""
+    return (np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8) if array.ndim == 4 else array
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "", "Run of a masked transformer.")
-    flags.DEFINE_string("pretrained", "", "File of a masked transformer, rather than a run.")
+    flags.DEFINE_string("workdir", "", "Run of a masked transformer or of UViM.")
+    flags.DEFINE_string("pretrained", "", "File of such a network, rather than a run.")
     flags.DEFINE_string("tokenizer", "", "With --pretrained: its tokenizer's file.")
     flags.DEFINE_string("labels", "", "Classes, as numbers or names; all by default.")
     flags.DEFINE_integer(
-        "num", 0, "How many images in all, dealt out over the labels; 8 a label.", lower_bound=0
+        "num", 0, "How many images in all, dealt out over the labels; 8 a label, 8 of UViM.",
+        lower_bound=0,
     )
-    flags.DEFINE_string("out", "", "Picture to write, a row a class.")
+    flags.DEFINE_string("out", "", "Picture to write.")
     flags.DEFINE_string("npz", "", "uint8 images to write, for ADM's evaluator.")
-    flags.DEFINE_string("image", "", "Image to complete.")
+    flags.DEFINE_string("image", "", "Image to complete, or to label.")
     flags.DEFINE_string("mask", "", "Picture whose white part is drawn anew.")
     flags.DEFINE_integer("seed", 0, "Another seed, other images.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")

@@ -1,5 +1,6 @@
 """Configs: every argument builds, the paper's scale holds the paper's numbers, smoke trains."""
 
+import re
 import sys
 
 import jax
@@ -8,18 +9,25 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import arguments, maskgit_tokenizer, maskgit_transformer
+from configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from experiments.benchmarks import train_step
 from fsq_jax import describe, runs, stages
+from fsq_jax.data import scenes
 from tests import tiny
 
-CONFIGS = {"tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer}
+CONFIGS = {
+    "tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer, "uvim_base": uvim_base,
+    "uvim_lm": uvim_lm,
+}
+STAGE_1 = {"maskgit": "tokenizer", "uvim_lm": "base"}  # where a stage II tells of its stage I
 SCALES = ("bench", "smoke", "paper")
 QUANTIZERS = ("fsq", "vq", "vq_ema")
 
 
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
 def test_every_documented_argument_is_an_argument(module):
-    documented = module.__doc__ + maskgit_tokenizer.__doc__
+    documented = module.__doc__ + maskgit_tokenizer.__doc__ * (module is maskgit_transformer)
+    documented += uvim_base.__doc__ * (module is uvim_lm)
     assert not [name for name in module.ARGUMENTS if name not in documented]
 
 
@@ -32,7 +40,7 @@ def test_every_argument_arrives(module, scale, quantizer):
     config = module.get_config(
         f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16"
     )
-    stage_1 = config if module is maskgit_tokenizer else config.tokenizer
+    stage_1 = config[STAGE_1[config.stage]] if config.stage in STAGE_1 else config
     assert stage_1.quantizer.name == quantizer
     if quantizer == "fsq":
         assert stage_1.quantizer.levels == (7, 5, 5, 5, 5)
@@ -117,7 +125,9 @@ def test_paper_tokenizer(size, steps, batch_size):
         "steps": steps, "batch_size": batch_size, "data.size": size, "quantizer.name": "fsq",
         "quantizer.levels": (8, 5, 5, 5),
     })
-    # All validation images against the whole training set (section 4.2).
+    # All validation images against the whole training set, in ADM's suite (section 4.2).
+    assert config.evals.reconstruction.features == "inception"
+    assert config.evals.reconstruction.protocol == "adm"
     assert config.evals.reconstruction.reference_split == "train"
     assert config.evals.reconstruction.reference_limit == 0
     vq = maskgit_tokenizer.get_config(f"scale=paper,size={size},quantizer=vq")
@@ -134,8 +144,8 @@ def test_paper_transformer(size, steps, quantizer, guidance):
         "steps": steps, "batch_size": 256, "data.size": size, "sampling.guidance": guidance,
     })
     assert config.evals.generation.to_dict() == dict(
-        every=100_000, features="efficientnet", num_samples=50_000,
-        reference_split="train", reference_limit=0,
+        every=100_000, features="inception", protocol="adm", weights="", reference="",
+        num_samples=50_000, reference_split="train", reference_limit=0,
     )
 
 
@@ -145,11 +155,93 @@ def test_paper_is_256_pixels_by_default_and_no_third_size():
         maskgit_transformer.get_config("scale=paper,size=64")
 
 
+TASKS = ("depth", "colorization", "panoptic")
+
+
+@pytest.mark.parametrize("module", [uvim_base, uvim_lm])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("context, seen", [
+    ("both", (True, True)), ("encoder", (True, False)), ("decoder", (False, True)),
+    ("none", (False, False)),
+])
+def test_tasks_and_contexts_arrive(module, task, context, seen):
+    config = module.get_config(f"task={task},context={context},quantizer=vq_ema,splitting=false")
+    stage_1 = config.base if module is uvim_lm else config
+    assert config.task.name == task and task in config.evals
+    assert (stage_1.model.encoder_context, stage_1.model.decoder_context) == seen
+    assert stage_1.quantizer.split_threshold == 0.0
+    config = module.get_config("quantizer=vq_ema")
+    stage_1 = config.base if module is uvim_lm else config
+    assert stage_1.quantizer.split_threshold == 0.1
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "vq"])
+def test_splitting_is_for_the_codebook_that_can(quantizer):
+    with pytest.raises(ValueError, match=f"splitting=false is for vq_ema.*quantizer={quantizer}"):
+        uvim_lm.get_config(f"quantizer={quantizer},splitting=false")
+
+
+def test_language_model_takes_base_cache_and_weights():
+    config = uvim_lm.get_config("base=runs/a,token_cache=runs/b,vit=c.npz")
+    assert (config.base.workdir, config.token_cache, config.vit) == ("runs/a", "runs/b", "c.npz")
+
+
+PAPER_BASE = {
+    "model.patch": 16, "model.width": 768, "model.encoder_depth": 6, "model.decoder_depth": 12,
+    "model.num_heads": 12, "model.mlp_dim": 3072, "model.code_side": 16,
+    "model.encoder_context": True, "model.decoder_context": True, "model.code_dropout": "random",
+    "model.dtype": "float32", "optim.name": "adafactor", "optim.b1": 0.9, "optim.b2": 0.95,
+    "optim.clip_norm": 1.0, "optim.warmup_steps": 4_000, "optim.schedule": "cosine",
+    "ema_decay": 0.0, "seed": 0, "batch_size": 1024, "accumulate": 1, "data.size": 512,
+    "data.transform": "uvim", "data.min_area": 0.05, "data.max_aspect": 4 / 3, "data.flip": True,
+    "data.eval_split": "validation", "data.eval_limit": 0,
+}
+PAPER_LM = {
+    "model.patch": 16, "model.width": 1024, "model.encoder_depth": 24, "model.decoder_depth": 24,
+    "model.num_heads": 16, "model.mlp_dim": 4096, "model.dtype": "float32",
+    "sampling.temperature": 0.0, "optim.name": "adafactor", "optim.learning_rate": 1e-3,
+    "optim.weight_decay": 1e-6, "optim.clip_norm": 0.0, "optim.warmup_steps": 4_000,
+    "optim.schedule": "cosine", "ema_decay": 0.0, "seed": 0, "batch_size": 512, "data.size": 512,
+}
+
+
+@pytest.mark.parametrize("task, source, split, steps, lm_steps, rate, decay", [
+    ("depth", "tfds:nyu_depth_v2", "train", 9_294, 4_647, 1e-3, 1e-5),
+    ("colorization", "tfds:imagenet2012", "train[4096:]", 124_714, 124_714, 4e-4, 4e-5),
+    ("panoptic", "tfds:coco/2017_panoptic", "train[4096:]", 111_515, 44_606, 4e-4, 4e-5),
+])
+def test_paper_uvim(task, source, split, steps, lm_steps, rate, decay):
+    data = {"data.source": source, "data.train_split": split}
+    config = uvim_base.get_config(f"scale=paper,task={task}")
+    check(config, PAPER_BASE | data | {
+        "steps": steps, "optim.learning_rate": rate, "optim.weight_decay": decay,
+        "data.eval_crop": (54, 480, 41, 601) if task == "depth" else (),
+    })
+    assert config.quantizer.to_dict() == dict(name="fsq", levels=(7, 5, 5, 5, 5))
+    vq = uvim_base.get_config(f"scale=paper,task={task},quantizer=vq_ema")
+    assert vq.quantizer.to_dict() == dict(
+        name="vq_ema", codebook_size=4096, channels=768, momentum=0.995, commitment_weight=0.0,
+        standardize=True, split_threshold=0.1,
+    )
+    lm = uvim_lm.get_config(f"scale=paper,task={task}")
+    check(lm, PAPER_LM | data | {"steps": lm_steps})
+    assert lm.task == config.task and lm.base.model == config.model
+    ((names, factor),) = lm.optim.rate_multipliers
+    assert factor == 0.1 and re.fullmatch(names, "encoder/encoderblock_0/LayerNorm_0/scale")
+    assert not re.fullmatch(names, "decoder/LogitsDense/kernel")
+
+
+def test_paper_panoptic_has_cocos_classes():
+    config = uvim_base.get_config("scale=paper,task=panoptic")
+    assert (config.task.num_semantics, config.task.num_instances) == (134, 100)
+    few = uvim_base.get_config("scale=bench,task=panoptic")
+    assert few.task.num_semantics == len(scenes.SEGMENT_NAMES)
+
+
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("text, message", [
     ("quantiser=vq", "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
     ("scale=papr", "scale='papr' is unknown; did you mean 'paper'?"),
-    ("quantizer=kmeans", "quantizer='kmeans' is unknown; there are fsq, vq, vq_ema."),
     ("dtype=half", "dtype='half' is unknown; there are float32, bfloat16."),
     ("dtype=float16", "dtype='float16' is unknown; did you mean 'bfloat16'?"),
     ("size=big", "size='big' can't be read as a whole number."),
@@ -164,6 +256,17 @@ def test_unknown_arguments_name_the_nearest(module, text, message):
     with pytest.raises(ValueError) as error:
         module.get_config(text)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
+def test_unknown_quantizers_name_those_that_there_are(module):
+    with pytest.raises(ValueError, match="quantizer='kmeans' is unknown; there are fsq, vq"):
+        module.get_config("quantizer=kmeans")
+
+
+def test_arguments_are_written_as_they_are_read():
+    values = dict(a=1.5, b=(8, 5), c="x", d=0, e=(0,), f="")
+    assert arguments.text(values) == "a=1.5,b=8-5,c=x"
 
 
 def test_arguments_take_the_type_of_their_default():
@@ -192,14 +295,10 @@ def test_overrides_are_taken_and_misspelt_ones_fail(monkeypatch):
 
 def three_steps(config) -> list[dict]:
     """Metrics of the first three updates on random images, as one device makes them."""
-    stage = stages.make(config, abstract=config.stage == "maskgit")
-    rng = np.random.default_rng(0)
-    size = config.data.size
-    batch = {
-        "image": rng.random((4, size, size, 3), np.float32), "label": np.arange(4, dtype=np.int32)
-    }
+    stage = stages.make(config, abstract=config.stage in STAGE_1)
+    batch = train_step.random_batch(config, stage, tokens=False, size=4)
     state = jax.jit(stage.init)(jax.random.key(0), batch)
-    if stage.frozen is not None:  # of a tokenizer that was never trained
+    if stage.frozen is not None:  # of a stage I that was never trained
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), stage.frozen)
         state = state.replace(frozen=zeros)
     first, update, metrics = state.params, jax.jit(stage.update), []
@@ -233,7 +332,26 @@ def test_smoke_transformer_trains(dtype):
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
-def test_resolve_counts_classes_and_refuses_what_can_only_fail_later():
+@pytest.mark.parametrize("task, quantizer, dtype", [
+    ("depth", "fsq", "bfloat16"), ("colorization", "vq", "float32"),
+    ("panoptic", "vq_ema", "float32"),
+])
+@pytest.mark.usefixtures("quickly")
+def test_smoke_label_autoencoder_trains(task, quantizer, dtype):
+    changes = {"model.dtype": dtype, "optim.learning_rate": 1e-2}
+    metrics = three_steps(tiny.label_coder(changes, task, quantizer))
+    assert metrics[2]["task"] < metrics[0]["task"]
+
+
+@pytest.mark.parametrize("task, dtype", [("depth", "bfloat16"), ("colorization", "float32")])
+@pytest.mark.usefixtures("quickly")
+def test_smoke_language_model_trains(task, dtype):
+    changes = {"model.dtype": dtype, "optim.learning_rate": 1e-2}
+    metrics = three_steps(tiny.code_model("", changes, task))
+    assert metrics[2]["loss"] < metrics[0]["loss"]
+
+
+def test_resolve_counts_classes_and_refuses_what_can_only_fail_later(monkeypatch):
     config = maskgit_transformer.get_config("scale=smoke")
     assert runs.resolve(config).num_classes == 30 and config.num_classes == 0
     for change, message in (
@@ -245,6 +363,13 @@ def test_resolve_counts_classes_and_refuses_what_can_only_fail_later():
         changed.update_from_flattened_dict(change)
         with pytest.raises(ValueError, match=message):
             runs.resolve(changed)
+    paper = maskgit_transformer.get_config("scale=paper")
+    monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
+    with pytest.raises(ValueError, match=(
+        "evals.generation: FID needs Inception's weights.*"
+        "--config.evals.generation.features=efficientnet needs no file"
+    )):
+        runs.resolve(paper)
     config.evals.fid = dict(every=5)
     with pytest.raises(ValueError, match=r"Evaluators \['fid'\] are unknown; there are"):
         runs.resolve(config)

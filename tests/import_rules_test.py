@@ -11,15 +11,20 @@ PACKAGE = ROOT / "fsq_jax"
 
 # From the bottom to the top; modules of one layer may import each other.
 LAYERS = [
-    {"sharding", "optim", "errors", "logging", "preemption", "checkpoint"},
+    {"sharding", "optim", "errors", "logging", "preemption", "checkpoint", "drawing"},
     {"data"},
-    {"losses", "metrics"},
+    {"losses", "metrics", "protocols"},
+    {"pages"},
     {"quantizers", "models", "sampling"},
+    {"tasks"},
     {"pretrained"},
     {"stages"},
     {"evaluators"},
-    {"runs", "imported", "model_card"},
-    {"train", "evaluate", "sample", "encode", "describe", "export"},
+    {"runs", "codebook_page", "imported", "model_card"},
+    {
+        "train", "evaluate", "sample", "encode", "describe", "prepare", "score", "reference",
+        "export",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

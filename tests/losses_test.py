@@ -100,3 +100,10 @@ def test_losses_of_bfloat16_are_float32():
     assert losses.masked_cross_entropy(logits, mask.astype(int), mask).dtype == jnp.float32
     assert losses.generator_loss(logits[:, 0, 0]).dtype == jnp.float32
     assert losses.squared_error(logits, logits).dtype == jnp.float32
+
+
+def test_cross_entropy_of_ids_with_and_without_a_channel():
+    logits = np.array([[1.0, 2.0, 0.5], [3.0, -1.0, 0.0], [3.0, -1.0, 0.0]], np.float32)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss = losses.cross_entropy(jnp.asarray(logits), jnp.array([2, 3, -1]))
+    np.testing.assert_allclose(loss, [-log_p[0, 2], 0, 0], rtol=1e-6)

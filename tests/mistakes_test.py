@@ -43,8 +43,8 @@ CONFIGS = {
     ),
     "kind of data": (
         {"data.source": "folders:cats"},
-        "Unknown data 'folders:cats': a spec starts with folder, scenes, tfds, tokens. Did you "
-        "mean 'folder'?",
+        "Unknown data 'folders:cats': a spec starts with arrays, folder, scenes, tfds, tokens. Did "
+        "you mean 'folder'?",
     ),
     "no such folder": (
         {"data.source": "folder:/no/such/folder"},

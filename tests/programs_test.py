@@ -134,7 +134,7 @@ def test_inpainting_keeps_what_is_known(trained, generator, tmp_path):
     white = np.zeros((16, 16), np.uint8)
     white[5:9, 8:] = 255  # rows 1 and 2 of the tokens, columns 2 and 3
     Image.fromarray(white).save(mask)
-    known = sample.known_tokens(run, str(image), str(mask), 16)
+    known = sample.known_tokens(config, run, str(image), str(mask))
     expected = np.ones((4, 4), bool)
     expected[1:3, 2:] = False
     np.testing.assert_array_equal(known["known"].reshape(4, 4), expected)

@@ -11,8 +11,8 @@ import ml_collections
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import maskgit_tokenizer, maskgit_transformer
-from fsq_jax import checkpoint, logging, stages
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from fsq_jax import checkpoint, describe, logging, stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 _COMMON = dict(
@@ -51,12 +51,50 @@ def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
     return config
 
 
+def label_coder(changes=None, task="depth", quantizer="fsq") -> ml_collections.ConfigDict:
+    """UViM's stage I of 8 x 8 pixels and 2 x 2 codes of 12 or 16."""
+    values = "levels=4-3" if quantizer == "fsq" else "codebook_size=16"
+    config = uvim_base.get_config(f"scale=smoke,size=8,task={task},quantizer={quantizer},{values}")
+    config.update(_COMMON)
+    if quantizer != "fsq":
+        config.quantizer.channels = 16
+    if task == "depth":
+        config.task.num_bins = 16
+    config.model.update(patch=2, width=16, num_heads=2, mlp_dim=32, code_side=2)
+    config.optim.warmup_steps = 0
+    config.data.update(train_split="train[:24]", eval_split="validation[:12]")
+    config.evals = dict(codebook=dict(every=12))
+    config.best = "codebook/perplexity"
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
+def code_model(workdir, changes=None, task="depth") -> ml_collections.ConfigDict:
+    """UViM's stage II on the stage I of `workdir`."""
+    config = uvim_lm.get_config(f"scale=smoke,size=8,task={task}")
+    stage_1 = label_coder(task=task)
+    config.update(_COMMON)
+    config.task = stage_1.task
+    config.base.update(
+        workdir=str(workdir), model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict()
+    )
+    config.model.update(patch=2, width=16, num_heads=2, mlp_dim=32)
+    config.optim.warmup_steps = 0
+    config.data = stage_1.data
+    config.evals = dict(validation=dict(every=12))
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
 def untrained_tokenizer(workdir, quantizer="fsq") -> str:
+    """A run of a tokenizer that has seen nothing."""
+    return untrained(tokenizer({"loss.adversarial": 0.0}, quantizer), workdir)
+
+
+def untrained(config, workdir) -> str:
     """A run that was saved before its first update: enough to be some stage II's stage I."""
-    config = tokenizer({"loss.adversarial": 0.0}, quantizer)
     stage = stages.make(config)
-    image = jax.numpy.zeros((1, config.data.size, config.data.size, 3))
-    state = jax.jit(stage.init)(jax.random.key(0), {"image": image})
+    state = jax.jit(stage.init)(jax.random.key(0), describe.blank_batch(config, 1))
     checkpoint.save_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(state, {"position": 0}, {})
@@ -118,7 +156,7 @@ def lines(workdir, split=None) -> list[dict]:
     ]
 
 
-def random_variables(model, images):
+def random_variables(model, *inputs):
     """Returns variables as `init` would, drawn by NumPy: compiling `init` takes seconds."""
     rng = np.random.default_rng(0)
 
@@ -128,5 +166,5 @@ def random_variables(model, images):
         deviation = 0 if a.ndim == 1 else np.prod(a.shape[:-1]) ** -0.5
         return (deviation * rng.standard_normal(a.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -2,13 +2,14 @@
 
 python -m experiments.benchmarks.train_step --out=speed.jsonl \
     "configs/maskgit_tokenizer.py:scale=paper,dtype=bfloat16 accumulate=8" \
-    "configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 model.attention=cudnn --tokens"
+    "configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 model.attention=cudnn --tokens" \
+    "configs/uvim_base.py:scale=paper,task=panoptic,dtype=bfloat16 batch_size=32"
 
 A variant is a config, then KEY=VALUE over it; with --tokens the batch holds tokens rather than
-images, as from a token cache. The step is the one that fsq_jax.train runs, with the optimiser, the
-moving averages and the frozen network (its weights random). A variant that fails is recorded with
-its error, and the next one runs. Seconds are medians over blocks of steps; FLOPs are those that
-XLA counts in the program with no recomputation; the peak of memory is the process's own.
+what they are made of, as from a token cache. The step is the one that fsq_jax.train runs, with the
+optimiser, the moving averages and the frozen network (its weights random). A variant that fails is
+recorded with its error, and the next one runs. Seconds are medians over blocks of steps; FLOPs are
+those that XLA counts in the program with no recomputation; the peak of memory is the process's own.
 """
 
 import importlib.util
@@ -55,17 +56,26 @@ def random_like(shapes, seed: int = 0):
     )
 
 
-def random_batch(config, stage, tokens: bool) -> dict[str, np.ndarray]:
-    """A batch of noise images (or tokens) and labels."""
+def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.ndarray]:
+    """A batch of noise: images, what the task's labels are, and classes; or tokens, with --tokens.
+
+    `size` is that of the batch, by default the config's.
+    """
     rng = np.random.default_rng(0)
-    size = config.batch_size
-    label = rng.integers(0, stage.info.get("num_classes", 1), size).astype(np.int32)
-    if tokens:
-        shape = (size, stage.info["grid"] ** 2)
-        codes = rng.integers(0, stage.info["codebook_size"], shape).astype(np.int32)
-        return {"tokens": codes, "label": label}
-    images = rng.random((size, config.data.size, config.data.size, 3), np.float32)
-    return {"image": images, "label": label}
+    shape = (size or config.batch_size, config.data.size, config.data.size)
+    label = rng.integers(0, stage.info.get("num_classes", 1), shape[0]).astype(np.int32)
+    noise = {
+        "image": lambda: rng.random((*shape, 3), np.float32),
+        "depth": lambda: rng.uniform(0.5, 9.5, shape).astype(np.float32),
+        "segments": lambda: rng.integers(0, 8, (*shape, 2)).astype(np.int32),
+    }
+    if not tokens:
+        wanted = ("image", *runs.features(config))
+        return {name: noise[name]() for name in wanted} | {"label": label}
+    length = (config.data.size // stage.info["downsampling"]) ** 2
+    codes = rng.integers(0, stage.info["codebook_size"], (shape[0], length)).astype(np.int32)
+    image = {"image": noise["image"]()} if config.stage == "uvim_lm" else {}  # which it reads, too
+    return image | {"tokens": codes, "label": label}
 
 
 def measure(variant: str) -> dict:
@@ -133,23 +143,28 @@ def _seconds(function, *arguments, repeats: int = 20) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def run_apart(variant: str) -> dict:
-    """`measure` in a process of its own; {"error": ...} where it fails or takes too long."""
-    command = [
-        sys.executable, "-m", "experiments.benchmarks.train_step", "--one",
-        f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant,
-    ]
+def run_apart(module: str, arguments: list[str], timeout: float) -> dict:
+    """What a benchmark prints in a process of its own; {"error": ...} where it fails or is late."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT.value,
+            [sys.executable, "-m", f"experiments.benchmarks.{module}", "--one", *arguments],
+            capture_output=True, text=True, timeout=timeout,
             # The last line of stderr is then the error, and not a remark on filtered frames.
             env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"},
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"not done after {_TIMEOUT.value} s"}
+        return {"error": f"not done after {timeout} s"}
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1][:300]}
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def record(result: dict, out: str) -> None:
+    """Prints a result as a line of JSON, and appends it to the file `out` where there is one."""
+    print(json.dumps(result), flush=True)
+    if out:
+        with open(out, "a") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 def main(argv) -> None:
@@ -160,14 +175,12 @@ def main(argv) -> None:
         return
     jax.config.update("jax_platforms", "cpu")  # the device is for the processes of the variants
     for variant in argv[1:]:
-        result = {"variant": variant} | run_apart(variant)
+        options = [f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
+        result = {"variant": variant} | run_apart("train_step", options, _TIMEOUT.value)
         if "step_ms" in result:
             flops = count_flops(variant)
             result |= {"tflop_per_step": flops / 1e12, "tflops": flops / result["step_ms"] / 1e9}
-        print(json.dumps(result), flush=True)
-        if _OUT.value:
-            with open(_OUT.value, "a") as file:
-                file.write(json.dumps(result) + "\n")
+        record(result, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from absl import flags
 
 from fsq_jax.data.images import RecordError
 from fsq_jax.data.source import Source
-from fsq_jax.data.transforms import Transform
+from fsq_jax.data.transforms import MAPS, Transform
 
 Batch = dict[str, np.ndarray]
 
@@ -207,6 +207,8 @@ class _Transformed:
     features: tuple[str, ...]
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        unused = set(MAPS) - {"image", *self.features}  # not worth a crop
+        record = {name: value for name, value in record.items() if name not in unused}
         record = self.transform(record, rng)
         kept = [name for name in ("image", "tokens", *self.features) if name in record]
         row = {name: np.ascontiguousarray(record[name]) for name in kept}

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fsq_jax.data import splits
@@ -13,8 +13,9 @@ from fsq_jax.data import splits
 class Source:
     """Records start to stop of a split; `source[i]` is record i, a dict.
 
-    `name` is the spec without its splits and `meta` what a token cache says of itself. Pickles
-    travel to worker processes: files are opened again there, and what was cached stays behind.
+    `name` is the spec without its splits and `meta` what the data set says of itself: a token
+    cache by whom it was made, one with segments which classes are "things". Pickles travel to
+    worker processes: files are opened again there, and what was cached stays behind.
     """
 
     name: str
@@ -46,8 +47,25 @@ class Source:
 
     def cached(self, features: Sequence[str] = ()) -> "Source":
         """The same records, kept in memory once read: image, label, tokens and `features`."""
-        kept = frozenset(("image", "label", "tokens_VL", *features))
+        crowd = ["crowd"] if "segments" in features else []  # says which segments are no matches
+        kept = frozenset(("image", "label", "tokens_VL", *features, *crowd))
         return dataclasses.replace(self, records=_Cached(self.records, kept))
+
+
+    def mapped(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> "Source":
+        """The same records as a function leaves them; it travels to workers with the source."""
+        return dataclasses.replace(self, records=_Mapped(self.records, function))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """Records with a function applied to each when it is read."""
+
+    records: Any
+    function: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.function(self.records[index])
 
 
 class _Cached:

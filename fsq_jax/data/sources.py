@@ -5,6 +5,7 @@ A spec names the data set, and may shorten its splits:
     scenes                                  the embedded scenes
     tfds:fashion_mnist                      a TFDS data set prepared as ArrayRecord files
     folder:PATH                             images, a sub-folder a class
+    arrays:PATH                             decoded records, written by fsq_jax.prepare
     tokens:PATH                             a cache of tokens
     scenes:train[:4000]+validation[:500]    the same with other splits
 
@@ -12,15 +13,22 @@ Splits are cut as in TFDS: train[:1000], train[4096:], train[-100:], train[:10%]
 end is an error, except in scenes, which have no end. A data set that has no split "validation" is
 asked for "val" and then "test".
 
-A record is a dict: image uint8 [H,W,3] RGB, label int, and what else the data set holds. A data
-set without classes has one, called "image": every label is 0. Tokens have no image but tokens_VL.
+A record is a dict: image uint8 [H,W,3] RGB, label int, and what else the data set holds, such as
+
+    depth     float32 [H,W] in metres, 0 where it is not known
+    segments  int32 [H,W,2], class (0: void) and instance; `Source.meta` has the classes'
+              "segment_names", and "things", those that come in instances
+    crowd     int32 [n], instances that are crowds
+
+A data set without classes has one, called "image": every label is 0. Tokens have no image but
+tokens_VL.
 
 Legend: V views (crops, flips) of an image, L tokens of a view.
 """
 
 from collections.abc import Sequence
 
-from fsq_jax.data import folder_source, scenes, splits, tfds_source, token_source
+from fsq_jax.data import array_source, folder_source, scenes, splits, tfds_source, token_source
 from fsq_jax.data.source import Source
 
 
@@ -56,9 +64,13 @@ def _open(kind: str, place: str, split: str, size: int, data_dir: str) -> Source
         return tfds_source.open_source(place, split, data_dir)
     if kind == "folder":
         return folder_source.open_source(place, split)
+    if kind == "arrays":
+        return array_source.open_source(place, split)
     if kind == "tokens":
         return token_source.open_source(place, split)
     names = tuple(scenes.SIZES)
     split = splits.resolve(split, names, "scenes")
     records = scenes.Scenes(split, size)
-    return Source("scenes", split, scenes.CLASS_NAMES, records, 0, scenes.SIZES[split], names)
+    things = list(range(1 + scenes.NUM_STUFF, len(scenes.SEGMENT_NAMES)))
+    meta = {"segment_names": list(scenes.SEGMENT_NAMES), "things": things}
+    return Source("scenes", split, scenes.CLASS_NAMES, records, 0, scenes.SIZES[split], names, meta)

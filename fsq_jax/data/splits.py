@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-KINDS = ("scenes", "tfds", "folder", "tokens")
+KINDS = ("scenes", "tfds", "folder", "arrays", "tokens")
 
 _CUT = r"[A-Za-z]\w*(?:\[(?:-?\d+%?)?:(?:-?\d+%?)?\])?"
 _SPLIT = re.compile(r"([A-Za-z]\w*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")

@@ -1,12 +1,21 @@
-"""Data sets of TFDS, read from their ArrayRecord files without TensorFlow."""
+"""Data sets of TFDS, read from their ArrayRecord files without TensorFlow.
+
+A feature "depth" (nyu_depth_v2) becomes float32 metres. "panoptic_image" with "panoptic_objects"
+(coco/2017_panoptic) become "segments" int32 [H,W,2], see `segments.from_panoptic`, and "crowd", the
+instances that are crowds.
+"""
 
 import dataclasses
 import pathlib
 from typing import Any
 
-from fsq_jax.data import images
+import numpy as np
+
+from fsq_jax.data import images, segments
 from fsq_jax.data.source import Source
 from fsq_jax.data.splits import listed, resolve
+
+_COCO_THINGS = 80  # COCO lists its things before its stuff
 
 
 def _prepared(data_dir: str) -> list[str]:
@@ -40,8 +49,9 @@ def open_source(name: str, split: str, data_dir: str) -> Source:
     known = tuple(builder.info.splits)
     split = resolve(split, known, f"tfds:{name}")
     data, names = _read(builder, name, split, shown)
+    meta = _segment_classes(builder.info.features)
     records = _TfdsRecords(data, f"tfds:{name} {split}", len(names), names == ("image",))
-    return Source(f"tfds:{name}", split, names, records, 0, len(data), known)
+    return Source(f"tfds:{name}", split, names, records, 0, len(data), known, meta)
 
 
 def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, ...]]:
@@ -51,8 +61,11 @@ def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, .
     features = builder.info.features
     if "image" not in features:
         raise ValueError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
-    encoded = isinstance(features["image"], tfds.features.Image)
-    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    decoders = {
+        name: tfds.decode.SkipDecoding()
+        for name in ("image", "panoptic_image")
+        if name in features and isinstance(features[name], tfds.features.Image)
+    }
     try:
         data = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
@@ -62,6 +75,15 @@ def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, .
     label = features["label"] if "label" in features else None
     labelled = isinstance(label, tfds.features.ClassLabel)
     return data, tuple(label.names) if labelled else ("image",)
+
+
+def _segment_classes(features) -> dict[str, Any]:
+    """What a source says of its segments: the names of their classes, and which are things."""
+    if "panoptic_objects" not in features:
+        return {}
+    names = features["panoptic_objects"].feature["label"].names
+    things = list(range(1, 1 + min(_COCO_THINGS, len(names))))
+    return {"segment_names": ["void", *names], "things": things}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,5 +104,12 @@ class _TfdsRecords:
         if not 0 <= record["label"] < self.num_classes:
             raise images.RecordError(
                 f"{where} has label {record['label']}; expected 0 to {self.num_classes - 1}."
+            )
+        if "depth" in record:
+            record["depth"] = np.asarray(record["depth"], np.float32)
+        if "panoptic_image" in record:
+            png = images.to_rgb(record.pop("panoptic_image"), f"The panoptic image of {where}")
+            record["segments"], record["crowd"] = segments.from_panoptic(
+                png, record.pop("panoptic_objects")
             )
         return record

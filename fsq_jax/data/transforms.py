@@ -1,8 +1,15 @@
 """Crops, flips and sizes of a record: functions (record, rng) -> record, in NumPy and OpenCV.
 
 A record's depth and segments are cropped and flipped with its image. They are resized to the
-nearest pixel, since a mean of two depths or of two classes is neither. The image is averaged over
-areas along a side that shrinks (so nothing aliases), and bicubic along one that grows.
+nearest pixel, since a mean of two depths or of two classes is neither. What becomes of a record
+comes in two kinds:
+
+    square  crops keep their shape within `max_aspect`; without chance, the largest square in the
+            middle. The image is averaged over areas along a side that shrinks (so nothing
+            aliases), and bicubic along one that grows.
+    uvim    the whole image is squashed where it isn't cropped. The image is bilinear, and aliases
+            where it shrinks (the published models were trained so); segments get the numbers of
+            `segments.canonical` after all else.
 
 Legend: H, W height and width of a record, S side of the result, V views, L tokens.
 """
@@ -15,9 +22,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fsq_jax.data import segments
+
 Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], Record]
 
+KINDS = ("square", "uvim")
 MAPS = ("image", "depth", "segments")  # what is laid out as [H,W,...]
 
 
@@ -42,25 +52,56 @@ def _apply_all(transforms, record, rng):
 
 
 def augment(
-    size: int, min_area: float = 1.0, max_aspect: float = 1.0, flip: bool = True
+    size: int,
+    min_area: float = 1.0,
+    max_aspect: float = 1.0,
+    flip: bool = True,
+    kind: str = "square",
 ) -> Transform:
     """The training transform: a random crop of at least `min_area` of the image (a fraction) and
     an aspect ratio up to `max_aspect`, at S x S, flipped half of the time, float32 in [0, 1].
 
+    UViM: kind="uvim", min_area=0.05, max_aspect=4/3; with min_area=1 this kind crops nothing.
     Raises ValueError for a `min_area` outside (0, 1] or a `max_aspect` below 1.
     """
     if not 0 < min_area <= 1 or max_aspect < 1:
         raise ValueError(f"Needs 0 < min_area <= 1 <= max_aspect, not {min_area=}, {max_aspect=}.")
-    area = (min_area, 1.0)
-    crop = functools.partial(random_resized_crop, size=size, area=area, aspect=max_aspect)
-    return compose(crop, *([random_flip] if flip else []), value_range(0.0, 1.0))
+    crop = fit(size, kind)
+    if kind == "square" or min_area < 1:
+        crop = functools.partial(
+            random_resized_crop, size=size, area=(min_area, 1.0), aspect=max_aspect,
+            bilinear=kind == "uvim",
+        )
+    return compose(crop, *([random_flip] if flip else []), *_last(kind))
 
 
-def evaluation(size: int) -> Transform:
-    """The transform without chance: the largest square in the middle at S x S, in [0, 1]."""
-    return compose(
-        centre_crop, functools.partial(resize, height=size, width=size), value_range(0.0, 1.0)
-    )
+def evaluation(size: int, kind: str = "square") -> Transform:
+    """The transform without chance: `fit`, in [0, 1]."""
+    return compose(fit(size, kind), *_last(kind))
+
+
+def fit(size: int, kind: str = "square") -> Transform:
+    """A record at S x S: its largest square in the middle, or ("uvim") all of it, squashed.
+
+    Raises ValueError for another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of transform; there are {', '.join(KINDS)}.")
+    if kind == "square":
+        return compose(centre_crop, functools.partial(resize, height=size, width=size))
+    return functools.partial(resize, height=size, width=size, bilinear=True)
+
+
+def _last(kind: str) -> list[Transform]:
+    numbered = [canonical_segments] if kind == "uvim" else []
+    return [*numbered, value_range(0.0, 1.0)]
+
+
+def canonical_segments(record: Record, rng: np.random.Generator | None = None) -> Record:
+    """The record with its segments, if it has any, numbered by where they lie."""
+    if "segments" not in record:
+        return record
+    return record | {"segments": segments.canonical(record["segments"])}
 
 
 def draw_crop(
@@ -86,12 +127,18 @@ def draw_crop(
 
 
 def random_resized_crop(
-    record: Record, rng: np.random.Generator, *, size: int, area=(0.08, 1.0), aspect: float = 4 / 3
+    record: Record,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    area=(0.08, 1.0),
+    aspect: float = 4 / 3,
+    bilinear: bool = False,
 ) -> Record:
     """A random crop of the record (see `draw_crop`), resized to S x S."""
     height, width = record["image"].shape[:2]
     box = draw_crop(height, width, rng, area, aspect)
-    return resize(_crop(record, *box), rng, height=size, width=size)
+    return resize(_crop(record, *box), rng, height=size, width=size, bilinear=bilinear)
 
 
 def random_flip(record: Record, rng: np.random.Generator) -> Record:
@@ -108,17 +155,40 @@ def centre_crop(record: Record, rng: np.random.Generator | None = None) -> Recor
     return _crop(record, (height - side) // 2, (width - side) // 2, side, side)
 
 
+def crop_to(box: tuple[int, int, int, int]) -> Transform:
+    """A transform that keeps rows top to bottom and columns left to right, both without the last,
+    of box = (top, bottom, left, right). It raises ValueError for a record that is smaller.
+
+    NYU Depth v2 is evaluated on (54, 480, 41, 601).
+    """
+    return functools.partial(_crop_to, tuple(box))
+
+
+def _crop_to(box, record, rng=None):
+    top, bottom, left, right = box
+    height, width = record["image"].shape[:2]
+    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+        raise ValueError(f"A crop of rows and columns {box} leaves an image of {height} x {width}.")
+    return _crop(record, top, left, bottom - top, right - left)
+
+
 def _crop(record: Record, top: int, left: int, height: int, width: int) -> Record:
     rows, columns = slice(top, top + height), slice(left, left + width)
     return record | {name: record[name][rows, columns] for name in MAPS if name in record}
 
 
 def resize(
-    record: Record, rng: np.random.Generator | None = None, *, height: int, width: int
+    record: Record,
+    rng: np.random.Generator | None = None,
+    *,
+    height: int,
+    width: int,
+    bilinear: bool = False,
 ) -> Record:
     """The record with its image, depth and segments at height x width pixels."""
+    of_image = resize_bilinear if bilinear else resize_image
     resized = {
-        name: (resize_image if name == "image" else resize_nearest)(record[name], height, width)
+        name: (of_image if name == "image" else resize_nearest)(record[name], height, width)
         for name in MAPS
         if name in record
     }
@@ -136,8 +206,16 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image
 
 
+def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image [H,W,3] at another size: each pixel blends the four around its centre, whether the
+    image grows or shrinks (no antialiasing), rounded to 8 bits."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
 def resize_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """A map [H,W,...] at another size: each pixel takes the value under its own centre."""
+    if values.shape[:2] == (height, width):
+        return values
     rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(np.int64)
     return values[rows[:, None], columns]

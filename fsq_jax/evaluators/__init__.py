@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping
 
-from fsq_jax.evaluators import codebook, compression, generation, reconstruction
+from fsq_jax.evaluators import (
+    codebook,
+    colorization,
+    compression,
+    depth,
+    features,
+    generation,
+    panoptic,
+    reconstruction,
+    validation,
+)
 from fsq_jax.evaluators.run import Run
 
 EVALUATORS = {
@@ -10,6 +20,10 @@ EVALUATORS = {
     "reconstruction": reconstruction.evaluate,
     "compression": compression.evaluate,
     "generation": generation.evaluate,
+    "depth": depth.evaluate,
+    "colorization": colorization.evaluate,
+    "panoptic": panoptic.evaluate,
+    "validation": validation.evaluate,
 }
 
 
@@ -23,10 +37,11 @@ def _is_due(every: int, step: int) -> bool:
 
 
 def check(evals: Mapping[str, Mapping]) -> None:
-    """Raises a ValueError for an evaluator that there isn't."""
+    """Raises a ValueError for an evaluator that there isn't, or that lacks what it needs."""
     unknown = sorted(set(evals) - set(EVALUATORS))
     if unknown:
         raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
+    features.check_evals(evals)
 
 
 def evaluate(evals: Mapping[str, Mapping], run: Run, step: int | None = None) -> dict[str, dict]:

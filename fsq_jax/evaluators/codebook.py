@@ -1,4 +1,4 @@
-"""How much of the codebook a tokenizer uses over the whole held-out set (section 4.2)."""
+"""How much of the codebook a stage I uses over the whole held-out set (section 4.2)."""
 
 import functools
 
@@ -14,7 +14,7 @@ def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
     """How often each code occurs in a split, int64 [codebook_size]."""
     count = jax.jit(functools.partial(codebook.count, codebook_size=run.info["codebook_size"]))
     total = np.zeros(run.info["codebook_size"], np.int64)
-    for batch, outputs in run.outputs("reconstruct", split, limit):
+    for batch, outputs in run.outputs("indices", split, limit):
         total += sharding.to_host(count(outputs["indices"], mask=batch["mask"]))
     return total
 
@@ -23,7 +23,7 @@ def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
     """codebook/usage and codebook/perplexity, with FSQ each level's share in the protocol.
 
     Args:
-      run: a tokenizer's run.
+      run: one of a stage that predicts "indices": a tokenizer, or either of UViM's.
       limit: images to encode; 0 for all, which is what the paper's definition asks for.
     """
     counts = count_codes(run, limit=limit)

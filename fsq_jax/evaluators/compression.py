@@ -1,5 +1,6 @@
 """How well a masked transformer models held-out tokens: bits a token, and its training loss."""
 
+from fsq_jax.evaluators import validation
 from fsq_jax.evaluators.run import Run, masked_means
 
 
@@ -15,9 +16,8 @@ def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
       limit: held-out images; 0 for all.
     """
     means, count = masked_means(run.outputs("bits", limit=limit))
-    losses, _ = masked_means(run.outputs("loss", limit=limit))
-    values = {"compression/bits_per_token": means["bits"] / means["num_tokens"]}
-    values |= {f"validation/{name}": value for name, value in losses.items()}
+    losses, _ = validation.evaluate(run, limit)
+    values = {"compression/bits_per_token": means["bits"] / means["num_tokens"]} | losses
     return values, {
         "split": run.eval_split, "num_images": count, "tokenizer": run.info["tokenizer"],
         "schedule": f"m2t, {min(12, run.info['grid'] ** 2)} steps, alpha 2.2",

@@ -1,13 +1,14 @@
-"""How close samples of a masked transformer come to real images: a Fréchet distance."""
+"""How close samples of a masked transformer come to real images: FID and its relatives."""
 
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from fsq_jax import protocols
 from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.run import Run
-from fsq_jax.metrics.frechet import Moments
+from fsq_jax.evaluators.statistics import Statistics
 
 
 def balanced_labels(num_samples: int, num_classes: int, batch_size: int) -> Iterator[dict]:
@@ -16,6 +17,13 @@ def balanced_labels(num_samples: int, num_classes: int, batch_size: int) -> Iter
     for start in range(0, num_samples, batch_size):
         index = start + jax.process_index() * rows + np.arange(rows)
         yield {"label": (index % num_classes).astype(np.int32), "mask": index < num_samples}
+
+
+def balance(num_samples: int, num_classes: int) -> str:
+    """How many samples a class has, in words: "50 of each of 1000 classes"."""
+    least, rest = divmod(num_samples, num_classes)
+    each = f"{least} or {least + 1}" if rest else f"{least}"
+    return f"{each} of each of {num_classes} classes"
 
 
 def samples(run: Run, num_samples: int) -> Iterator[tuple[dict, dict]]:
@@ -27,8 +35,8 @@ def samples(run: Run, num_samples: int) -> Iterator[tuple[dict, dict]]:
         yield batch, run.predict["sample"](run.state, batch, jax.random.fold_in(key, i))
 
 
-def sample_moments(run: Run, network: FeatureNetwork, num_samples: int) -> Moments:
-    """Moments of the features of `num_samples` samples, balanced over the classes."""
+def sample_moments(run: Run, network: FeatureNetwork, num_samples: int) -> Statistics:
+    """Statistics of the features of `num_samples` samples, balanced over the classes."""
     moments = network.no_images()
     for batch, outputs in samples(run, num_samples):
         moments = network.add(moments, batch, outputs["image"])
@@ -36,25 +44,33 @@ def sample_moments(run: Run, network: FeatureNetwork, num_samples: int) -> Momen
 
 
 def evaluate(
-    run: Run, features: str, num_samples: int, reference_split: str, reference_limit: int = 0
+    run: Run, features: str, num_samples: int = 0, reference_split: str = "train",
+    reference_limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
 ) -> tuple[dict[str, float], dict]:
-    """sampling/fd_FEATURES of `num_samples` images, as many of each class.
+    """sampling/fid, sfid, inception_score, precision, recall of samples, as many of each class.
+
+    What is measured, and how, is the protocol's; over other features than Inception's these are
+    sampling/fd_FEATURES, precision_FEATURES and recall_FEATURES.
 
     Args:
       run: a masked transformer's run.
-      features: network of the Fréchet distance, see `pretrained.features`.
-      num_samples: images to sample.
+      features: the network, see `evaluators.features`.
+      num_samples: images to sample; 0 for as many as the protocol asks for.
       reference_split: real images that they are held against (the paper's: "train").
       reference_limit: how many of them; 0 for all.
+      reference: file of them, in place of a split: ADM's, or one of `fsq_jax.reference`.
+      protocol: a name of `protocols.NAMED`.
+      weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
     """
-    network = FeatureNetwork(run, features)
-    value, protocol = network.distance(
-        sample_moments(run, network, num_samples),
-        network.reference(reference_split, reference_limit),
-        reference_split,
+    num_samples = num_samples or protocols.named(protocol).num_samples
+    if not num_samples:
+        raise ValueError(f"Protocol {protocol} takes any number of samples: set num_samples.")
+    network = FeatureNetwork(run, features, protocol, weights, every_metric=True)
+    real = network.reference(reference_split, reference_limit, reference)
+    values, told = network.measure(
+        sample_moments(run, network, num_samples), real,
+        sampling=run.info["sampling"], seed=run.seed,
+        class_balance=balance(num_samples, run.info["num_classes"]),
     )
-    protocol |= {
-        "tokenizer": run.info["tokenizer"], "sampling": run.info["sampling"],
-        "class_balance": "equal", "seed": run.seed,
-    }
-    return {f"sampling/{network.metric}": value}, protocol
+    told |= {"tokenizer": run.info["tokenizer"]}
+    return {f"sampling/{name}": value for name, value in values.items()}, told

@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs held-out images: PSNR, SSIM, Fréchet distance."""
+"""How well a tokenizer reconstructs held-out images: PSNR, SSIM, FID."""
 
 import jax
 
@@ -8,37 +8,40 @@ from fsq_jax.metrics.image_quality import psnr, ssim
 
 
 def evaluate(
-    run: Run, features: str, reference_split: str, reference_limit: int = 0, limit: int = 0
+    run: Run, features: str, reference_split: str = "train", reference_limit: int = 0,
+    limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
 ) -> tuple[dict[str, float], dict]:
-    """reconstruction/psnr (dB), reconstruction/ssim, reconstruction/fd_FEATURES.
+    """reconstruction/psnr (dB), reconstruction/ssim, reconstruction/fid (or fd_FEATURES).
 
     Args:
       run: a tokenizer's run.
-      features: network of the Fréchet distance, see `pretrained.features`; "" for none.
+      features: network of the Fréchet distance, see `evaluators.features`; "" for none.
       reference_split: real images that reconstructions are held against (the paper's: "train").
       reference_limit: how many of them; 0 for all.
       limit: held-out images to reconstruct; 0 for all.
+      reference: file of real images, in place of a split: ADM's, or one of `fsq_jax.reference`.
+      protocol: how FID is measured, a name of `protocols.NAMED`.
+      weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
     """
     quality = jax.jit(lambda images, reconstructions: {
         "reconstruction/psnr": psnr(images, reconstructions),
         "reconstruction/ssim": ssim(images, reconstructions),
     })
-    network = FeatureNetwork(run, features) if features else None
-    moments = network.no_images() if network else None
+    network = FeatureNetwork(run, features, protocol, weights) if features else None
+    seen = network.no_images() if network else None
 
     def measured():
-        nonlocal moments
+        nonlocal seen
         for batch, outputs in run.outputs("reconstruct", limit=limit):
             if network:
-                moments = network.add(moments, batch, outputs["reconstruction"])
+                seen = network.add(seen, batch, outputs["reconstruction"])
             yield batch, quality(batch["image"], outputs["reconstruction"])
 
     values, count = masked_means(measured())
-    protocol = {"split": run.eval_split, "num_images": count}
+    told = {"split": run.eval_split, "num_images": count}
     if network:
-        name = f"reconstruction/{network.metric}"
-        values[name], frechet = network.distance(
-            moments, network.reference(reference_split, reference_limit), reference_split
-        )
-        protocol |= frechet
-    return values, protocol
+        real = network.reference(reference_split, reference_limit, reference)
+        distances, protocol_told = network.measure(seen, real, seed=run.seed, class_balance="data")
+        values |= {f"reconstruction/{name}": value for name, value in distances.items()}
+        told |= protocol_told
+    return values, told

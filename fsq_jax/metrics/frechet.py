@@ -12,6 +12,9 @@ import os
 
 import numpy as np
 
+# Statistics that were saved in float32 have eigenvalues below zero of 1e-7 of the largest.
+_ROOT_ERROR = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
@@ -113,7 +116,9 @@ def frechet_distance(
     S = R R^T. Roots come from symmetric eigenproblems, so that covariances of any rank will do (a
     general matrix root fails on singular ones), and the singular values, unlike eigenvalues of the
     product, lose no digits to a second square root.
-    Raises ValueError for values that are not finite and for shapes that differ.
+    Each root is checked against its covariance.
+    Raises ValueError for values that are not finite, for shapes that differ, and for a matrix that
+    is no covariance: one whose root, multiplied out, is off by more than 1e-5 of its norm.
     """
     _check_dimensions(len(mean1), len(mean2))
     for mean, covariance in ((mean1, covariance1), (mean2, covariance2)):
@@ -136,7 +141,15 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     covariance = np.asarray(covariance, np.float64)
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     keep = values > values.max(initial=0) * len(values) * np.finfo(np.float64).eps
-    return vectors[:, keep] * np.sqrt(values[keep])
+    root = vectors[:, keep] * np.sqrt(values[keep])
+    error, norm = np.linalg.norm(root @ root.T - covariance), np.linalg.norm(covariance)
+    if error > _ROOT_ERROR * norm:
+        raise ValueError(
+            f"The root of a covariance is off by {error / norm:.2g} of its norm: the matrix is not "
+            f"symmetric, or has negative eigenvalues (down to {values.min():.2g}, the largest is "
+            f"{values.max():.2g})."
+        )
+    return root
 
 
 def _check_dimensions(first: int, second: int) -> None:

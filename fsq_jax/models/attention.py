@@ -1,4 +1,4 @@
-"""Self-attention and dropout, chosen so that a short sequence is fast on a GPU.
+"""Attention and dropout, chosen so that a short sequence is fast on a GPU.
 
 Three ways to compute softmax(q k / sqrt(D)) v:
 
@@ -11,7 +11,7 @@ Three ways to compute softmax(q k / sqrt(D)) v:
   for the backward pass. Runs everywhere, with exact dropout.
 - "auto": "cudnn" where it can run and no dropout is asked for, else "xla".
 
-Shapes: B batch  L tokens  H heads  D width of a head  Q queries  K keys
+Shapes: B batch  H heads  D width of a head  Q queries  K keys (as many as queries, or not)
 """
 
 import functools
@@ -93,22 +93,25 @@ def _has_flash_kernels() -> bool:
 
 
 def attention(
-    q_BLHD: jax.Array,
-    k_BLHD: jax.Array,
-    v_BLHD: jax.Array,
+    q_BQHD: jax.Array,
+    k_BKHD: jax.Array,
+    v_BKHD: jax.Array,
     *,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     implementation: str = "auto",
-    length: int | None = None,
+    length: int | jax.Array | None = None,
     shared_dropout: bool = True,
+    causal: bool = False,
 ) -> jax.Array:
-    """What every token reads from all others: [B, L, H, D], in the dtype of q.
+    """What every query reads from the keys' values: [B, Q, H, D], in the dtype of q.
 
-    Keys from position `length` on are padding and are not read; rows of padding hold no meaning.
-    cuDNN wants an even L, best a multiple of 8.
+    Keys from position `length` on are padding and are not read; of queries as many as keys, rows
+    of padding hold no meaning. A traced `length` is for "xla" ("auto" knows). With `causal`,
+    query i reads keys 0..i alone, and there are as many keys as queries. cuDNN wants even numbers
+    of both, best multiples of 8; "auto" gives it no odd ones.
 
-    Dropout acts on the attention weights. With `shared_dropout` one [L, L] mask serves all
+    Dropout acts on the attention weights. With `shared_dropout` one [Q, K] mask serves all
     examples and heads of the call: what Flax's attention does by default, and so what MaskGIT
     was trained with. "xla" zeroes weights after the softmax and scales the rest by 1/(1 - rate).
     "cudnn" hides the same keys from the softmax, which makes the remaining weights sum to one: a
@@ -116,53 +119,70 @@ def attention(
 
     Raises ValueError for values that the implementation cannot take.
     """
-    *_, num_tokens, _, head_dim = q_BLHD.shape
-    length = num_tokens if length is None else length
-    if not 0 < length <= num_tokens:
-        raise ValueError(f"{length=} is not in 1..{num_tokens}, the number of tokens.")
+    num_queries, num_keys, head_dim = q_BQHD.shape[1], k_BKHD.shape[1], q_BQHD.shape[-1]
+    length = num_keys if length is None else length
+    traced = isinstance(length, jax.Array)
+    if not traced and not 0 < length <= num_keys:
+        raise ValueError(f"{length=} is not in 1..{num_keys}, the number of tokens.")
+    if causal and num_queries != num_keys:
+        raise ValueError(f"Causal attention of {num_queries} queries to {num_keys} keys.")
     if dropout_rate > 0 and key is None:
         raise ValueError(f"{dropout_rate=} needs a key.")
-    chosen = resolve(implementation, q_BLHD.dtype, head_dim, dropout_rate)
+    odd = num_queries % 2 or num_keys % 2
+    if implementation == "auto" and (odd or traced):
+        implementation = "xla"
+    chosen = resolve(implementation, q_BQHD.dtype, head_dim, dropout_rate)
     if chosen == "xla":
         compute = functools.partial(
-            _xla_attention, rate=dropout_rate, length=length, shared=shared_dropout
+            _xla_attention, rate=dropout_rate, length=length, shared=shared_dropout, causal=causal
         )
-        return jax.checkpoint(compute)(q_BLHD, k_BLHD, v_BLHD, key)
-    if num_tokens % 2:
-        raise ValueError(f"cuDNN attention takes an even number of tokens, got {num_tokens}.")
+        return jax.checkpoint(compute)(q_BQHD, k_BKHD, v_BKHD, key)
+    if odd or traced:
+        raise ValueError(
+            f"cuDNN attention takes an even number of tokens, got {num_queries}, and {num_keys} "
+            "keys, with a length that is known when it is compiled."
+        )
     if dropout_rate > 0 and not shared_dropout:
         raise ValueError(f"cuDNN attention has only a shared mask for {dropout_rate=}.")
-    return _cudnn_attention(q_BLHD, k_BLHD, v_BLHD, key, dropout_rate, length)
+    return _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, key, dropout_rate, length, causal)
 
 
-def _xla_attention(q_BLHD, k_BLHD, v_BLHD, key, *, rate, length, shared):
-    head_dim = q_BLHD.shape[-1]
+def _xla_attention(q_BQHD, k_BKHD, v_BKHD, key, *, rate, length, shared, causal):
+    head_dim = q_BQHD.shape[-1]
     scores_BHQK = jnp.einsum(
-        "bqhd,bkhd->bhqk", q_BLHD, k_BLHD, preferred_element_type=jnp.float32
+        "bqhd,bkhd->bhqk", q_BQHD, k_BKHD, preferred_element_type=jnp.float32
     )
     scores_BHQK *= head_dim**-0.5
-    num_keys = k_BLHD.shape[1]
-    if length < num_keys:
-        lowest = jnp.finfo(jnp.float32).min
+    num_queries, num_keys = scores_BHQK.shape[-2:]
+    lowest = jnp.finfo(jnp.float32).min
+    if isinstance(length, jax.Array) or length < num_keys:
         scores_BHQK = jnp.where(jnp.arange(num_keys) < length, scores_BHQK, lowest)
+    if causal:
+        earlier_QK = jnp.arange(num_keys) <= jnp.arange(num_queries)[:, None]
+        scores_BHQK = jnp.where(earlier_QK, scores_BHQK, lowest)
     weights_BHQK = jax.nn.softmax(scores_BHQK, axis=-1)
     mask_shape = weights_BHQK.shape[-2:] if shared else weights_BHQK.shape
-    weights_BHQK = dropout(weights_BHQK, rate, key, mask_shape).astype(v_BLHD.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights_BHQK, v_BLHD)
+    weights_BHQK = dropout(weights_BHQK, rate, key, mask_shape).astype(v_BKHD.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights_BHQK, v_BKHD)
 
 
-def _cudnn_attention(q_BLHD, k_BLHD, v_BLHD, key, rate, length):
-    batch, num_tokens = q_BLHD.shape[:2]
-    lengths_B = None if length == num_tokens else jnp.full((batch,), length, jnp.int32)
+def _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, key, rate, length, causal):
+    batch, num_queries = q_BQHD.shape[:2]
+    num_keys = k_BKHD.shape[1]
+    queries_B = keys_B = None  # cuDNN wants both lengths or none
+    if length < num_keys:
+        keys_B = jnp.full((batch,), length, jnp.int32)
+        queries_B = keys_B if num_queries == num_keys else jnp.full_like(keys_B, num_queries)
     mask = None
     if rate > 0:
-        mask = keep_mask(key, rate, (num_tokens, num_tokens))[None, None]
+        mask = keep_mask(key, rate, (num_queries, num_keys))[None, None]
     return jax.nn.dot_product_attention(
-        q_BLHD,
-        k_BLHD,
-        v_BLHD,
+        q_BQHD,
+        k_BKHD,
+        v_BKHD,
         mask=mask,
-        query_seq_lengths=lengths_B,
-        key_value_seq_lengths=lengths_B,
+        is_causal=causal,
+        query_seq_lengths=queries_B,
+        key_value_seq_lengths=keys_B,
         implementation="cudnn",
     )

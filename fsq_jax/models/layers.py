@@ -1,16 +1,16 @@
-"""Small layers of BERT-like transformers, written so that a GPU moves few bytes for them.
+"""Small layers of transformers, written so that a GPU moves few bytes for them.
 
 Shapes: B batch  L tokens  D width  V rows of a table
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two standard deviations
-_LN_EPSILON = 1e-12
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -39,6 +39,30 @@ def _lookup_bwd(dtype, residuals, grad_BLD):
 lookup.defvjp(_lookup_fwd, _lookup_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def float32_product(x: jax.Array, kernel: jax.Array, dtype) -> jax.Array:
+    """x @ kernel in float32, of operands rounded to `dtype`; so are those of the gradients."""
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _float32_product_fwd(x, kernel, dtype):
+    return float32_product(x, kernel, dtype), (x, kernel)
+
+
+def _float32_product_bwd(dtype, residuals, grad):
+    x, kernel = residuals
+    grad = grad.astype(dtype)
+    grad_x = jnp.matmul(grad, kernel.T.astype(dtype), preferred_element_type=jnp.float32)
+    grad_kernel = jnp.einsum(
+        "...i,...o->io", x.astype(dtype), grad, preferred_element_type=jnp.float32
+    )
+    return grad_x.astype(x.dtype), grad_kernel.astype(kernel.dtype)
+
+
+float32_product.defvjp(_float32_product_fwd, _float32_product_bwd)
+
+
 def gelu(x: jax.Array) -> jax.Array:
     """GELU in its tanh form, computed in float32; the dtype of x."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
@@ -49,10 +73,12 @@ class Table(nn.Module):
 
     rows: int
     width: int
+    initializer: Callable = INIT
 
     @nn.compact
     def __call__(self):
-        return self.param("embedding", INIT, (self.rows, self.width), jnp.float32)
+        shape = (self.rows, self.width)
+        return self.param("embedding", self.initializer, shape, jnp.float32)
 
 
 class Bias(nn.Module):
@@ -66,24 +92,27 @@ class Bias(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with float32 statistics, in the dtype of x.
+    """Layer norm with float32 statistics, in the dtype of x; `epsilon` as in BERT by default.
 
     The backward pass starts from x again: without that XLA keeps the centred float32 activation
     of every norm, twice the bytes of x.
     """
+
+    epsilon: float = 1e-12
 
     @nn.compact
     def __call__(self, x_BLD):
         width = x_BLD.shape[-1]
         scale_D = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
         bias_D = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        return jax.checkpoint(_layer_norm)(x_BLD, scale_D, bias_D)
+        norm = functools.partial(_layer_norm, epsilon=self.epsilon)
+        return jax.checkpoint(norm)(x_BLD, scale_D, bias_D)
 
 
-def _layer_norm(x_BLD, scale_D, bias_D):
+def _layer_norm(x_BLD, scale_D, bias_D, *, epsilon):
     x32_BLD = x_BLD.astype(jnp.float32)
     mean_BL1 = x32_BLD.mean(-1, keepdims=True)
     # Two passes over a row that is in registers: no cancellation, as E[x^2] - E[x]^2 would have.
     variance_BL1 = jnp.square(x32_BLD - mean_BL1).mean(-1, keepdims=True)
-    normed_BLD = (x32_BLD - mean_BL1) * jax.lax.rsqrt(variance_BL1 + _LN_EPSILON)
+    normed_BLD = (x32_BLD - mean_BL1) * jax.lax.rsqrt(variance_BL1 + epsilon)
     return (normed_BLD * scale_D + bias_D).astype(x_BLD.dtype)

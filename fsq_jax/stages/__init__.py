@@ -1,9 +1,14 @@
 """The training stages, by the name that `config.stage` gives."""
 
-from fsq_jax.stages import maskgit, tokenizer
+from fsq_jax.stages import maskgit, tokenizer, uvim_base, uvim_lm
 from fsq_jax.stages.stage import Stage
 
-STAGES = {"tokenizer": tokenizer.make, "maskgit": maskgit.make}
+STAGES = {
+    "tokenizer": tokenizer.make,
+    "maskgit": maskgit.make,
+    "uvim_base": uvim_base.make,
+    "uvim_lm": uvim_lm.make,
+}
 
 
 def make(config, abstract: bool = False) -> Stage:

@@ -5,6 +5,7 @@ V codebook size.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from fsq_jax import losses, optim
-from fsq_jax.data.sources import make_source
 from fsq_jax.metrics import compression
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.models.tokenizer import Tokenizer
 from fsq_jax.sampling import masked
-from fsq_jax.stages import frozen_tokenizer, tokenizer
+from fsq_jax.stages import frozen, tokenizer
 from fsq_jax.stages.stage import Stage, TrainState
 
 
@@ -27,6 +27,7 @@ class Models:
 
     transformer: MaskedTransformer
     tokenizer: Tokenizer
+    encode: Callable  # (the tokenizer's variables, batch) -> tokens [B, L]
     num_classes: int
     side: int  # of the grid of tokens
 
@@ -42,7 +43,7 @@ class Models:
         """Tokens [B, L] of a batch: read from it, or its images encoded by the frozen tokenizer."""
         if "tokens" in batch:
             return batch["tokens"]
-        return frozen_tokenizer.encode(self.tokenizer, state.frozen, batch["image"])
+        return self.encode(state.frozen, batch)
 
     def logits_fn(self, params):
         """tokens_BS -> logits_BSV over codes."""
@@ -58,11 +59,13 @@ def make(config, abstract: bool = False) -> Stage:
     """
     if abstract:
         model_1, fingerprint = tokenizer.make_model(config.tokenizer), ""
+        encode = tokenizer.make_encode(config.tokenizer)
         image = jax.ShapeDtypeStruct((1, config.data.size, config.data.size, 3), jnp.float32)
-        frozen = jax.eval_shape(model_1.init, jax.random.key(0), image)
+        variables = jax.eval_shape(model_1.init, jax.random.key(0), image)
     else:
         trained = _load_tokenizer(config)
-        model_1, frozen, fingerprint = trained.model, trained.variables, trained.fingerprint
+        model_1, encode = trained.model, trained.encode
+        variables, fingerprint = trained.variables, trained.fingerprint
     side = config.data.size // model_1.downsampling
     codebook_size = model_1.quantizer.codebook_size
     transformer = MaskedTransformer(
@@ -71,9 +74,9 @@ def make(config, abstract: bool = False) -> Stage:
         num_logits=codebook_size,
         **config.model,
     )
-    models = Models(transformer, model_1, config.num_classes, side)
+    models = Models(transformer, model_1, encode, config.num_classes, side)
     optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
-    info = tokenizer.describe_codes(model_1) | {
+    info = tokenizer.describe_codes(config, model_1) | {
         "num_classes": config.num_classes,
         "grid": side,
         "tokenizer": fingerprint,
@@ -83,7 +86,7 @@ def make(config, abstract: bool = False) -> Stage:
         init=_make_init(models, optimizer),
         update=_make_update(models, optimizer, config),
         predict=_make_predict(models, config.sampling, config.masking),
-        frozen=frozen,
+        frozen=variables,
         info=info,
         pins={"tokenizer.fingerprint": fingerprint},
     )
@@ -191,7 +194,7 @@ def _make_predict(models: Models, sampling, masking) -> dict:
             schedule=sampling.schedule,
             choice_temperature=sampling.choice_temperature,
         )
-        image = frozen_tokenizer.decode(models.tokenizer, state.frozen, tokens_BS[:, 1:])
+        image = tokenizer.decode(models.tokenizer, state.frozen, tokens_BS[:, 1:])
         return {"image": image, "tokens": tokens_BS[:, 1:]}
 
     def bits(state, batch, key):
@@ -223,49 +226,11 @@ def _make_predict(models: Models, sampling, masking) -> dict:
     }
 
 
-def _load_tokenizer(config) -> frozen_tokenizer.FrozenTokenizer:
+def _load_tokenizer(config) -> frozen.Frozen:
     """Stage I from its run, held against what this run does with it."""
     if not config.tokenizer.workdir:
         raise ValueError(
             "A masked transformer needs a trained tokenizer: "
             "--config=configs/maskgit_transformer.py:tokenizer=WORKDIR."
         )
-    trained = frozen_tokenizer.load(config.tokenizer.workdir)
-    if config.tokenizer.fingerprint not in ("", trained.fingerprint):
-        raise ValueError(
-            f"This run was trained on tokenizer {config.tokenizer.fingerprint}, but "
-            f"{config.tokenizer.workdir!r} holds tokenizer {trained.fingerprint} (step "
-            f"{trained.step}): it was trained on since, or replaced."
-        )
-    if config.data.size % trained.model.downsampling:
-        raise ValueError(
-            f"data.size={config.data.size} is not a multiple of the {trained.model.downsampling} "
-            f"pixels that a token of {config.tokenizer.workdir!r} covers."
-        )
-    if config.token_cache:
-        _check_cache(config, trained)
-    return trained
-
-
-def _check_cache(config, trained: frozen_tokenizer.FrozenTokenizer) -> None:
-    """Raises a ValueError where a token cache isn't what this run would make of its images."""
-    cache = make_source(f"tokens:{config.token_cache}", "train", config.data.size)
-    if cache.meta["fingerprint"] != trained.fingerprint:
-        raise ValueError(
-            f"The tokens in {config.token_cache!r} were made by tokenizer "
-            f"{cache.meta['fingerprint']}, but {config.tokenizer.workdir!r} holds tokenizer "
-            f"{trained.fingerprint}."
-        )
-    ours = {
-        "tokens an image": (config.data.size // trained.model.downsampling) ** 2,
-        "classes": config.num_classes,
-    }
-    theirs = {
-        "tokens an image": cache[0]["tokens_VL"].shape[-1], "classes": cache.num_classes
-    }
-    for name, count in ours.items():
-        if theirs[name] != count:
-            raise ValueError(
-                f"The cache {config.token_cache!r} is of {theirs[name]} {name}, this run of "
-                f"{count}."
-            )
+    return frozen.load_pinned(config, "tokenizer", "tokenizer")

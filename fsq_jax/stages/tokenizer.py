@@ -21,8 +21,27 @@ def make_model(config) -> Tokenizer:
     return Tokenizer(quantizer=quantizers.make(**config.quantizer), **config.model)
 
 
-def describe_codes(model: Tokenizer) -> dict:
+def make_encode(config):
+    """(variables, batch) -> tokens [B, h*w] int32 in raster order, of the batch's images."""
+    model = make_model(config)
+
+    def encode(variables, batch) -> jax.Array:
+        indices = model.apply(variables, batch["image"], method="encode").indices
+        return indices.reshape(indices.shape[0], -1)
+
+    return encode
+
+
+def decode(model: Tokenizer, variables, tokens_BL: jax.Array) -> jax.Array:
+    """Images [B, H, W, 3] in [0, 1], of tokens of a square grid in raster order."""
+    side = round(tokens_BL.shape[1] ** 0.5)
+    indices = tokens_BL.reshape(-1, side, side)
+    return jnp.clip(model.apply(variables, indices, method="decode_indices"), 0, 1)
+
+
+def describe_codes(config, model: Tokenizer) -> dict:
     """{"codebook_size", "levels" (FSQ's; () for a VQ), "downsampling"} of an autoencoder."""
+    del config  # the model says it all
     return {
         "codebook_size": model.quantizer.codebook_size,
         "levels": tuple(getattr(model.quantizer, "levels", ())),
@@ -31,7 +50,7 @@ def describe_codes(model: Tokenizer) -> dict:
 
 
 def make(config, abstract: bool = False) -> Stage:
-    """The stage: `init`, `update`, and `predict` = {"reconstruct", "preview"}.
+    """The stage: `init`, `update`, and `predict` = {"reconstruct", "indices", "preview"}.
 
     Args:
       config: as of configs/maskgit_tokenizer.py.
@@ -59,7 +78,7 @@ def make(config, abstract: bool = False) -> Stage:
                                                            features)),
         predict=_make_predict(model),
         frozen=frozen,
-        info=describe_codes(model),
+        info=describe_codes(config, model),
     )
 
 
@@ -122,12 +141,18 @@ def _make_predict(model) -> dict:
         images, quantized = model.apply(variables, batch["image"])
         return {"reconstruction": jnp.clip(images, 0, 1), "indices": quantized.indices}
 
+    def indices(state, batch, key):
+        """{"indices" [B,h,w]} alone: no image is decoded."""
+        del key
+        variables = {"params": state.ema_params, **_collections(state.model_state)}
+        return {"indices": model.apply(variables, batch["image"], method="encode").indices}
+
     def preview(state, batch, key):
         reconstruction = reconstruct(state, batch, key)["reconstruction"]
         pairs = jnp.stack([batch["image"], reconstruction], axis=1)  # original, reconstruction, …
         return {"reconstruction": pairs.reshape(-1, *reconstruction.shape[1:])}
 
-    return {"reconstruct": reconstruct, "preview": preview}
+    return {"reconstruct": reconstruct, "indices": indices, "preview": preview}
 
 
 def _collections(model_state) -> dict:

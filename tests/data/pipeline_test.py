@@ -57,6 +57,17 @@ def test_what_a_batch_holds():
     assert batch["mask"].all() and 0 <= batch["image"].min() <= batch["image"].max() <= 1
 
 
+def test_what_was_not_asked_for_is_not_even_transformed():
+    seen = set()
+
+    def see(record, rng):
+        seen.update(record)
+        return record
+
+    (batch,) = take(pipeline.train_batches(numbers(4), see, batch_size=2, seed=0), 1)
+    assert "depth" not in batch and seen == {"image", "label"}
+
+
 def test_each_epoch_has_every_record_once_in_another_order():
     batches = pipeline.train_batches(numbers(10), noise, batch_size=4, seed=0)
     labels = np.concatenate([b["label"] for b in take(batches, 10)]).reshape(4, 10)

@@ -62,6 +62,24 @@ def test_cache_keeps_what_is_wanted_and_does_not_travel():
     assert len(pickle.dumps(source)) < 4000
 
 
+def first_row(record):
+    return record | {"depth": record["depth"][:1]}
+
+
+def test_a_mapped_source_travels_with_its_function():
+    source = make_source("scenes:validation[3:5]", "validation", 16)
+    mapped = pickle.loads(pickle.dumps(source.mapped(first_row)))
+    assert len(mapped) == 2 and mapped.meta == source.meta
+    np.testing.assert_array_equal(mapped[1]["depth"], source[1]["depth"][:1])
+    np.testing.assert_array_equal(mapped.cut("validation[1:]")[0]["image"], source[1]["image"])
+
+
+def test_scenes_say_which_segments_are_things():
+    source = make_source("scenes", "train", 16)
+    names = [source.meta["segment_names"][i] for i in source.meta["things"]]
+    assert names == list(scenes.KIND_NAMES) and "wall" not in names
+
+
 def test_folder_without_splits(tmp_path):
     for i, name in enumerate(("dog", "cat", "ant")):
         write_images(tmp_path / name, 20, first=20 * i)

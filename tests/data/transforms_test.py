@@ -98,6 +98,68 @@ def test_value_range_and_inputs_left_alone():
     np.testing.assert_array_equal(record["image"], before)
 
 
+def bilinear_by_loops(image, height, width):
+    """Each pixel blends the four around its centre; edges are repeated."""
+    rows = (np.arange(height) + 0.5) * image.shape[0] / height - 0.5
+    columns = (np.arange(width) + 0.5) * image.shape[1] / width - 0.5
+    y, x = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    dy, dx = (rows - y)[:, None, None], (columns - x)[None, :, None]
+
+    def at(y, x):
+        y, x = y.clip(0, image.shape[0] - 1), x.clip(0, image.shape[1] - 1)
+        return image[y[:, None], x].astype(np.float64)
+
+    top = at(y, x) * (1 - dx) + at(y, x + 1) * dx
+    bottom = at(y + 1, x) * (1 - dx) + at(y + 1, x + 1) * dx
+    return top * (1 - dy) + bottom * dy
+
+
+@pytest.mark.parametrize("height, width", [(7, 5), (31, 60), (12, 20)])
+def test_bilinear_has_half_pixel_centres_and_no_antialiasing(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3)).astype(np.uint8)
+    out = transforms.resize_bilinear(image, height, width)
+    assert out.dtype == np.uint8 and out.shape == (height, width, 3)
+    # OpenCV has weights of 11 bits.
+    assert np.abs(out - bilinear_by_loops(image, height, width)).max() < 1
+
+
+def test_uvim_squashes_where_nothing_is_cropped():
+    record = _coordinates(10, 30)
+    plain = transforms.evaluation(10, "uvim")(record, None)
+    np.testing.assert_array_equal(plain["depth"][:, 3], np.arange(10) * 1000 + 10)
+    np.testing.assert_allclose(
+        plain["image"] * 255, transforms.resize_bilinear(record["image"], 10, 10), atol=1e-4
+    )
+    uncropped = transforms.augment(10, 1.0, 4 / 3, flip=False, kind="uvim")
+    for name, value in uncropped(record, np.random.default_rng(0)).items():
+        np.testing.assert_array_equal(value, plain[name])
+
+
+def test_uvim_numbers_the_segments_that_a_crop_has_left():
+    segments = np.zeros((40, 60, 2), np.int32)
+    segments[:, ::10] = [3, 0]
+    segments[5:30, 2:9], segments[15:, 45:] = [1, 8], [2, 5]
+    record = {"image": np.zeros((40, 60, 3), np.uint8), "segments": segments, "label": 0}
+    numbers = set()
+    for seed in range(20):
+        out = transforms.augment(32, 0.05, 4 / 3, kind="uvim")(record, np.random.default_rng(seed))
+        present = np.unique(out["segments"].reshape(-1, 2), axis=0)
+        present = present[present[:, 0] > 0]
+        assert sorted(present[:, 1]) == list(range(1, len(present) + 1))
+        numbers.add(len(present))
+    assert {1, 2, 3} <= numbers
+
+
+def test_crop_to_a_box():
+    crop = transforms.crop_to((54, 480, 41, 601))
+    out = crop(_coordinates(480, 640))
+    assert out["image"].shape == (426, 560, 3)
+    assert out["segments"][0, 0].tolist() == [54, 41]
+    assert out["segments"][-1, -1].tolist() == [479, 600]
+    with pytest.raises(ValueError, match=r"\(54, 480, 41, 601\) leaves an image of 480 x 600"):
+        crop(_coordinates(480, 600))
+
+
 def test_views():
     record = {"tokens_VL": np.arange(6).reshape(3, 2), "label": 1}
     assert transforms.first_view(record)["tokens"].tolist() == [0, 1]
@@ -112,3 +174,5 @@ def test_transforms_pickle_and_refuse_impossible_crops():
         transforms.augment(8, 0)
     with pytest.raises(ValueError, match="max_aspect=0.5"):
         transforms.augment(8, 0.5, 0.5)
+    with pytest.raises(ValueError, match="'uvin' is no kind of transform; there are square, uvim"):
+        transforms.evaluation(8, "uvin")

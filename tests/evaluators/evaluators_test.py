@@ -13,7 +13,8 @@ from fsq_jax import evaluators, runs, sharding
 from fsq_jax.evaluators import codebook, compression, generation, reconstruction
 from fsq_jax.evaluators.run import masked_means
 from fsq_jax.metrics import compression as code_length
-from fsq_jax.stages import frozen_tokenizer
+from fsq_jax.stages import frozen
+from fsq_jax.stages import tokenizer as tokenizer_stage
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -35,9 +36,9 @@ def expected(trained):
     config = runs.load(trained.tokenizer)[0]
     source = runs.make_source(config.data, config.data.eval_split)
     images = np.stack([source[i]["image"] for i in range(20)]).astype(np.float32) / 255
-    frozen = frozen_tokenizer.load(trained.tokenizer)
-    tokens = frozen_tokenizer.encode(frozen.model, frozen.variables, jnp.asarray(images))
-    decoded = frozen_tokenizer.decode(frozen.model, frozen.variables, tokens)
+    stage_1 = frozen.load(trained.tokenizer)
+    tokens = stage_1.encode(stage_1.variables, {"image": jnp.asarray(images)})
+    decoded = tokenizer_stage.decode(stage_1.model, stage_1.variables, tokens)
     labels = np.array([source[i]["label"] for i in range(20)], np.int32)
     return {
         "images": images, "tokens": np.asarray(tokens), "reconstruction": np.asarray(decoded),
@@ -121,7 +122,7 @@ def test_bits_are_those_of_a_loop(trained, transformer, expected):
     assert 0 < values["validation/accuracy"] < 1 and values["validation/loss"] > 0
     assert protocol["num_images"] == 20
     assert protocol["schedule"] == "m2t, 12 steps, alpha 2.2"
-    assert protocol["tokenizer"] == frozen_tokenizer.load(trained.tokenizer).fingerprint
+    assert protocol["tokenizer"] == frozen.load(trained.tokenizer).fingerprint
 
 
 @pytest.mark.parametrize("num_samples, num_classes, batch_size", [(36, 30, 8), (100, 10, 32)])

@@ -6,7 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments import report
+from experiments import figures, report
+from fsq_jax import pages
 
 
 def write_run(folder, results, metrics=()):
@@ -56,7 +57,7 @@ def test_runs_of_one_protocol_share_a_row(workdirs):
 
 
 def test_tables_as_text_and_html():
-    table = report.Table(("", "a<b"), [("row", "1"), ("longer row", "22")], caption="c & d")
+    table = pages.Table(("", "a<b"), [("row", "1"), ("longer row", "22")], caption="c & d")
     lines = table.text().splitlines()
     assert lines[2] == "| row        | 1   |"
     assert len({len(line) for line in lines}) == 1
@@ -69,7 +70,7 @@ def test_times_are_summed():
 
 
 def test_curves_are_those_of_the_split(workdirs):
-    axes = report.curves_figure(workdirs, ("loss", "absent")).axes
+    axes = figures.curves_figure(workdirs, ("loss", "absent")).axes
     (line,) = axes[0].lines  # VQ has no such curve
     np.testing.assert_array_equal(line.get_xdata(), range(1, 9))
     np.testing.assert_array_equal(line.get_ydata(), 2.0 ** -np.arange(1, 9))
@@ -79,7 +80,7 @@ def test_curves_are_those_of_the_split(workdirs):
 
 def test_samples_have_a_panel_for_each_class():
     images, labels = np.zeros((5, 8, 8, 3)), np.array([2, 0, 2, 2, 2])
-    axes = report.samples_figure(images, labels, ("a", "b", "c"), tile=3).axes
+    axes = figures.samples_figure(images, labels, ("a", "b", "c"), tile=3).axes
     assert [axis.get_title() for axis in axes] == ["a", "c"]
     assert axes[1].images[0].get_array().shape == (22, 32, 3)
 
@@ -90,7 +91,7 @@ def test_reconstructions_stand_below_their_originals():
         batches=lambda split, limit: [{"image": images}], put=dict, eval_split="eval", state=None,
         seed=0, predict={"reconstruct": lambda state, batch, key: {"reconstruction": images / 2}},
     )
-    axes = report.reconstructions_figure({"FSQ": run}, num_images=3).axes
+    axes = figures.reconstructions_figure({"FSQ": run}, num_images=3).axes
     assert [axis.get_ylabel() for axis in axes] == ["original", "FSQ"]
     np.testing.assert_array_equal(
         axes[1].images[0].get_array()[2:10, 2:10], (images[0] / 2 * 255 + 0.5).astype(np.uint8)
@@ -99,7 +100,7 @@ def test_reconstructions_stand_below_their_originals():
 
 def test_codes_are_sorted_and_split_into_levels():
     counts_K = np.arange(6)
-    axes = report.codes_figure({"FSQ": counts_K, "VQ": np.ones(4)}, levels=(2, 3)).axes
+    axes = pages.codes_figure({"FSQ": counts_K, "VQ": np.ones(4)}, levels=(2, 3)).axes
     np.testing.assert_allclose(axes[0].lines[0].get_ydata(), np.arange(6)[::-1] / 15)
     heights = [[bar.get_height() for bar in axis.patches] for axis in axes[1:]]
     np.testing.assert_allclose(heights[0], np.array([6, 9]) / 15)
@@ -107,8 +108,8 @@ def test_codes_are_sorted_and_split_into_levels():
 
 
 def test_page_is_self_contained(workdirs):
-    figure = report.curves_figure(workdirs)
-    text = report.page("A & B", {"One": ["x < y", report.comparison_table(workdirs)],
+    figure = figures.curves_figure(workdirs)
+    text = pages.page("A & B", {"One": ["x < y", report.comparison_table(workdirs)],
                                  "Two": [figure]})
     assert "<h1>A &amp; B</h1>" in text and "<p>x &lt; y</p>" in text and "<table>" in text
     assert text.count('src="data:image/png;base64,') == text.count("<img") == 1

@@ -129,3 +129,25 @@ def test_errors_name_the_values():
     for rate in (-0.1, 1.0, 0.001):
         with pytest.raises(ValueError, match=str(rate)):
             lib.dropped_share(rate)
+
+
+def test_causal_attention_and_attention_to_others_agree_with_flax():
+    q, k, v = _qkv()
+    mask = nn.make_causal_mask(jnp.ones((2, 9)))
+    np.testing.assert_allclose(
+        lib.attention(q, k, v, causal=True), nn.dot_product_attention(q, k, v, mask=mask), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        lib.attention(q[:, :4], k, v), nn.dot_product_attention(q[:, :4], k, v), atol=1e-6
+    )
+    with pytest.raises(ValueError, match="4 queries to 9 keys"):
+        lib.attention(q[:, :4], k, v, causal=True)
+
+
+def test_length_may_be_traced():
+    q, k, v = _qkv()
+    last = jax.jit(lambda n: lib.attention(q[:, :1], k, v, length=n))
+    np.testing.assert_allclose(last(6), lib.attention(q, k[:, :6], v[:, :6])[:, :1], atol=1e-6)
+    with pytest.raises(ValueError, match="known when it is compiled"):
+        half = [x.astype(jnp.bfloat16) for x in (q[:, :2], k[:, :8], v[:, :8])]
+        lib.attention(*half, length=jnp.int32(3), implementation="cudnn")

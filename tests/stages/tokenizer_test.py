@@ -131,6 +131,7 @@ def test_every_quantizer_learns_one_batch(quantizer, batch):
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
     indices = predict["reconstruct"]["indices"]
     assert indices.shape == (4, 4, 4) and indices.max() < stage.info["codebook_size"]
+    np.testing.assert_array_equal(predict["indices"]["indices"], indices)
     pairs = predict["preview"]["reconstruction"]
     np.testing.assert_array_equal(pairs[::2], batch["image"])
     np.testing.assert_array_equal(pairs[1::2], reconstruction)

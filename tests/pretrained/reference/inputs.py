@@ -40,3 +40,23 @@ def resnet_state_dict() -> dict[str, np.ndarray]:
     state["fc.bias"] = 0.1 * rng.randn(10)
     return {k: np.asarray(v, np.int64 if "num_batches" in k else np.float32)
             for k, v in state.items()}
+
+
+def byte_images() -> dict[str, np.ndarray]:
+    """Returns uint8 images that grow to 299 px, and one that shrinks to it on one side."""
+    rng = np.random.RandomState(2)
+    blocks = rng.randint(0, 256, (2, 8, 7, 3)).repeat(4, 1).repeat(5, 2)
+    wide = rng.randint(0, 256, (1, 12, 40, 3)).repeat(5, 1).repeat(10, 2)
+    return {"small": blocks.astype(np.uint8), "wide": wide.astype(np.uint8)}
+
+
+def metric_sets() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns two sets of made-up features, {"pool": [N,32], "logits": [N,20]}, float32."""
+    rng = np.random.RandomState(3)
+    mix = rng.randn(32, 32) / 6
+    sets = []
+    for count, shift, scale in ((1300, 0.4, 1.0), (1100, 0.5, 1.1)):
+        pool = scale * np.abs(rng.randn(count, 32) @ mix + shift)
+        logits = 2 * rng.randn(count, 20)
+        sets.append({"pool": pool.astype(np.float32), "logits": logits.astype(np.float32)})
+    return tuple(sets)

@@ -1,0 +1,78 @@
+"""Times sampling on random weights: UViM's cached decoding, MaskGIT's parallel one.
+
+python -m experiments.benchmarks.decode --out=decode.jsonl --batches=1,8,64 \
+    configs/uvim_lm.py:scale=paper,dtype=bfloat16 \
+    configs/maskgit_transformer.py:scale=paper,dtype=bfloat16
+
+A variant is a config, then KEY=VALUE over it ("sampling.num_steps=8"). Each is compiled and timed
+for each size of a batch, in a process of its own: from images to all codes of a label (UViM), from
+classes to images (MaskGIT). Seconds are medians; the peak of memory is the process's own.
+"""
+
+import json
+import statistics
+import time
+
+import jax
+from absl import app, flags
+
+from experiments.benchmarks import train_step
+from fsq_jax import runs, sharding, stages
+
+_BATCHES = flags.DEFINE_list("batches", ["1", "8", "64"], "Sizes of a batch.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Batches that are timed.", lower_bound=1)
+
+
+def measure(variant: str, size: int) -> dict:
+    """What sampling of a batch takes: ms, images/s, tokens/s, GiB, seconds of compilation."""
+    config, _ = train_step.load_config(variant)
+    stage = stages.make(config, abstract=True)
+    # One device's batch: a mesh of one, whatever there is.
+    batch = sharding.put_batch(
+        train_step.random_batch(config, stage, tokens=False, size=size), sharding.make_mesh(1)
+    )
+    key = jax.random.key(config.seed)
+    shapes = runs.abstract_state(config, stage, batch)
+    # Sampling reads the averaged weights alone: neither the others nor the optimiser's are made.
+    weights = {"ema_params": shapes.ema_params, "frozen": stage.frozen}
+    state = shapes.replace(
+        params=None, opt_state=None, step=0, **jax.device_put(train_step.random_like(weights))
+    )
+    begin = time.perf_counter()
+    sample = jax.jit(stage.predict["sample"]).lower(state, batch, key).compile()
+    compile_seconds = time.perf_counter() - begin
+    jax.block_until_ready(sample(state, batch, key))
+    seconds = []
+    for i in range(_REPEATS.value):
+        begin = time.perf_counter()
+        jax.block_until_ready(sample(state, batch, jax.random.fold_in(key, i)))
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds)
+    tokens = (config.data.size // stage.info["downsampling"]) ** 2
+    memory = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "batch_ms": 1e3 * median,
+        "batch_ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],
+        "images_per_second": size / median,
+        "tokens_per_second": size * tokens / median,
+        "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def main(argv) -> None:
+    options = flags.FLAGS
+    if options.one:
+        device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        print(json.dumps(measure(argv[1], int(_BATCHES.value[0])) | device))
+        return
+    for variant in argv[1:]:
+        for size in _BATCHES.value:
+            arguments = [f"--batches={size}", f"--repeats={_REPEATS.value}", variant]
+            result = {"variant": variant, "batch_size": int(size)}
+            result |= train_step.run_apart("decode", arguments, options.timeout)
+            train_step.record(result, options.out)
+
+
+if __name__ == "__main__":
+    app.run(main)

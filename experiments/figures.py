@@ -1,0 +1,85 @@
+"""Figures of trained runs: curves, pictures in rows, samples by class.
+
+Every curve is read from a run's metrics.jsonl. What was not run says "not run".
+
+N images  H W height, width
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from fsq_jax import pages
+from fsq_jax.evaluators.run import Run
+from fsq_jax.logging import grid, read_metrics
+
+
+def curves_figure(
+    workdirs: Mapping[str, str], metrics: Sequence[str] = ("loss",), split: str = "train"
+) -> Figure:
+    """A panel a metric, a line a run, over steps; runs without the metric are left out.
+
+    A metric whose values are all positive and span more than a factor of ten is drawn on a
+    logarithmic scale.
+    """
+    lines = {name: read_metrics(path, split) for name, path in workdirs.items()}
+    figure, axes = pages.panels(len(metrics), 3, (4.2, 3.0))
+    for axis, metric in zip(axes, metrics, strict=True):
+        drawn = []
+        for name, records in lines.items():
+            points = [(r["step"], r[metric]) for r in records if metric in r]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+                drawn += [value for _, value in points]
+        if not drawn:
+            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+        elif min(drawn) > 0 and max(drawn) > 10 * min(drawn):
+            axis.set_yscale("log")
+        axis.set(title=metric, xlabel="step")
+        if drawn:
+            axis.legend(frameon=False)
+    return figure
+
+
+def rows_figure(rows: Mapping[str, np.ndarray], num_images: int = 12) -> Figure:
+    """A row a name: its first images [N,H,W,3] beside each other, the same ones in each row."""
+    num_images = min(num_images, *map(len, rows.values()))
+    figure, axes = pages.panels(len(rows), 1, (11.0, 11.0 / num_images + 0.05))
+    for axis, (name, images_NHWC) in zip(axes, rows.items(), strict=True):
+        axis.imshow(grid(images_NHWC[:num_images], num_images), interpolation="nearest")
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
+        pages.bare(axis)
+    return figure
+
+
+def reconstructions_figure(tokenizers: Mapping[str, Run], num_images: int = 12) -> Figure:
+    """Held-out images in the first row, and below them each tokenizer's reconstructions."""
+    rows = {}
+    for name, run in tokenizers.items():
+        batch = run.put(next(iter(run.batches(run.eval_split, num_images))))
+        out = run.predict["reconstruct"](run.state, batch, jax.random.key(run.seed))
+        rows.setdefault("original", np.asarray(batch["image"])[:num_images])
+        rows[name] = np.asarray(out["reconstruction"])[:num_images]
+    return rows_figure(rows, num_images)
+
+
+def samples_figure(
+    images_NHWC: np.ndarray,
+    labels_N: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    columns: int = 6,
+    tile: int = 3,
+) -> Figure:
+    """A panel a class, titled with its name: its images, `tile` beside each other."""
+    classes = np.unique(labels_N)
+    of_class = [images_NHWC[labels_N == c] for c in classes]
+    tall = -(-max(map(len, of_class)) // tile) / tile
+    figure, axes = pages.panels(len(classes), columns, (1.9, 1.9 * tall + 0.25))
+    for axis, c, images in zip(axes, classes, of_class, strict=True):
+        axis.imshow(grid(images, tile), interpolation="nearest")
+        axis.set_title(class_names[c], fontsize=10)
+        pages.bare(axis)
+    return figure

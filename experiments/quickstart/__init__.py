@@ -1,0 +1,1 @@
+"""The paper's two families in minutes on two CPU cores: `python -m experiments.quickstart`."""

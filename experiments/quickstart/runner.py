@@ -1,0 +1,112 @@
+"""What both quick starts do alike: small runs, parts that are done once and timed, a report."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_collections
+from matplotlib.figure import Figure
+
+from experiments import report
+from fsq_jax import pages, runs, stages, train
+from fsq_jax.logging import say
+
+TIMES = "times.json"
+QUANTIZERS = ("fsq", "vq")
+
+
+def train_for(config, steps: int, batch_size: int, scale: float) -> None:
+    """Sets steps and data of a config that is trained in one go and evaluated at its end."""
+    steps, records = scaled(steps, scale, 2), scaled(4_000, scale, 64)
+    config.steps, config.batch_size, config.eval_batch_size = steps, batch_size, 64
+    config.log_every = max(1, steps // 100)
+    config.preview_every = config.checkpoint_every = max(1, -(-steps // 4))
+    config.keep = 1
+    config.data.update(
+        train_split=f"train[:{records}]", eval_split=f"validation[:{scaled(500, scale, 32)}]",
+        cache=True, min_area=1.0, max_aspect=1.0,
+    )
+    for name in config.evals:
+        config.evals[name].every = steps
+        if "reference_limit" in config.evals[name]:
+            config.evals[name].reference_limit = min(records, 1_000)
+
+
+def scaled(number: int, scale: float, least: int) -> int:
+    """The number times the scale, and no less than `least`."""
+    return max(least, round(number * scale))
+
+
+def timed(workdir: str, part: str, title: str, work: Callable[[], bool]) -> None:
+    """Does a part; where there was anything to do, adds its seconds to those in times.json."""
+    say(f"{title} …")
+    begin = time.monotonic()
+    if work():
+        times = load_times(workdir)
+        times[part] = times.get(part, 0.0) + time.monotonic() - begin
+        with open(os.path.join(workdir, TIMES), "w") as file:
+            json.dump(times, file, indent=2)
+
+
+def load_times(workdir: str) -> dict[str, float]:
+    """Seconds of the parts that were done so far."""
+    path = os.path.join(workdir, TIMES)
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        return json.load(file)
+
+
+def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
+    """Trains and evaluates unless that is done; returns whether there was anything to do.
+
+    Raises:
+      ValueError: where `workdir` holds a run of another config.
+    """
+    config = runs.resolve(config)
+    runs.claim_workdir(workdir, config, stages.make(config))
+    if runs.evaluated(workdir, config.steps):
+        return False
+    train.train(config, workdir)
+    return True
+
+
+def write_report(
+    workdir: str,
+    sections: Mapping[str, Sequence],
+    pictures: Mapping[str, Figure],
+    workdirs: report.Workdirs,
+    times: Mapping[str, float],
+) -> str:
+    """Writes WORKDIR/report/: index.html, table.md and the pictures; returns the page's path.
+
+    Args:
+      workdir: of the quick start.
+      sections: heading -> parts, as `pages.page` takes them; "FSQ beside VQ" and how all was
+        measured are added.
+      pictures: name of the file -> figure.
+      workdirs: column of the table -> runs.
+      times: title of a part -> seconds.
+    """
+    folder = os.path.join(workdir, "report")
+    os.makedirs(folder, exist_ok=True)
+    for name, picture in pictures.items():
+        with open(os.path.join(folder, f"{name}.png"), "wb") as file:
+            file.write(pages.png(picture))
+    table, minutes = report.comparison_table(workdirs), report.times_table(times)
+    with open(os.path.join(folder, "table.md"), "w") as file:
+        file.write(table.text() + "\n")
+    first, *rest = sections.items()
+    page = pages.page("fsq_jax: quickstart", dict([
+        first,
+        ("FSQ beside VQ", [table]),
+        *rest,
+        ("Time", [minutes]),
+        ("How it was measured", [report.protocol_table(workdirs), report.environment_table()]),
+    ]))
+    path = os.path.join(folder, "index.html")
+    with open(path, "w") as file:
+        file.write(page)
+    print(f"{table.text()}\n\n{minutes.text()}\n\n{path}")
+    return path

@@ -1,0 +1,99 @@
+"""Labels in patches: into tokens (embedding) and out of them (logits), for UViM's stage I.
+
+What a label embedding multiplies is one-hot, C x X zeros and ones a patch of which X are ones. They
+are never all written down: forward, rows of the kernel are looked up and added.
+
+Shapes: B batch  P patches  X pixels of a patch  C channels of a label  D width
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fsq_jax.models.layers import float32_product
+
+_CHUNK = 16  # pixels whose one-hot labels exist at a time in the backward pass
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def sum_rows(kernel_CXD: jax.Array, ids_BPX: jax.Array, dtype) -> jax.Array:
+    """The product of one-hot ids with a float32 kernel over C and X, float32 [B, P, D].
+
+    Ids outside [0, C) are all-zero. `dtype` is that of the summands; sums are float32. The
+    gradient is a matrix product with one-hot ids, `_CHUNK` pixels at a time: unlike a scatter it
+    adds in a fixed order on a GPU, so that a run can be repeated bit by bit.
+    """
+    channels, pixels, width = kernel_CXD.shape
+    known_BPX = (ids_BPX >= 0) & (ids_BPX < channels)
+    row_BPX = jnp.where(known_BPX, ids_BPX * pixels + jnp.arange(pixels), channels * pixels)
+    rows = kernel_CXD.reshape(-1, width).astype(dtype)
+    picked_BPXD = jnp.take(rows, row_BPX, axis=0, mode="fill", fill_value=0)
+    return picked_BPXD.sum(axis=2, dtype=jnp.float32)
+
+
+def _sum_rows_fwd(kernel_CXD, ids_BPX, dtype):
+    return sum_rows(kernel_CXD, ids_BPX, dtype), (ids_BPX, kernel_CXD.shape)
+
+
+def _sum_rows_bwd(dtype, residuals, grad_BPD):
+    ids_BPX, (channels, pixels, width) = residuals
+    chunk = math.gcd(pixels, _CHUNK)
+    ids_NBPx = jnp.moveaxis(ids_BPX.reshape(*ids_BPX.shape[:2], -1, chunk), 2, 0)
+    grad_BPD = grad_BPD.astype(dtype)
+
+    def product(ids_BPx):
+        one_hot_BPxC = jax.nn.one_hot(ids_BPx, channels, dtype=dtype)
+        return jnp.einsum(
+            "bpxc,bpd->xcd", one_hot_BPxC, grad_BPD, preferred_element_type=jnp.float32
+        )
+
+    grad_XCD = jax.lax.map(product, ids_NBPx).reshape(pixels, channels, width)
+    return grad_XCD.swapaxes(0, 1), None
+
+
+sum_rows.defvjp(_sum_rows_fwd, _sum_rows_bwd)
+
+
+class LabelEmbedding(nn.Module):
+    """One token a patch, [B, P, D] of `dtype`, of a label: a dense layer over C and X.
+
+    The label: ids [B, P, X], one-hot in C = `channels`; or with `real` values [B, P, C, X].
+    """
+
+    channels: int
+    width: int
+    real: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, label):
+        shape = (self.channels, label.shape[-1], self.width)
+        init = nn.initializers.lecun_normal(in_axis=(0, 1))
+        kernel_CXD = self.param("kernel", init, shape, jnp.float32)
+        bias_D = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        if self.real:
+            flat_BPI = label.reshape(*label.shape[:2], -1)
+            x_BPD = float32_product(flat_BPI, kernel_CXD.reshape(-1, self.width), self.dtype)
+        else:
+            x_BPD = sum_rows(kernel_CXD, label, self.dtype)
+        return (x_BPD + bias_D).astype(self.dtype)
+
+
+class LabelHead(nn.Module):
+    """float32 logits (or values) of a label, [B, P, C, X], of tokens [B, P, D]; zero at first."""
+
+    channels: int
+    pixels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BPD):
+        zeros, shape = nn.initializers.zeros, (self.channels, self.pixels)
+        kernel_DCX = self.param("kernel", zeros, (x_BPD.shape[-1], *shape), jnp.float32)
+        bias_CX = self.param("bias", zeros, shape, jnp.float32)
+        flat = float32_product(x_BPD, kernel_DCX.reshape(x_BPD.shape[-1], -1), self.dtype)
+        return flat.reshape(*x_BPD.shape[:2], *shape) + bias_CX

@@ -1,0 +1,137 @@
+"""Builds a reference for FID: statistics of real images, and some of them, in a file like ADM's.
+
+python -m fsq_jax.reference --data=tfds:imagenet2012 --size=256 --out=ref.npz
+python -m fsq_jax.reference --data=folder:PATH --size=64 --split=train[:5000] --features=random \
+    --out=ref.npz
+
+The .npz holds mu and sigma (and mu_s and sigma_s, for sFID), their count, arr_0: uint8 images for
+precision and recall, and `protocol`, which says as JSON how all of it was measured.
+"""
+
+import jax
+import numpy as np
+import tqdm
+from absl import flags
+
+from fsq_jax import errors, protocols, sharding
+from fsq_jax.data import pipeline, sources, transforms
+from fsq_jax.evaluators.statistics import Statistics
+from fsq_jax.evaluators.suite import NETWORKS, Suite
+
+
+class Subset:
+    """The images that a reference keeps: of all classes alike, or the first ones.
+
+    Args:
+      num_images: how many; fewer where there are no more.
+      num_classes: a class is kept that often at most; 1 keeps the first images of any class.
+    """
+
+    def __init__(self, num_images: int, num_classes: int):
+        self._left, self._num_classes = num_images, num_classes
+        self._quota = np.full(num_classes, -(-num_images // num_classes))
+        self._kept = []
+
+    def choose(self, labels_B: np.ndarray, mask_B: np.ndarray) -> list[int]:
+        """The rows of a batch that are to be kept."""
+        rows = []
+        for row in np.flatnonzero(mask_B):
+            label = labels_B[row] if self._num_classes > 1 else 0
+            if self._left and self._quota[label]:
+                self._left -= 1
+                self._quota[label] -= 1
+                rows.append(int(row))
+        return rows
+
+    def keep(self, images_BHWC: np.ndarray) -> None:
+        """Takes chosen images, in [0, 1]."""
+        self._kept.append((images_BHWC * 255 + 0.5).astype(np.uint8))
+
+    def images(self) -> np.ndarray | None:
+        """uint8 [N,H,W,3]; None where none were to be kept."""
+        return np.concatenate(self._kept) if self._kept else None
+
+
+def build(
+    suite: Suite, mesh: jax.sharding.Mesh, source, size: int, subset: Subset,
+    batch_size: int = 128, workers: int = 0,
+) -> Statistics:
+    """The statistics of a source's images, of which `subset` keeps some.
+
+    Args:
+      suite: network and protocol.
+      mesh: where batches go.
+      source: records, each of which is seen once: its centre at size x size pixels.
+      size: of the images.
+      subset: gets its images.
+      batch_size: over all hosts.
+      workers: processes that read; 0 for none.
+
+    Raises:
+      ValueError: for fewer than two images.
+    """
+    if len(source) < 2:
+        raise ValueError(f"A reference needs at least 2 images; {source.name} has {len(source)}.")
+    batches = pipeline.eval_batches(
+        source, transforms.evaluation(size), batch_size=batch_size, workers=workers,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )
+    seen = suite.empty()
+    for batch in tqdm.tqdm(batches, desc="reference", disable=None):
+        put = sharding.put_batch(batch, mesh)
+        seen = suite.add(seen, put["image"], put["mask"])
+        if rows := subset.choose(*sharding.to_host((put["label"], put["mask"]))):
+            subset.keep(sharding.to_host(put["image"])[rows])
+    return seen
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    options = flags.FLAGS
+    sharding.initialize_distributed()
+    sharding.check_batch_size(options.batch_size)
+    mesh = sharding.make_mesh()
+    # The metrics that need more than moments are measured later, on the images.
+    protocol = protocols.named(options.protocol).over(options.features)
+    suite = Suite(mesh, protocol.replace(
+        inception_score="", precision_recall=False, kernel_distance=False
+    ), options.weights)
+    source = sources.make_source(options.data, options.split, options.size, options.data_dir)
+    subset = Subset(options.images, 1 if options.first else source.num_classes)
+    seen = build(
+        suite, mesh, source, options.size, subset, options.batch_size, options.workers
+    )
+    kept = subset.images()
+    which = f"{0 if kept is None else len(kept)} {'first' if options.first else 'balanced'}"
+    split = _cut(options.split, source)
+    seen = seen.described(source.name, split=split, subset=which)
+    if jax.process_index() == 0:
+        told = {**suite.told(seen, seen, class_balance="data"), "size": options.size}
+        seen.save(options.out, told, kept)
+        print(
+            f"{options.out}: statistics of {seen.count} images of {source.name} {split} at "
+            f"{options.size} pixels, and {which} of the images"
+        )
+
+
+def _cut(split: str, source) -> str:
+    """The split as it was asked for, by the data's own name: "val[:100]"."""
+    name, *_ = split.partition("[")
+    return source.split + split[len(name):]
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data", None, "tfds:NAME, folder:PATH or scenes.", required=True)
+    flags.DEFINE_integer("size", None, "Side of the images in pixels.", 1, required=True)
+    flags.DEFINE_string("out", None, "The .npz to write.", required=True)
+    flags.DEFINE_string("split", "train", "Of the data, such as train[:10000].")
+    flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+    flags.DEFINE_integer("images", 10_000, "How many images are kept, for precision and recall.", 0)
+    flags.DEFINE_bool("first", False, "Keep the first images, not as many of each class.")
+    flags.DEFINE_string("protocol", "adm", f"One of {', '.join(protocols.NAMED)}.")
+    flags.DEFINE_enum("features", "inception", NETWORKS, "The network.")
+    flags.DEFINE_string("weights", "", "File of Inception's weights; $FSQ_JAX_INCEPTION if not.")
+    flags.DEFINE_integer("batch_size", 128, "Over all devices.", 1)
+    flags.DEFINE_integer("workers", 0, "Processes that read the data.", 0)
+    errors.run(main)

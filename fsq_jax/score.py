@@ -1,0 +1,167 @@
+"""FID and its relatives of any images, of this project or not, under a named protocol.
+
+python -m fsq_jax.score --samples=samples.npz --reference=VIRTUAL_imagenet256_labeled.npz
+python -m fsq_jax.score --samples=FOLDER --reference=FOLDER --protocol=torch-fidelity \
+    --json=score.json --beside=older.json
+
+Images are an .npz (`arr_0`, as ADM's evaluator and `fsq_jax.sample --npz` have it) or a folder; the
+reference is a file of `fsq_jax.reference` or of ADM's, or images as well. Prints a table, and the
+JSON has each number with its whole protocol. --beside puts older scores in the same table, and
+refuses those that were measured differently.
+"""
+
+import json
+import os
+
+import jax
+import tqdm
+from absl import flags
+
+from fsq_jax import errors, pages, protocols, sharding
+from fsq_jax.data import image_sets
+from fsq_jax.evaluators import statistics
+from fsq_jax.evaluators.statistics import Statistics
+from fsq_jax.evaluators.suite import NETWORKS, Suite
+from fsq_jax.logging import say
+
+
+def score(
+    samples: str, reference: str, protocol: protocols.Protocol, weights: str = "",
+    batch_size: int = 64,
+) -> dict[str, dict]:
+    """{metric: {"value", "protocol"}} of images held against others, over all devices.
+
+    Args:
+      samples: .npz or folder of images.
+      reference: the same, or an .npz of statistics.
+      protocol: what is measured, and how.
+      weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
+      batch_size: images at once, over all devices.
+
+    Raises:
+      ValueError: for images or statistics that can't be read, or don't fit each other.
+    """
+    sharding.check_batch_size(batch_size)
+    images = image_sets.open_images(samples)
+    if images.num_images < 2:
+        raise ValueError(f"{samples} holds one image; a distance of distributions needs more.")
+    of_statistics = is_statistics(reference)
+    check_size(images, reference, of_statistics)
+    suite = Suite(sharding.make_mesh(), protocol, weights)
+    if of_statistics:
+        real = suite.load_reference(reference, batch_size)
+    else:
+        real = gather(suite, reference, batch_size, "reference", reference=True)
+    seen = gather(suite, samples, batch_size, "samples")
+    if protocol.num_samples not in (0, seen.count):
+        say(
+            f"Protocol {protocol.name} asks for {protocol.num_samples} samples, these are "
+            f"{seen.count}: the numbers don't compare with published ones."
+        )
+    # Which samples these are doesn't belong to how they are measured.
+    told = dict(suite.told(seen, real)) | {"size": [images.height, images.width], "samples": {
+        "name": os.path.basename(os.path.normpath(samples)), "channels": images.channels,
+    }}
+    values = suite.measure(seen, real)
+    return {name: {"value": value, "protocol": told} for name, value in values.items()}
+
+
+def is_statistics(path: str) -> bool:
+    """Whether a file holds a mean and a covariance; ValueError for one that isn't there."""
+    if os.path.isdir(path):
+        return False
+    if not os.path.exists(path):
+        raise ValueError(f"There is no reference {path!r}.")
+    return "mu" in statistics.names(path)
+
+
+def check_size(images: image_sets.ImageSet, reference: str, of_statistics: bool) -> None:
+    """Raises a ValueError where samples and reference are known to be of different sizes."""
+    size, there = (images.height, images.width), None
+    if not of_statistics or "arr_0" in statistics.names(reference):
+        real = image_sets.open_images(reference)
+        there = (real.height, real.width)
+    elif known := statistics.load(reference).told.get("size"):
+        there = (known, known)
+    if there and there != size:
+        raise ValueError(
+            f"{images.path} holds images of {size[0]} x {size[1]} pixels, {reference} is of "
+            f"{there[0]} x {there[1]}."
+        )
+
+
+def gather(
+    suite: Suite, path: str, batch_size: int, title: str, reference: bool = False
+) -> Statistics:
+    """The statistics of images at `path`, with a progress bar."""
+    images = image_sets.open_images(path)
+    if images.num_images < 2:
+        raise ValueError(f"{path} holds one image; a distance of distributions needs more.")
+    bar = tqdm.tqdm(
+        images.blocks(batch_size), title, -(-images.num_images // batch_size), disable=None,
+    )
+    seen = suite.add_blocks(suite.empty(reference), bar, batch_size)
+    name = os.path.basename(os.path.normpath(path))
+    digest = "" if os.path.isdir(path) or not reference else statistics.sha256(path)
+    return seen.described(name, sha256=digest)
+
+
+def table(results: dict[str, dict[str, dict]]) -> pages.Table:
+    """A row a metric, a column for each of {what was measured: its scores}.
+
+    Raises:
+      ValueError: with the keys that differ, where two columns were measured differently.
+    """
+    metrics = dict.fromkeys(metric for column in results.values() for metric in column)
+    rows = []
+    for metric in metrics:
+        has = {name: column[metric] for name, column in results.items() if metric in column}
+        protocols.check_comparable(metric, {n: result["protocol"] for n, result in has.items()})
+        rows.append([metric] + [
+            f"{has[name]['value']:.6g}" if name in has else "" for name in results
+        ])
+    return pages.Table(("", *results), rows)
+
+
+def read_scores(path: str) -> dict[str, dict]:
+    """What --json wrote."""
+    try:
+        with open(path) as file:
+            scores = json.load(file)
+        if all({"value", "protocol"} <= set(result) for result in scores.values()):
+            return scores
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"{path} is not a file of scores, as --json writes it.")
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    options = flags.FLAGS
+    sharding.initialize_distributed()
+    older = {path: read_scores(path) for path in options.beside}
+    protocol = protocols.named(options.protocol).over(options.features)
+    results = score(
+        options.samples, options.reference, protocol, options.weights, options.batch_size
+    )
+    if jax.process_index() == 0:
+        if options.json:
+            os.makedirs(os.path.dirname(os.path.abspath(options.json)), exist_ok=True)
+            with open(options.json, "w") as file:
+                json.dump(results, file, indent=2)
+        print(table({options.samples: results} | older).text())
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("samples", None, "An .npz (arr_0) or a folder of images.", required=True)
+    flags.DEFINE_string(
+        "reference", None, "An .npz of statistics, as ADM's, or images.", required=True
+    )
+    flags.DEFINE_string("protocol", "adm", f"One of {', '.join(protocols.NAMED)}.")
+    flags.DEFINE_enum("features", "inception", NETWORKS, "The network.")
+    flags.DEFINE_string("weights", "", "File of Inception's weights; $FSQ_JAX_INCEPTION if not.")
+    flags.DEFINE_integer("batch_size", 64, "Images at once, over all devices.", 1)
+    flags.DEFINE_string("json", "", "File to write the scores to, each with its protocol.")
+    flags.DEFINE_list("beside", [], "Files of older scores, for columns beside these.")
+    errors.run(main)

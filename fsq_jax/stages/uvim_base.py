@@ -1,0 +1,204 @@
+"""UViM stage I: labels to a short code and back, with the image as context (recipe of section 4.4).
+
+B batch, H W pixels, P patches, X pixels of a patch, C channels of a label kind, N codes.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fsq_jax import drawing, optim, quantizers, tasks
+from fsq_jax.models.uvim_base import LabelAutoencoder
+from fsq_jax.models.vit import patchify, unpatchify
+from fsq_jax.stages.stage import Stage, TrainState
+from fsq_jax.tasks.unlabelled import blank_labels, context
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelCoder:
+    """A task and the autoencoder of its labels: all that stage II needs of stage I, but weights.
+
+    `variables` are the autoencoder's everywhere; labels and logits are the task's, [B,H,W,...].
+    """
+
+    task: Any
+    model: LabelAutoencoder
+
+    def patches(self, labels) -> dict[str, jax.Array]:
+        """Labels as the model takes them: ids [B,P,X], or real values [B,P,C,X]."""
+        cut = {kind: patchify(label, self.model.patch) for kind, label in labels.items()}
+        return {k: x.swapaxes(2, 3) for k, x in cut.items()} if self.task.real else cut
+
+    def encode(self, variables, batch) -> jax.Array:
+        """Codes int32 [B, N] of a batch's labels, without code dropout."""
+        labels, context_BHWC = self.task.to_inputs(batch)
+        quantized = self.model.apply(
+            variables, self.patches(labels), context_BHWC, method="encode"
+        )
+        return quantized.indices
+
+    def predict(self, variables, context_BHWC, indices_BN) -> dict[str, jax.Array]:
+        """The task's prediction, {name: [B,H,W,...]}, that codes and context stand for."""
+        logits = self.model.apply(variables, indices_BN, context_BHWC, method="decode_indices")
+        height, width = context_BHWC.shape[1:3]
+        return self.task.to_prediction({
+            kind: unpatchify(x_BPCX.swapaxes(2, 3), self.model.patch, height, width)
+            for kind, x_BPCX in logits.items()
+        })
+
+    def preview(self, batch, prediction) -> jax.Array:
+        """Pictures [B, H, 3 W, 3]: what the model sees, what it says, what is true."""
+        ((name, predicted),) = prediction.items()
+        panels = (context(self.task, batch) / 2 + 0.5, drawing.draw(name, predicted),
+                  drawing.draw(name, batch[name]))
+        return jnp.concatenate(panels, axis=2)
+
+
+def make_coder(config) -> LabelCoder:
+    """The task and the autoencoder that `config.task`, `.quantizer` and `.model` describe."""
+    task = tasks.make(**config.task)
+    model = LabelAutoencoder(
+        quantizer=quantizers.make(**config.quantizer), kinds=task.kinds, real=task.real,
+        **config.model,
+    )
+    return LabelCoder(task, model)
+
+
+def make_model(config) -> LabelAutoencoder:
+    """The autoencoder of `make_coder`."""
+    return make_coder(config).model
+
+
+def make_encode(config):
+    """(variables, batch) -> codes int32 [B, N] of the batch's labels."""
+    return make_coder(config).encode
+
+
+def describe_codes(config, model: LabelAutoencoder) -> dict:
+    """{"codebook_size", "levels" (FSQ's; () for a VQ), "downsampling"} of an autoencoder."""
+    return {
+        "codebook_size": model.quantizer.codebook_size,
+        "levels": tuple(getattr(model.quantizer, "levels", ())),
+        "downsampling": config.data.size // model.code_side,
+    }
+
+
+def check_size(size: int, patch: int, code_side: int = 1) -> None:
+    """Raises a ValueError where images of `size` pixels can't be cut as a model wants them."""
+    if size % patch or size % code_side:
+        raise ValueError(
+            f"data.size={size} is not a multiple of {patch=} and of {code_side=}."
+        )
+
+
+def abstract_variables(coder: LabelCoder, size: int):
+    """The shapes of what `coder.model.apply` takes, for images of `size` pixels."""
+    image = jnp.zeros((1, size, size, 3))
+    blank = {"image": image} | blank_labels(coder.task.features, image.shape[:3])
+
+    def init(batch):
+        labels, context = coder.task.to_inputs(batch)
+        return coder.model.init(jax.random.key(0), coder.patches(labels), context)
+
+    return jax.eval_shape(init, blank)
+
+
+def make(config, abstract: bool = False) -> Stage:
+    """The stage: `init`, `update`, and `predict` = {"prediction", "indices", "preview"}.
+
+    Args:
+      config: as of configs/uvim_base.py.
+      abstract: changes nothing, since this stage reads no weights.
+    """
+    del abstract
+    coder = make_coder(config)
+    check_size(config.data.size, coder.model.patch, coder.model.code_side)
+    optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
+    return Stage(
+        init=_make_init(coder, optimizer),
+        update=_make_update(config, coder, optimizer),
+        predict=_make_predict(coder),
+        info=describe_codes(config, coder.model) | {"task": config.task.name},
+    )
+
+
+def _make_init(coder: LabelCoder, optimizer):
+    def init(key, batch) -> TrainState:
+        labels, context = coder.task.to_inputs({n: x[:1] for n, x in batch.items()})
+        key_params, key_codebook = jax.random.split(key)
+        variables = dict(coder.model.init(
+            {"params": key_params, "codebook": key_codebook}, coder.patches(labels), context
+        ))
+        params = variables.pop("params")
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema_params=params,
+            model_state=variables,
+        )
+
+    return init
+
+
+def _make_update(config, coder: LabelCoder, optimizer):
+    def gradients(params, model_state, batch, key):
+        labels, context = coder.task.to_inputs(batch)
+        labels = coder.patches(labels)
+        key_codebook, key_dropout = jax.random.split(key)
+
+        def loss(params):
+            (logits, quantized), new_state = coder.model.apply(
+                {"params": params, **model_state}, labels, context, train=True,
+                rngs={"codebook": key_codebook, "code_dropout": key_dropout},
+                mutable=list(model_state),
+            )
+            # A mean over pixels is the same in any order: patch by patch, as [B,P,X,C], will do.
+            pixels = lambda x: x.swapaxes(2, 3)  # noqa: E731
+            targets = jax.tree.map(pixels, labels) if coder.task.real else labels
+            task_loss = coder.task.loss(jax.tree.map(pixels, logits), targets).mean()
+            metrics = {f"quantizer/{name}": value for name, value in quantized.metrics.items()}
+            total = task_loss + quantized.loss
+            return total, (new_state, metrics | {"task": task_loss, "loss": total})
+
+        grads, (model_state, metrics) = jax.grad(loss, has_aux=True)(params)
+        return grads, model_state, metrics
+
+    def update(state: TrainState, batch, key):
+        grads, model_state, metrics = optim.accumulate(gradients, config.accumulate)(
+            state.params, state.model_state, batch, jax.random.fold_in(key, state.step)
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=optim.moving_average(state.ema_params, params, config.ema_decay),
+            model_state=model_state,
+        ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+
+    return update
+
+
+def _make_predict(coder: LabelCoder) -> dict:
+    def variables(state):
+        return {"params": state.ema_params, **state.model_state}
+
+    def indices(state, batch, key):
+        """{"indices" [B, N]} of the true labels."""
+        del key  # nothing is drawn
+        return {"indices": coder.encode(variables(state), batch)}
+
+    def prediction(state, batch, key):
+        """The task's prediction from the true labels' code: the best that a stage II can reach."""
+        codes = indices(state, batch, key)["indices"]
+        return coder.predict(variables(state), context(coder.task, batch), codes)
+
+    def preview(state, batch, key):
+        return {"prediction": coder.preview(batch, prediction(state, batch, key))}
+
+    return {"prediction": prediction, "indices": indices, "preview": preview}

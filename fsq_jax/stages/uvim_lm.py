@@ -1,0 +1,201 @@
+"""UViM stage II: a language model that writes a label's code, given the image (section 4.4).
+
+B batch, H W pixels, N codes of a label, V = codebook size + 1: token 0 begins, and code c is
+token c + 1.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from fsq_jax import losses, optim
+from fsq_jax.models.uvim_lm import CodeLanguageModel
+from fsq_jax.sampling import autoregressive
+from fsq_jax.stages import frozen, uvim_base
+from fsq_jax.stages.stage import Stage, TrainState
+from fsq_jax.tasks.unlabelled import context
+
+# What decides which image a record becomes: a token cache is made of these very images.
+_VIEWS = ("source", "train_split", "size", "transform", "min_area", "max_aspect", "flip",
+          "eval_crop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The language model, the frozen oracle, and how codes are drawn (0: the likeliest)."""
+
+    lm: CodeLanguageModel
+    coder: uvim_base.LabelCoder
+    temperature: float
+
+    def codes(self, state: TrainState, batch) -> jax.Array:
+        """Codes [B, N] of a batch: read from it, or its labels encoded by the frozen oracle."""
+        if "tokens" in batch:
+            return batch["tokens"]
+        return self.coder.encode(state.frozen, batch)
+
+    def context(self, batch) -> jax.Array:
+        """What both models see of a batch, [B,H,W,3] in [-1, 1]."""
+        return context(self.coder.task, batch)
+
+    def loss(self, params, context_BHWC, codes_BN) -> dict[str, jax.Array]:
+        """{"loss" in nats, "accuracy"} of the codes, each given those before it; [B]."""
+        logits_BNV = self.lm.apply({"params": params}, context_BHWC, codes_BN)
+        hits_BN = logits_BNV.argmax(-1) == codes_BN + 1
+        return {
+            "loss": losses.cross_entropy(logits_BNV, codes_BN + 1).mean(axis=1),
+            "accuracy": hits_BN.mean(axis=1),
+        }
+
+    def sample(self, params, context_BHWC, key) -> jax.Array:
+        """Codes [B, N] that the model writes, one after the other."""
+        apply = functools.partial(self.lm.apply, {"params": params})
+        return autoregressive.decode_codes(
+            functools.partial(apply, method="step"),
+            apply(context_BHWC, method="start"),
+            key,
+            num_codes=self.lm.num_codes,
+            batch=context_BHWC.shape[0],
+            temperature=self.temperature,
+        )
+
+
+def make(config, abstract: bool = False) -> Stage:
+    """The stage: `init`, `update`, and what `_make_predict` lists.
+
+    Args:
+      config: as of configs/uvim_lm.py.
+      abstract: takes the stage I that the config describes, as shapes, rather than load one.
+    """
+    if abstract:
+        coder, fingerprint = uvim_base.make_coder(_base_config(config)), ""
+        variables = uvim_base.abstract_variables(coder, config.data.size)
+    else:
+        trained = _load_base(config)
+        coder = uvim_base.make_coder(trained.config)
+        variables, fingerprint = trained.variables, trained.fingerprint
+    uvim_base.check_size(config.data.size, config.model.patch)
+    codes = uvim_base.describe_codes(config, coder.model)
+    lm = CodeLanguageModel(
+        vocab_size=codes["codebook_size"] + 1, num_codes=coder.model.num_codes, **config.model
+    )
+    models = Models(lm, coder, config.sampling.temperature)
+    optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
+    return Stage(
+        init=_make_init(models, optimizer),
+        update=_make_update(models, optimizer, config),
+        predict=_make_predict(models),
+        frozen=variables,
+        info=codes | {
+            "task": config.task.name, "base": fingerprint, "sampling": config.sampling.to_dict()
+        },
+        pins={"base.fingerprint": fingerprint},
+    )
+
+
+def _base_config(config) -> ml_collections.ConfigDict:
+    """What a stage II says of its stage I, as a config that makes it."""
+    return ml_collections.ConfigDict(config.base.to_dict() | {"task": config.task.to_dict()})
+
+
+def _make_init(models: Models, optimizer):
+    def init(key, batch) -> TrainState:
+        context = models.context({"image": batch["image"][:1]})
+        codes = jnp.zeros((1, models.lm.num_codes), jnp.int32)
+        params = models.lm.init(key, context, codes)["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema_params=params,
+            model_state={},
+        )
+
+    return init
+
+
+def _make_update(models: Models, optimizer, config):
+    def gradients(params, carry, batch, key):
+        del key  # nothing is drawn: neither model drops anything here
+
+        def mean_loss(params):
+            values_B = models.loss(params, batch["context"], batch["codes"])
+            means = {name: value.mean() for name, value in values_B.items()}
+            return means["loss"], means
+
+        grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
+        return grads, carry, metrics
+
+    def update(state: TrainState, batch, key):
+        inputs = {"context": models.context(batch), "codes": models.codes(state, batch)}
+        grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
+            state.params, (), inputs, key
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=optim.moving_average(state.ema_params, params, config.ema_decay),
+        ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+
+    return update
+
+
+def _make_predict(models: Models) -> dict:
+    def sample(state, batch, key):
+        """{"indices" [B, N]}, the codes that the model writes."""
+        return {"indices": models.sample(state.ema_params, models.context(batch), key)}
+
+    def prediction(state, batch, key):
+        """The task's prediction from the image alone."""
+        codes = sample(state, batch, key)["indices"]
+        return models.coder.predict(state.frozen, models.context(batch), codes)
+
+    def loss(state, batch, key):
+        """The training loss of the true labels' codes, "loss" and "accuracy" [B]."""
+        del key  # nothing is drawn
+        codes = models.codes(state, batch)
+        return models.loss(state.ema_params, models.context(batch), codes)
+
+    def preview(state, batch, key):
+        return {"prediction": models.coder.preview(batch, prediction(state, batch, key))}
+
+    return {
+        "sample": sample,
+        "prediction": prediction,
+        "loss": loss,
+        "indices": lambda state, batch, key: {"indices": models.codes(state, batch)},
+        "preview": preview,
+    }
+
+
+def _load_base(config) -> frozen.Frozen:
+    """Stage I from its run, held against what this run does with it."""
+    if not config.base.workdir:
+        raise ValueError(
+            "A language model of codes needs a trained stage I: "
+            "--config=configs/uvim_lm.py:base=WORKDIR."
+        )
+    trained = frozen.load_pinned(config, "base", "uvim_base")
+    differing = {
+        f"task.{name}": (theirs, config.task.get(name))
+        for name, theirs in trained.config.task.items() if theirs != config.task.get(name)
+    }
+    names = _VIEWS if config.token_cache else ("size",)
+    differing |= {
+        f"data.{name}": (trained.config.data[name], config.data[name])
+        for name in names if trained.config.data[name] != config.data[name]
+    }
+    if differing:
+        listed = [f"{k}: {there} there, {ours} here" for k, (there, ours) in differing.items()]
+        raise ValueError(
+            f"The stage I in {config.base.workdir!r} is of another task or of other images "
+            f"({'; '.join(listed)})."
+        )
+    return trained

@@ -1,0 +1,135 @@
+"""Evaluators of depth, colours and segments, on models that answer with what they were given."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsq_jax import sharding
+from fsq_jax.data import pipeline, sources, transforms
+from fsq_jax.evaluators import codebook, colorization, depth, panoptic
+from fsq_jax.evaluators.run import Run
+from fsq_jax.metrics.depth_error import depth_error
+from fsq_jax.metrics.panoptic_quality import PanopticQuality, merge_stuff
+
+SIZE, COUNT = 16, 20
+
+
+def make_run(predict, features=(), size_of_scenes=SIZE, crop=None) -> Run:
+    """A run on 20 scenes in batches of 8, the last one ragged, over eight devices."""
+
+    def source(split):
+        names = {"eval": f"validation[:{COUNT}]"}
+        opened = sources.make_source("scenes", names.get(split, split), size_of_scenes)
+        return opened.mapped(transforms.crop_to(crop)) if crop else opened
+
+    def batches(split, limit, transform=None):
+        transform = transform or transforms.evaluation(SIZE, "uvim")
+        return pipeline.eval_batches(
+            source(split), transform, batch_size=8, limit=limit or None, features=features
+        )
+
+    return Run(
+        predict={"prediction": jax.jit(predict), "indices": predict}, state=None, batches=batches,
+        source=source, eval_split="eval", mesh=sharding.make_mesh(), batch_size=8,
+        info={"codebook_size": 4, "levels": (2, 2)}, protocol={"size": SIZE}, seed=0, step=0,
+    )
+
+
+@pytest.mark.parametrize("crop", [None, (4, 23, 1, 24)])
+def test_depth_is_measured_at_the_size_of_the_truth(crop):
+    run = make_run(
+        lambda state, batch, key: {"depth": batch["depth"] * 1.3}, ("depth",), 24, crop
+    )
+    values, protocol = depth.evaluate(run)
+    errors = []
+    for i in range(COUNT):
+        truth = run.source("eval")[i]["depth"]
+        assert truth.shape == ((19, 23) if crop else (24, 24))
+        small = transforms.resize_nearest(truth, SIZE, SIZE) * np.float32(1.3)
+        errors.append(depth_error(transforms.resize_nearest(small, *truth.shape), truth))
+    for name in errors[0]:
+        expected = np.mean([error[name] for error in errors])
+        assert values[f"depth/{name}"] == pytest.approx(expected, rel=1e-5)
+    assert values["depth/delta1"] < 0.5 < values["depth/delta2"]
+    assert protocol["num_images"] == COUNT and protocol["truth_size"] == list(truth.shape)
+    some = depth.evaluate(run, limit=5)[0]["depth/rmse"]
+    assert some == pytest.approx(np.mean([error["rmse"] for error in errors[:5]]), rel=1e-5)
+
+
+def test_depth_that_is_nowhere_known():
+    run = make_run(lambda state, batch, key: {"depth": batch["depth"]}, ("depth",))
+    with pytest.raises(ValueError, match="None of 20 images has a depth between 20 and 30"):
+        depth.evaluate(run, min_depth=20, max_depth=30)
+
+
+def test_panoptic_quality_of_the_truth_and_of_a_worse_answer():
+    def give_back(state, batch, key):
+        return {"segments": batch["segments"]}
+
+    values, protocol = panoptic.evaluate(make_run(give_back, ("segments",)))
+    assert set(values) == {
+        f"panoptic/{name}{of}" for name in ("pq", "sq", "rq") for of in ("", "_things", "_stuff")
+    }
+    assert set(values.values()) == {100.0}
+    assert (protocol["num_classes"], protocol["num_things"]) == (7, 5)
+
+    larger = make_run(give_back, ("segments",), 40)
+    quality = PanopticQuality.empty(8)
+    for i in range(COUNT):
+        truth = larger.source("eval")[i]["segments"]
+        small = transforms.resize_nearest(truth, SIZE, SIZE)
+        answer = merge_stuff(transforms.resize_nearest(small, 40, 40), range(3, 8))
+        quality = quality.update(answer, truth)
+    values = panoptic.evaluate(larger)[0]
+    assert values["panoptic/pq"] == pytest.approx(100 * quality.result()["pq"])
+    assert values["panoptic/sq_things"] == pytest.approx(100 * quality.result(range(3, 8))["sq"])
+    assert 50 < values["panoptic/pq_things"] < values["panoptic/pq_stuff"] < 100
+
+
+def test_panoptic_needs_to_know_what_things_are():
+    run = make_run(lambda state, batch, key: {"segments": batch["segments"]}, ("segments",))
+    nameless = dataclasses.replace(run.source("eval"), meta={})
+    with pytest.raises(ValueError, match="scenes does not say which of its segments' classes"):
+        panoptic.evaluate(dataclasses.replace(run, source=lambda split: nameless))
+
+
+def test_psnr_of_colours():
+    run = make_run(lambda state, batch, key: {"image": batch["image"] * 0.9})
+    values, protocol = colorization.evaluate(run)
+    images = np.stack([run.source("eval")[i]["image"] for i in range(COUNT)]) / 255
+    error = ((0.1 * images) ** 2).mean(axis=(1, 2, 3))
+    expected = np.mean(-10 * np.log10(error))
+    assert values == {"colorization/psnr": pytest.approx(expected, abs=1e-3)}
+    assert protocol == {"split": "eval", "psnr_num_images": COUNT}
+    with pytest.raises(ValueError, match="'random' needs a reference_split"):
+        colorization.evaluate(run, features="random")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_distance_of_true_colours_is_nothing_at_either_size(monkeypatch):
+    run = make_run(lambda state, batch, key: {"image": batch["image"]})
+    arguments = dict(
+        features="random", num_images=COUNT, reference_split="eval", reference_limit=COUNT
+    )
+    values, protocol = colorization.evaluate(run, **arguments)
+    assert values["colorization/psnr"] == 100 and abs(values["colorization/fd_random"]) < 1e-3
+    assert protocol["reference"] == {"split": "eval", "num_images": COUNT}
+    assert protocol["distance_size"] == SIZE
+    wrong = make_run(lambda state, batch, key: {"image": batch["image"][..., ::-1]})
+    assert colorization.evaluate(wrong, **arguments)[0]["colorization/fd_random"] > 1
+
+    monkeypatch.setattr(colorization, "_FRECHET_SIZE", 8)
+    values, protocol = colorization.evaluate(run, **arguments)
+    # Both averaged over the same areas, and rounded: one way or the other at a half.
+    assert values["colorization/fd_random"] < 0.1 and protocol["distance_size"] == 8
+    monkeypatch.setattr(colorization, "_FRECHET_SIZE", 10)
+    with pytest.raises(ValueError, match="16 pixels can't be averaged to 10"):
+        colorization.evaluate(run, **arguments)
+
+
+def test_codes_of_any_stage_are_counted():
+    run = make_run(lambda state, batch, key: {"indices": jnp.zeros((8, 6), jnp.int32) + 2})
+    np.testing.assert_array_equal(codebook.count_codes(run), [0, 0, 6 * COUNT, 0])

@@ -1,0 +1,55 @@
+"""Labels in and out of tokens, against dense layers over one-hot labels."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsq_jax.models import label_patches
+
+B, P, C, X, D = 2, 3, 5, 32, 8  # two chunks of pixels
+RNG = np.random.default_rng(0)
+IDS = RNG.integers(-2, C + 2, (B, P, X)).astype(np.int32)  # some are outside
+ONE_HOT = np.moveaxis(IDS[..., None] == np.arange(C), -1, 2).astype(np.float32)  # [B,P,C,X]
+
+
+def test_ids_are_looked_up_as_if_one_hot():
+    ours = label_patches.LabelEmbedding(C, D)
+    variables = ours.init(jax.random.key(0), IDS)
+    assert variables["params"]["kernel"].shape == (C, X, D)
+    dense = nn.DenseGeneral(D, axis=(-2, -1))
+    np.testing.assert_allclose(
+        ours.apply(variables, IDS), dense.apply(variables, ONE_HOT), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        jnp.std(variables["params"]["kernel"]), (C * X) ** -0.5, rtol=0.1
+    )
+    real = ours.clone(real=True)
+    np.testing.assert_allclose(
+        real.apply(variables, ONE_HOT), dense.apply(variables, ONE_HOT), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype, atol", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
+def test_gradient_is_that_of_the_one_hot_product(dtype, atol):
+    kernel = RNG.normal(size=(C, X, D)).astype(np.float32)
+    weight = RNG.normal(size=(B, P, D)).astype(np.float32)
+    ours = jax.grad(lambda k: (label_patches.sum_rows(k, IDS, dtype) * weight).sum())(kernel)
+    expected = np.einsum("bpcx,bpd->cxd", ONE_HOT, weight)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, expected, atol=atol)
+
+
+def test_head_starts_at_zero_and_is_a_dense_layer():
+    x = RNG.normal(size=(B, P, D)).astype(np.float32)
+    head = label_patches.LabelHead(C, X)
+    variables = head.init(jax.random.key(0), x)
+    assert (head.apply(variables, x) == 0).all()
+    shapes = {"kernel": (D, C, X), "bias": (C, X)}
+    variables = {"params": {n: RNG.normal(size=s).astype(np.float32) for n, s in shapes.items()}}
+    expected = nn.DenseGeneral((C, X)).apply(variables, x)
+    np.testing.assert_allclose(head.apply(variables, x), expected, atol=1e-5)
+    half = head.clone(dtype=jnp.bfloat16).apply(variables, x)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, expected, atol=0.1)
