@@ -31,7 +31,8 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     """
     loaded = weights.load(path)
     overrides = dict(overrides or {})
-    config = loaded.config or _config(loaded, tokenizer, overrides)
+    published = loaded.config is None
+    config = _config(loaded, tokenizer, overrides) if published else loaded.config
     if config.stage == "maskgit":
         config.tokenizer.workdir = tokenizer or config.tokenizer.workdir
     elif tokenizer:
@@ -41,6 +42,8 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     if config.stage == "maskgit":
         _check_positions(path, loaded.params, config, stage.info["grid"])
     source = {"pretrained": path, "fingerprint": loaded.fingerprint}
+    if published:
+        source["weights"] = "published"
     return config, stage, dataclasses.replace(run, protocol=dict(run.protocol) | source)
 
 
@@ -117,7 +120,8 @@ def _complete(sizes, size: int, evals: dict) -> ml_collections.ConfigDict:
         optim=dict(learning_rate=0.0),
         data=dict(
             source=DEFAULT_DATA, data_dir="", size=size, train_split="train",
-            eval_split="validation", workers=0, cache=False, eval_limit=0,
+            eval_split="validation", transform="square", eval_crop=(), workers=0, cache=False,
+            eval_limit=0,
         ),
     ))
     return config

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fsq_jax import checkpoint, export, runs, sharding
-from fsq_jax.pretrained import safetensors_file, weights, weights_file
+from fsq_jax.pretrained import safetensors, weights, weights_file
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
 from tests import tiny
 
@@ -63,7 +63,7 @@ def test_safetensors_say_what_they_are(trained, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "load_results", lambda _: results)
         path, card = export.export(str(workdir), "safetensors", str(tmp_path / "out"))
-    metadata = safetensors_file.read(path)[1]
+    metadata = safetensors.read(path)[1]
     assert json.loads(metadata["results"]) == {"codebook/usage": results["codebook/usage"]}
     config = checkpoint.parse_config(metadata["config"], path)
     assert config == checkpoint.load_config(trained.tokenizer)

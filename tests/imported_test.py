@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fsq_jax import checkpoint, evaluate, export, imported, runs, sample
-from fsq_jax.stages import frozen_tokenizer
+from fsq_jax.stages import frozen
 from tests.programs_test import run_sample
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -66,7 +66,7 @@ def test_a_file_evaluates_as_its_run(trained, files, tmp_path):
         assert json.loads(out.read_text()) == json.loads(json.dumps(results))
         protocol = results["codebook/usage"]["protocol"]
         assert protocol["pretrained"] == path
-        assert protocol["fingerprint"] == frozen_tokenizer.load(trained.tokenizer).fingerprint
+        assert protocol["fingerprint"] == frozen.load(trained.tokenizer).fingerprint
         assert (protocol["data"], protocol["size"]) == ("scenes", 16)
 
 
