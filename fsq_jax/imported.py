@@ -120,8 +120,8 @@ def _complete(sizes, size: int, evals: dict) -> ml_collections.ConfigDict:
         optim=dict(learning_rate=0.0),
         data=dict(
             source=DEFAULT_DATA, data_dir="", size=size, train_split="train",
-            eval_split="validation", transform="square", eval_crop=(), workers=0, cache=False,
-            eval_limit=0,
+            eval_split="validation", transform="square", min_area=1.0, max_aspect=1.0,
+            flip=False, eval_crop=(), workers=0, cache=False, eval_limit=0,
         ),
     ))
     return config

@@ -6,6 +6,8 @@ is state beside parameters, {collection: tree}.
 """
 
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from flax import serialization, traverse_util
 
-from fsq_jax.pretrained import npz_tree, safetensors
+from fsq_jax.pretrained import safetensors
 
 PyTree = Any
 
@@ -23,8 +25,10 @@ _OTHERS = {  # how other files begin
     b"\x93NUMPY": "a single NumPy array", b"\x89HDF": "an HDF5 file", b"\x1f\x8b": "a gzip file",
     b"\x80": "a Python pickle, which is never loaded",
 }
-# UViM's names of a quantizer's state, and ours.
+# Prefixes that training code left before the parameters' paths, and the names of older files.
+_PREFIXES = ("opt/target/", "params/")
 _STATE, _OURS = "state/", "codebook_state/quantizer/"
+_RENAMED = {"Encoder": "encoder", "Decoder": "decoder"}
 
 
 def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
@@ -41,18 +45,17 @@ def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(16)
-    others = [name for start, name in _OTHERS.items() if head.startswith(start)]
     metadata = {}
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         arrays, metadata = safetensors.read(path)  # a header of that length begins there
         variables = traverse_util.unflatten_dict(arrays, sep="/")
     elif head[:4] == b"PK\x03\x04":
         variables = _read_npz(path)
-    elif head and not others and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
-        variables = _read_msgpack(path)  # these bytes begin a map with entries
+    elif head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):  # a map with entries
+        variables = _read_msgpack(path)
     else:
-        unknown = f"a file that begins with {head!r}" if head else "empty"
-        found = others[0] if others else unknown
+        names = [name for start, name in _OTHERS.items() if head.startswith(start)]
+        found = names[0] if names else "empty" if not head else f"a file that begins with {head!r}"
         raise ValueError(f"{path} is {found}; expected {EXPECTED}.")
     _check(path, variables)
     return variables, metadata
@@ -66,10 +69,7 @@ def write_msgpack(path: str, params: PyTree) -> None:
 
 def write_npz(path: str, variables: Mapping[str, PyTree]) -> None:
     """Writes {"params": ..., "codebook_state": ...} with UViM's keys, params/... and state/...."""
-    flat = {}
-    for name, array in flatten(variables).items():
-        ours = name.startswith(_OURS)
-        flat[_STATE + name.removeprefix(_OURS) if ours else name] = array
+    flat = {_moved(name, _OURS, _STATE): array for name, array in flatten(variables).items()}
     with open(path, "wb") as file:
         np.savez(file, **flat)
 
@@ -96,11 +96,30 @@ def _read_msgpack(path: str) -> dict[str, PyTree]:
 
 
 def _read_npz(path: str) -> dict[str, PyTree]:
-    variables = npz_tree.read(path)
-    state = variables.get("codebook_state")
-    if state and "quantizer" not in state:  # UViM's does not name the module that it belongs to
-        variables["codebook_state"] = {"quantizer": state}
-    return variables
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        held = "an array of Python objects, which are never loaded"
+        held = held if "pickle" in str(error) else "damaged or not NumPy's"
+        raise ValueError(f"{path} is a zip archive that is {held}; expected {EXPECTED}.") from None
+    flat = {}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path} is a zip archive with {name!r} in it; expected {EXPECTED}.")
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+            array = array.view(ml_dtypes.bfloat16)  # a type that NumPy's files cannot name
+        name = _moved(name, _STATE, _OURS)
+        if not name.startswith(_OURS):
+            for prefix in _PREFIXES:
+                name = name.removeprefix(prefix)
+            name = f"params/{name}"
+        flat[tuple(_RENAMED.get(part, part) for part in name.split("/"))] = array
+    return traverse_util.unflatten_dict(flat)
+
+
+def _moved(name: str, prefix: str, to: str) -> str:
+    return to + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def _check(path: str, variables: Mapping[str, PyTree]) -> None:

@@ -197,9 +197,9 @@ def test_files_of_other_kinds_get_a_sentence(tmp_path):
     assert sentence(path).startswith(f"is a PNG image; {formats}")
     np.savez(tmp_path / "x.npz", a=np.array([{}]))
     (tmp_path / "x.npz").rename(path)
-    assert sentence(path).startswith("holds Python objects, which are never loaded; expected a")
+    assert sentence(path).startswith("is a zip archive that is an array of Python objects, which")
     path.write_bytes(b"PK\x03\x04 and no more")
-    assert sentence(path).startswith("is truncated or damaged (16 bytes; BadZipFile); expected a")
+    assert sentence(path).startswith("is a zip archive that is damaged or not NumPy's; expected")
     path.write_bytes(serialization.msgpack_serialize({"model": {}, "step": 1}))
     assert sentence(path) == (
         "is a msgpack file with 'model', 'step' at the top; expected 'params'."
