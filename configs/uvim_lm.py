@@ -50,6 +50,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         rate_multipliers=(("encoder/.*|EmbedPatches/.*|pos_embedding_encoder", 0.1),),
     )
     config.ema_decay = 0.0
+    config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = stage_1.data.to_dict()
     config.update(SIZES[scale](task))
     # The task's own evaluator, as stage I is evaluated, and the training loss on held-out images.

@@ -31,7 +31,8 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     """
     loaded = weights.load(path)
     overrides = dict(overrides or {})
-    config = loaded.config or _config(loaded, tokenizer, overrides)
+    published = loaded.config is None
+    config = _config(loaded, tokenizer, overrides) if published else loaded.config
     if config.stage == "maskgit":
         config.tokenizer.workdir = tokenizer or config.tokenizer.workdir
     elif tokenizer:
@@ -41,6 +42,8 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     if config.stage == "maskgit":
         _check_positions(path, loaded.params, config, stage.info["grid"])
     source = {"pretrained": path, "fingerprint": loaded.fingerprint}
+    if published:
+        source["weights"] = "published"
     return config, stage, dataclasses.replace(run, protocol=dict(run.protocol) | source)
 
 
@@ -86,8 +89,7 @@ def _transformer(loaded, tokenizer, overrides) -> ml_collections.ConfigDict:
     sizes = maskgit.transformer_config(
         loaded.path, loaded.params, stage_1.quantizer.codebook_size
     )
-    side = round((sizes.pop("num_positions") - 1) ** 0.5)
-    del sizes.codebook_size
+    side = round((sizes.num_positions - 1) ** 0.5)
     config = _complete(sizes, side * stage_1.downsampling, evals=dict(
         compression=dict(every=0),
         generation=dict(
@@ -118,7 +120,8 @@ def _complete(sizes, size: int, evals: dict) -> ml_collections.ConfigDict:
         optim=dict(learning_rate=0.0),
         data=dict(
             source=DEFAULT_DATA, data_dir="", size=size, train_split="train",
-            eval_split="validation", workers=0, cache=False, eval_limit=0,
+            eval_split="validation", transform="square", min_area=1.0, max_aspect=1.0,
+            flip=False, eval_crop=(), workers=0, cache=False, eval_limit=0,
         ),
     ))
     return config

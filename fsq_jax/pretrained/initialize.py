@@ -99,7 +99,9 @@ def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: st
     Raises:
       ValueError: nothing at all fits.
     """
-    ours = _flat({"params": shapes.ema_params, **shapes.model_state})
+    # LeCam's averages are the discriminator's, which starts afresh whatever the weights are.
+    state = {name: tree for name, tree in shapes.model_state.items() if name != "lecam"}
+    ours = _flat({"params": shapes.ema_params, **state})
     theirs = {name: np.asarray(array) for name, array in _flat(loaded).items()}
     fits = {name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape}
     if not fits:
