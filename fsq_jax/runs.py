@@ -153,11 +153,10 @@ def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.Star
     Raises:
       ValueError: the weights can't be read, or nothing of them fits.
     """
-    path = config.get("init_from")
+    path = config.init_from
     if not path or checkpoint.saved_steps(workdir):
         return initialize.Start()
-    loaded = weights.load(path)
-    return initialize.fit(shapes, loaded.variables, path, loaded.fingerprint)
+    return initialize.load(shapes, path)
 
 
 def claim_workdir(workdir: str, config, stage: Stage) -> None:
