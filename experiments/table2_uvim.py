@@ -216,7 +216,7 @@ def pictures(workdir: str, rows: Sequence[Row]) -> dict[str, bytes]:
         for row in rows:
             path = os.path.join(folder(workdir, row, "lm"), "samples.npz")
             if row.task == task and os.path.exists(path):
-                arrays = np.load(path)
+                arrays = {name: array / 255 for name, array in np.load(path).items()}
                 panels |= {"input": arrays["input"], VARIANTS[row.variant]: arrays["prediction"]}
                 truth = arrays["truth"]
         if panels:

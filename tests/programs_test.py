@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -237,3 +238,45 @@ def test_a_checkpoint_is_chosen_by_its_step(trained):
     assert runs.load(trained.transformer, 20)[2].step == 20
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; there are \[20, 40\]."):
         runs.load(trained.transformer, 7)
+
+
+@pytest.fixture(scope="module")
+def uvim(tmp_path_factory):
+    """Workdirs `base` and `lm` of UViM's two stages on segments, saved before their first step."""
+    folder = tmp_path_factory.mktemp("uvim")
+    base = tiny.untrained(tiny.label_coder(task="panoptic"), folder / "base")
+    lm = tiny.untrained(tiny.code_model(base, task="panoptic"), folder / "lm")
+    return types.SimpleNamespace(base=base, lm=lm)
+
+
+def label(workdir: str, **options) -> None:
+    """What `fsq_jax.sample` does with a run of UViM and these flags (Grain reads the real ones)."""
+    values = dict(labels="", num=0, out="", npz="", image="", mask="", seed=0)
+    config, _, run = runs.load(workdir)
+    sample.sample_labels(config, run, types.SimpleNamespace(**values | options))
+
+
+def test_labels_are_drawn_beside_input_and_truth(uvim, tmp_path):
+    out, npz = tmp_path / "grid.png", tmp_path / "labels.npz"
+    label(uvim.base, num=5, out=str(out), npz=str(npz))
+    assert Image.open(out).size == (2 * (3 * 8 + 2) + 2, 3 * (8 + 2) + 2)  # 5 triples in 2 columns
+    arrays = np.load(npz)
+    assert arrays.files == ["input", "prediction", "truth"]
+    assert all(arrays[name].shape == (5, 8, 8, 3) for name in arrays.files)
+    record = sources.make_source("scenes", "validation", 8)[0]
+    np.testing.assert_array_equal(arrays["input"][0], record["image"])
+    with pytest.raises(ValueError, match="--labels is for masked transformers; uvim_base reads"):
+        label(uvim.base, labels="3", out=str(out))
+
+
+def test_an_image_of_ones_own_has_no_truth(uvim, tmp_path):
+    image, npz = tmp_path / "in.png", tmp_path / "labels.npz"
+    Image.fromarray(np.full((30, 20, 3), 77, np.uint8)).save(image)
+    label(uvim.lm, image=str(image), npz=str(npz))
+    arrays = np.load(npz)
+    assert arrays.files == ["input", "prediction"] and arrays["prediction"].shape == (1, 8, 8, 3)
+    assert (arrays["input"] == 77).all()
+    with pytest.raises(ValueError, match="Stage I encodes labels, which an image file has not"):
+        label(uvim.base, image=str(image), npz=str(npz))
+    with pytest.raises(ValueError, match="There is no image 'no.png'"):
+        label(uvim.lm, image="no.png", npz=str(npz))
