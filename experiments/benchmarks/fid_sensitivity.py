@@ -27,13 +27,6 @@ from fsq_jax.models import resizing
 from fsq_jax.models.inception import SIZE, to_uint8
 from fsq_jax.pretrained import inception
 
-_DATA = flags.DEFINE_string("data", "tfds:fashion_mnist", "Data set with splits train and test.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
-_COUNT = flags.DEFINE_integer("count", 10_000, "Images of each set.")
-_BATCH = flags.DEFINE_integer("batch", 250, "Images of a batch.")
-_NOISE = flags.DEFINE_float("noise", 0.02, "Deviation of the noise on the test split's images.")
-_WEIGHTS = flags.DEFINE_string("weights", "random", 'File of weights, "" to look it up, "random".')
-_OUT = flags.DEFINE_string("out", "", "JSON file to write.")
 BASE = dict(resize="tf1", scaling="128", dtype="float32", rounding="uint8")
 CHANGES = (
     {},
@@ -46,27 +39,29 @@ CHANGES = (
 
 def load_images(split: str) -> np.ndarray:
     """Images float32 [N,H,W,3] in [0, 1] of a split."""
-    source = sources.make_source(_DATA.value, f"{split}[:{_COUNT.value}]", 32, _DATA_DIR.value)
+    spec = f"{split}[:{flags.FLAGS.count}]"
+    source = sources.make_source(flags.FLAGS.data, spec, 32, flags.FLAGS.data_dir)
     return np.stack([source[i]["image"] for i in range(len(source))]).astype(np.float32) / 255
 
 
 @functools.cache
 def network(dtype: str, scaling: str):
-    """(apply, variables) on images of the network's size: resizes share what was compiled."""
+    """(apply, variables, weights) of images at the size of the network: resizes share it."""
     options = dict(dtype=dtype, scaling=scaling, resize="none")
-    if _WEIGHTS.value == "random":
-        apply, variables, _ = inception.load_random(**options)
+    if flags.FLAGS.weights == "random":
+        apply, variables, info = inception.load_random(**options)
     else:
-        apply, variables, _ = inception.load(_WEIGHTS.value or None, **options)
-    return jax.jit(lambda variables, images: apply(variables, images).pool_BF), variables
+        apply, variables, info = inception.load(flags.FLAGS.weights or None, **options)
+    weights = {name: info[name] for name in ("name", "weights_sha256")}
+    return jax.jit(lambda variables, images: apply(variables, images).pool_BF), variables, weights
 
 
 def features(images: np.ndarray, rounding: str, resize: str, **options) -> np.ndarray:
     """pool_3 of the images, [N,2048]."""
-    extract, variables = network(**options)
+    extract, variables, _ = network(**options)
     batches = []
-    for start in range(0, len(images), _BATCH.value):
-        batch = jnp.asarray(images[start : start + _BATCH.value])
+    for start in range(0, len(images), flags.FLAGS.batch):
+        batch = jnp.asarray(images[start : start + flags.FLAGS.batch])
         batch = to_uint8(batch) if rounding == "uint8" else batch * 255
         batch = resizing.resize(batch, SIZE, resize)
         batches.append(np.asarray(extract(variables, batch)))
@@ -115,19 +110,26 @@ def main(argv) -> None:
     rng = np.random.default_rng(0)
     samples, reference = load_images("test"), load_images("train")
     noise = rng.standard_normal(samples.shape, np.float32)
-    samples = np.clip(samples + _NOISE.value * noise, 0, 1)
+    samples = np.clip(samples + flags.FLAGS.noise * noise, 0, 1)
     result = {
-        "samples": f"{_DATA.value} test[:{len(samples)}], noise of {_NOISE.value}",
-        "reference": f"{_DATA.value} train[:{len(reference)}]",
-        "weights": inception.RANDOM if _WEIGHTS.value == "random" else _WEIGHTS.value or "found",
+        "samples": f"{flags.FLAGS.data} test[:{len(samples)}], noise of {flags.FLAGS.noise}",
+        "reference": f"{flags.FLAGS.data} train[:{len(reference)}]",
+        "weights": network(BASE["dtype"], BASE["scaling"])[2],
         "base": BASE, "num_images": len(samples), "rows": table(samples, reference),
         "seconds": time.perf_counter() - begin,
         "device": jax.devices()[0].device_kind, "jax": jax.__version__,
     }
-    if _OUT.value:
-        os.makedirs(os.path.dirname(_OUT.value) or ".", exist_ok=True)
-        Path(_OUT.value).write_text(json.dumps(result, indent=1) + "\n")
+    if flags.FLAGS.out:
+        os.makedirs(os.path.dirname(flags.FLAGS.out) or ".", exist_ok=True)
+        Path(flags.FLAGS.out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+    flags.DEFINE_string("data", "tfds:fashion_mnist", "Data set with splits train and test.")
+    flags.DEFINE_integer("count", 10_000, "Images of each set.")
+    flags.DEFINE_integer("batch", 250, "Images of a batch.")
+    flags.DEFINE_float("noise", 0.02, "Deviation of the noise on the test split's images.")
+    flags.DEFINE_string("weights", "random", 'File of weights, "" to look it up, "random".')
+    flags.DEFINE_string("out", "", "JSON file to write.")
     app.run(main)
