@@ -17,46 +17,36 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
 
-_OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a measurement.")
-_SIDE = flags.DEFINE_integer("side", 256, "Side of the images in pixels.")
-_BATCHES = flags.DEFINE_list("batches", ["64", "128", "256", "512"], "Batch sizes.")
-_SAMPLES = flags.DEFINE_integer("samples", 50_000, "Samples of the end-to-end measurements.")
-_REFERENCE = flags.DEFINE_integer("reference", 10_000, "Real images of precision and recall.")
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "How long features are timed for.")
-_TIMEOUT = flags.DEFINE_integer("timeout", 240, "Seconds after which a measurement is given up.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "Tiny sizes.")
-_ONLY = flags.DEFINE_list("only", [], "Kinds to measure: features, fid, precision_recall.")
-_ONE = flags.DEFINE_string("one", "", "A measurement as JSON, made in this process.")
 VARIANTS = (
     ("fsq_jax", "float32"), ("fsq_jax", "tf32"), ("fsq_jax", "bfloat16"),
     ("torch-fidelity", "float32"), ("torch-fidelity", "tf32"),
     ("torch-fidelity compiled", "float32"), ("torch-fidelity compiled", "tf32"),
 )
+KINDS = ("features", "fid", "precision_recall")
+SMOKE = dict(side=32, samples=6, reference=10, seconds=0.1)
 
 
-def plan() -> list[dict]:
-    """All measurements, in the order in which they are made."""
-    variants = [v for v in VARIANTS if not (_SMOKE.value and "compiled" in v[0])]  # takes minutes
-    tiny = dict(batches=[2], side=32, samples=6, reference=10, seconds=0.1)
-    sizes = dict(
-        batches=[int(b) for b in _BATCHES.value], side=_SIDE.value, samples=_SAMPLES.value,
-        reference=_REFERENCE.value, seconds=_SECONDS.value,
-    ) | (tiny if _SMOKE.value else {})
-    batches = sizes.pop("batches")
+def plan(
+    batches: Sequence[int], kinds: Sequence[str] = KINDS, smoke: bool = False, **sizes
+) -> list[dict]:
+    """All measurements, in the order in which they are made; `sizes` as in `SMOKE`."""
+    if smoke:
+        batches, sizes = [2], SMOKE
     features = [
         dict(kind="features", tool=tool, dtype=dtype, batch=batch, **sizes)
-        for tool, dtype in variants for batch in batches
+        for tool, dtype in VARIANTS for batch in batches
+        if not (smoke and "compiled" in tool)  # which takes minutes on a CPU
     ]
     whole = [
         dict(kind="fid", tool="fsq_jax", dtype=dtype, batch=batches[-1], **sizes)
         for dtype in ("float32", "tf32", "bfloat16")
     ]
     whole.append(dict(kind="precision_recall", tool="fsq_jax", dtype="float32", **sizes))
-    kinds = _ONLY.value or ["features", "fid", "precision_recall"]
     return [one for one in features + whole if one["kind"] in kinds]
 
 
@@ -205,11 +195,11 @@ def run_apart(one: dict) -> dict:
         environment["JAX_PLATFORMS"] = "cpu"  # the GPU's memory is torch's alone
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT.value,
+            command, capture_output=True, text=True, timeout=flags.FLAGS.timeout,
             env=os.environ | environment,
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"not done after {_TIMEOUT.value} s"}
+        return {"error": f"not done after {flags.FLAGS.timeout} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -217,18 +207,30 @@ def run_apart(one: dict) -> dict:
 
 def main(argv) -> None:
     del argv
-    if _ONE.value:
-        print(json.dumps(measure(json.loads(_ONE.value))))
+    if flags.FLAGS.one:
+        print(json.dumps(measure(json.loads(flags.FLAGS.one))))
         return
-    if _OUT.value:
-        os.makedirs(os.path.dirname(_OUT.value) or ".", exist_ok=True)
-    for one in plan():
+    if flags.FLAGS.out:
+        os.makedirs(os.path.dirname(flags.FLAGS.out) or ".", exist_ok=True)
+    values = {name: getattr(flags.FLAGS, name) for name in SMOKE}
+    batches = [int(batch) for batch in flags.FLAGS.batches]
+    for one in plan(batches, flags.FLAGS.only, flags.FLAGS.smoke, **values):
         text = json.dumps(one | run_apart(one))
         print(text, flush=True)
-        if _OUT.value:
-            with open(_OUT.value, "a") as file:
+        if flags.FLAGS.out:
+            with open(flags.FLAGS.out, "a") as file:
                 file.write(text + "\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", "", "File that takes a JSON line a measurement.")
+    flags.DEFINE_integer("side", 256, "Side of the images in pixels.")
+    flags.DEFINE_list("batches", ["64", "128", "256", "512"], "Batch sizes.")
+    flags.DEFINE_integer("samples", 50_000, "Samples of the end-to-end measurements.")
+    flags.DEFINE_integer("reference", 10_000, "Real images of precision and recall.")
+    flags.DEFINE_float("seconds", 4.0, "How long features are timed for.")
+    flags.DEFINE_integer("timeout", 240, "Seconds after which a measurement is given up.")
+    flags.DEFINE_bool("smoke", False, "Tiny sizes.")
+    flags.DEFINE_list("only", KINDS, "Kinds to measure.")
+    flags.DEFINE_string("one", "", "A measurement as JSON, made in this process.")
     app.run(main)

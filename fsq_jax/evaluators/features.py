@@ -124,12 +124,20 @@ class FeatureNetwork:
     ) -> tuple[float, dict]:
         """(Fréchet distance to the reference, its protocol).
 
+        Args:
+          moments: what is measured.
+          reference: real images, from `reference`, or added one by one.
+          split: that they are of.
+
         Raises:
-          ValueError: where the reference is of another split.
+          ValueError: where the reference says that it is of another split.
         """
-        expected = self._split(split)
-        if reference.origin.split != expected:
-            raise ValueError(f"The reference is of {reference.origin.split!r}, not {expected!r}.")
+        split = self._split(split)
+        if reference.origin == protocols.Reference():
+            data = self._run.protocol.get("data", "")
+            reference = reference.settled().described(data, split=split)
+        elif reference.origin.split != split:
+            raise ValueError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
         values, told = self.measure(moments, reference, seed=self._run.seed)
         return values[self.metric], told
 

@@ -77,6 +77,18 @@ def test_a_reference_may_be_a_file(run, tmp_path):
         network.distance(real, real, "eval")
 
 
+def test_images_that_a_caller_adds_may_be_the_reference(run, tmp_path):
+    changed, _ = in_folder(run, tmp_path)
+    network = FeatureNetwork(changed, "random")
+    real = network.no_images()
+    for batch in map(run.put, run.batches("eval", 0)):
+        real = network.add(real, batch, batch["image"])
+    value, told = network.distance(real, network.reference("eval", 0), "eval")
+    again, own = network.distance(real, real, "eval")
+    assert abs(value) < 1e-3 and abs(again) < 1e-3
+    assert own["reference"] == told["reference"]
+
+
 def test_without_a_workdir_nothing_is_written(run, tmp_path):
     changed, _ = in_folder(run, tmp_path, workdir="")
     assert FeatureNetwork(changed, "random").reference("train", 0).count == 32
