@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fsq_jax import checkpoint, evaluate, export, imported, runs, sample
+from fsq_jax.pretrained.uvim import load_uvim_base
 from fsq_jax.stages import frozen
 from tests.programs_test import run_sample
 
@@ -95,7 +96,7 @@ def test_names_of_other_data_are_not_the_models(files):
 
 def test_what_does_not_go_together_is_refused(trained, files, shared):
     tokenizer, transformer = files["tokenizer.safetensors"], files["transformer.msgpack"]
-    with pytest.raises(ValueError, match="holds a transformer, .* give --tokenizer=PATH"):
+    with pytest.raises(ValueError, match="holds a MaskGIT transformer, .* give --tokenizer=P"):
         imported.load(transformer)
     with pytest.raises(ValueError, match="is of stage 'tokenizer', which takes no tokenizer="):
         imported.load(tokenizer, tokenizer)
@@ -110,10 +111,29 @@ def test_what_does_not_go_together_is_refused(trained, files, shared):
     other = str(shared / "oracles" / "maskgit_tokenizer" / "checkpoint.msgpack")
     with pytest.raises(ValueError, match="trained on tokenizer .* but .* holds tokenizer"):
         imported.load(files["transformer.safetensors"], other)
-    with pytest.raises(ValueError, match="holds a UViM stage II; expected a MaskGIT tokenizer or"):
-        imported.load(str(shared / "oracles" / "uvim_lm" / "checkpoint.npz"))
+    with pytest.raises(ValueError, match="holds another network .*; expected a MaskGIT transf"):
+        imported.load(str(shared / "oracles" / "uvim_lm" / "expected.npz"))
     for options in (dict(workdir="", pretrained=""), dict(workdir="a", pretrained="b")):
         with pytest.raises(ValueError, match="Give one of --workdir=RUN and --pretrained=FILE"):
             run_sample(options["workdir"], pretrained=options["pretrained"], out="x.png")
     with pytest.raises(ValueError, match="--tokenizer goes with --pretrained; a run has its own."):
         run_sample(trained.transformer, tokenizer="x", out="x.png")
+
+
+def test_uvims_pair_is_the_same_door(shared):
+    base, lm = (str(shared / "oracles" / name / "checkpoint.npz")
+                for name in ("uvim_depth", "uvim_lm"))
+    config, stage, run = imported.load(base, overrides={"data.source": "scenes"})
+    assert (config.stage, config.data.size, config.task.num_bins) == ("uvim_base", 64, 16)
+    assert stage.info["codebook_size"] == 32 and set(config.evals) == {"codebook", "depth"}
+    expected = np.load(shared / "oracles" / "uvim_depth" / "expected.npz")
+    ours = load_uvim_base(base)
+    batch = {"image": np.zeros((8, 64, 64, 3), np.float32),
+             "depth": np.full((8, 64, 64), 3.0, np.float32)}
+    indices = jax.device_get(run.predict["indices"](run.state, run.put(batch), None)["indices"])
+    bins = np.full((8, *expected["ids_depth"].shape[1:]), 4, np.int32)
+    np.testing.assert_array_equal(indices, ours.encode({"depth": bins}, batch["image"] * 2 - 1))
+    with pytest.raises(ValueError, match="holds a UViM stage II, .* give --tokenizer=PATH"):
+        imported.load(lm)
+    with pytest.raises(ValueError, match="of other images .data.size: 64 there, 32 here"):
+        imported.load(lm, base)
