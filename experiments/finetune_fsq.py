@@ -18,7 +18,7 @@ from absl import flags
 
 from configs import maskgit_tokenizer
 from experiments import figures
-from fsq_jax import errors, export, runs, train
+from fsq_jax import errors, export, results_file, train
 from fsq_jax.logging import read_metrics, say
 from fsq_jax.pretrained import maskgit, weights
 
@@ -107,7 +107,7 @@ def record(path: str, folders: dict[str, str]) -> dict:
         "start": start | {"path": os.path.basename(path)},
         "losses": curves,
         "step_at_which_from_vq_is_at_the_lowest_loss_from_scratch": min(reached, default=None),
-        "results": {name: runs.load_results(folder) for name, folder in folders.items()},
+        "results": {name: results_file.load(folder) for name, folder in folders.items()},
         "device": jax.devices()[0].device_kind,
     }
 

@@ -11,7 +11,7 @@ import flax
 import jax
 import numpy as np
 
-from fsq_jax import pages, protocols, runs
+from fsq_jax import pages, protocols, results_file
 
 NOT_RUN = "not run"
 # Metric -> (title, format), in the order of a table; metrics that are not here follow them.
@@ -48,7 +48,7 @@ Workdirs = Mapping[str, str | Sequence[str]]
 def load_results(workdirs: str | Sequence[str]) -> dict[str, dict]:
     """The results.json of a workdir, or of several (a tokenizer, its transformer) in one."""
     paths = [workdirs] if isinstance(workdirs, str) else workdirs
-    return {name: result for path in paths for name, result in runs.load_results(path).items()}
+    return {name: result for path in paths for name, result in results_file.load(path).items()}
 
 
 def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -> pages.Table:

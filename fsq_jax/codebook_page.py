@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from fsq_jax import checkpoint, pages, protocols, runs
+from fsq_jax import checkpoint, pages, protocols, results_file, runs
 from fsq_jax.evaluators import codebook as evaluator
 from fsq_jax.evaluators.run import Run
 from fsq_jax.logging import say
@@ -50,7 +50,7 @@ def bits_of_models(run: Run) -> dict[str, float]:
     bits = {}
     for file in sorted(glob.glob(beside)):
         workdir = os.path.dirname(file)
-        result = runs.load_results(workdir).get("compression/bits_per_token")
+        result = results_file.load(workdir).get("compression/bits_per_token")
         if result and result["protocol"].get("tokenizer") == own:
             bits[os.path.basename(workdir)] = result["value"]
     return bits

@@ -17,7 +17,7 @@ import json
 import jax
 from absl import flags
 
-from fsq_jax import codebook_page, errors, evaluators, imported, runs, sharding
+from fsq_jax import codebook_page, errors, evaluators, imported, results_file, runs, sharding
 
 
 def evaluate(
@@ -37,7 +37,7 @@ def evaluate(
     config, _, run = runs.load(workdir, step, overrides)
     results = measure(config, run, names)
     if jax.process_index() == 0:
-        runs.save_results(workdir, results)
+        results_file.save(workdir, results)
     if "codebook/usage" in results:
         codebook_page.write(config, run)
     return results

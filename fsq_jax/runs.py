@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -271,31 +270,3 @@ def parse_overrides(assignments: Iterable[str]) -> dict:
         except (ValueError, SyntaxError):
             overrides[name] = text
     return overrides
-
-
-def values(results: Mapping[str, Mapping]) -> dict[str, float]:
-    """{metric: value}, without protocols."""
-    return {name: result["value"] for name, result in results.items()}
-
-
-def load_results(workdir: str) -> dict[str, dict]:
-    """What results.json holds; {} where nothing was evaluated yet."""
-    path = os.path.join(workdir, "results.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path) as file:
-        return json.load(file)
-
-
-def evaluated(workdir: str, step: int) -> bool:
-    """Whether results.json holds an evaluation of this step."""
-    return any(result["step"] == step for result in load_results(workdir).values())
-
-
-def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
-    """Takes results into WORKDIR/results.json, over older values of the same metrics."""
-    path = os.path.join(workdir, "results.json")
-    merged = load_results(workdir) | dict(results)
-    with open(path + ".tmp", "w") as file:
-        json.dump(merged, file, indent=2)
-    os.replace(path + ".tmp", path)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fsq_jax import checkpoint, codebook_page, runs
+from fsq_jax import checkpoint, codebook_page, results_file, runs
 from fsq_jax.stages import frozen_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -51,7 +51,7 @@ def test_the_page_of_a_run(trained, tmp_path):
     for name, tokenizer, bits in (("mg", own, 2.345), ("other", "0123456789abcdef", 3.456)):
         checkpoint.save_config(tmp_path / name, config)
         result = {"value": bits, "protocol": {"tokenizer": tokenizer}, "step": 1}
-        runs.save_results(str(tmp_path / name), {"compression/bits_per_token": result})
+        results_file.save(str(tmp_path / name), {"compression/bits_per_token": result})
     assert codebook_page.bits_of_models(run) == {"mg": 2.345}
     path = codebook_page.write(config, run)
     assert path == str(tmp_path / "tokenizer" / "codebook" / "index.html")
