@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.ndimage
 
 from fsq_jax.pretrained import layouts
 
@@ -69,9 +68,10 @@ def resize_positions(positions_1LD: np.ndarray, num_patches: int) -> np.ndarray:
             "the first with a class token or without."
         )
     grid = positions_1LD[0, num_tokens - old**2 :].reshape(old, old, -1).astype(np.float32)
-    if new != old:
-        grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
-    return grid.reshape(1, num_patches, -1)
+    where = np.linspace(0, old - 1, new)
+    shares = np.stack([np.interp(where, np.arange(old), column) for column in np.eye(old)], axis=1)
+    grid = np.einsum("yi,xj,ijd->yxd", shares, shares, grid, optimize=True)
+    return grid.reshape(1, num_patches, -1).astype(np.float32)
 
 
 def _renumbered(tree: PyTree) -> PyTree:

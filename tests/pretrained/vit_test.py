@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.pretrained import initialize, vit, weights_file
@@ -87,6 +88,11 @@ def test_positions_are_interpolated_between_the_grids():
     expected = np.stack([y, x, 1 + y - 2 * x], axis=-1).reshape(1, 1024, 3)
     np.testing.assert_allclose(vit.resize_positions(plane, 1024), expected, atol=1e-6)
     np.testing.assert_array_equal(vit.resize_positions(plane, 196), plane.astype(np.float32))
+    rough = RNG.normal(size=(1, 196, 5))
+    zoomed = scipy.ndimage.zoom(rough.reshape(14, 14, 5), (32 / 14, 32 / 14, 1), order=1)
+    np.testing.assert_allclose(
+        vit.resize_positions(rough, 1024), zoomed.reshape(1, 1024, 5), atol=1e-6
+    )
     with_class = np.concatenate([np.full((1, 1, 3), 9.0), plane], axis=1)
     np.testing.assert_allclose(vit.resize_positions(with_class, 1024), expected, atol=1e-6)
     for tokens, patches in ((198, 196), (196, 195)):
