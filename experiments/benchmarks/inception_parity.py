@@ -77,8 +77,9 @@ def our_metrics(first: dict, second: dict) -> dict[str, float]:
     """FID, KID, precision and recall of two sets and the first one's Inception Score."""
     moments = [frechet.Moments.empty(2048).update(s["pool"]) for s in (first, second)]
     score = inception_score(first["logits"], "shuffled")
-    kid = kernel_distance(first["pool"], second["pool"])
-    precision, recall = precision_recall(first["pool"], second["pool"])
+    pools = first["pool"], second["pool"]
+    kid = kernel_distance(*pools, subset_size=min(1000, *map(len, pools)))
+    precision, recall = precision_recall(*pools)
     return {
         "fid": frechet.distance(*moments), "inception_score": score[0],
         "inception_score_deviation": score[1], "kid": kid[0], "kid_deviation": kid[1],

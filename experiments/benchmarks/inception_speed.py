@@ -231,6 +231,6 @@ if __name__ == "__main__":
     flags.DEFINE_float("seconds", 4.0, "How long features are timed for.")
     flags.DEFINE_integer("timeout", 240, "Seconds after which a measurement is given up.")
     flags.DEFINE_bool("smoke", False, "Tiny sizes.")
-    flags.DEFINE_list("only", KINDS, "Kinds to measure.")
+    flags.DEFINE_list("only", list(KINDS), "Kinds to measure.")
     flags.DEFINE_string("one", "", "A measurement as JSON, made in this process.")
     app.run(main)

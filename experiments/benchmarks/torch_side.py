@@ -120,7 +120,9 @@ def torch_fidelity_metrics(first: dict, second: dict) -> dict[str, float]:
     statistics = [module.fid_features_to_statistics(p) for p in pools]
     fid = module.fid_statistics_to_metric(*statistics, verbose=False)
     score = _fidelity("metric_isc").isc_features_to_metric(torch.from_numpy(first["logits"]))
-    kid = _fidelity("metric_kid").kid_features_to_metric(*pools, verbose=False)
+    kid = _fidelity("metric_kid").kid_features_to_metric(
+        *pools, verbose=False, kid_subset_size=min(1000, *map(len, pools))
+    )
     shares = _fidelity("metric_prc").prc_features_to_metric(*pools, verbose=False)
     return {
         "fid": fid["frechet_inception_distance"],
