@@ -113,7 +113,7 @@ def test_a_run_on_cached_views_sees_the_same_images_and_codes(base, tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"base.workdir": ""}, "needs a trained stage I"),
-    ({"base.workdir": "no/run"}, "'no/run' is not a run"),
+    ({"base.workdir": "no/run"}, "no/run is not a file; expected .*, or the workdir of a run"),
     ({"data.size": 16}, "of other images .data.size: 8 there, 16 here"),
     ({"task.num_bins": 32}, "another task .* .task.num_bins: 16 there, 32 here"),
     ({"base.fingerprint": "0" * 16}, "trained on base 0000000000000000, but"),
