@@ -171,13 +171,17 @@ def paper(task: str) -> dict:
             train_split=of_task["train_split"], eval_split=of_task["eval_split"],
             eval_crop=(54, 480, 41, 601) if task == "depth" else (), workers=16,
         ),
-        evals=dict(codebook=dict(every=10_000)) | {task: dict(every=10_000)},
+        evals={"codebook": dict(every=10_000)} | evals(
+            # ColTran's protocol, in the order of the records: 5,000 against 5,000 others.
+            task, every=10_000, features="efficientnet", num_images=5_000,
+            reference_split="validation[10000:15000]",
+        ),
     )
 
 
 def bench(task: str) -> dict:
     return dict(
-        steps=4_000, batch_size=64, eval_batch_size=100,
+        steps=4_000, batch_size=64, eval_batch_size=64,
         model=dict(
             patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024,
             code_side=8,
@@ -186,7 +190,7 @@ def bench(task: str) -> dict:
         # A scene is seen from one place, and its objects stand on the floor: no crop.
         data=dict(workers=3, min_area=1.0, max_aspect=1.0),
         log_every=50, preview_every=4_000, checkpoint_every=2_000, keep=1,
-        evals={"codebook": dict(every=4_000), task: dict(every=4_000)},
+        evals={"codebook": dict(every=4_000)} | evals(task, every=4_000, features="efficientnet"),
     )
 
 
@@ -202,8 +206,20 @@ def smoke(task: str) -> dict:
             train_split="train[:64]", eval_split="validation[:20]", min_area=1.0, max_aspect=1.0
         ),
         log_every=5, preview_every=10, checkpoint_every=10, keep=2,
-        evals={"codebook": dict(every=20), task: dict(every=20)},
+        evals={"codebook": dict(every=20)} | evals(task, every=20, features="random"),
     )
 
 
 SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+
+
+def evals(
+    task: str, every: int, features: str, num_images: int = 0, reference_split: str = "train"
+) -> dict:
+    """The task's evaluator; colours are also held against real images, over these features."""
+    if task != "colorization":
+        return {task: dict(every=every)}
+    return {task: dict(
+        every=every, features=features, num_images=num_images, reference_split=reference_split,
+        reference_limit=5_000,
+    )}

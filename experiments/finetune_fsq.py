@@ -18,7 +18,7 @@ from absl import flags
 
 from configs import maskgit_tokenizer
 from experiments import figures
-from fsq_jax import checkpoint, errors, export, runs, train
+from fsq_jax import checkpoint, errors, export, results_file, train
 from fsq_jax.logging import read_metrics, say
 from fsq_jax.pretrained import maskgit, weights
 
@@ -106,7 +106,7 @@ def record(path: str, folders: dict[str, str]) -> dict:
         "start": start | {"path": os.path.basename(path)},
         "losses": curves,
         "step_at_which_from_vq_is_at_the_lowest_loss_from_scratch": min(reached, default=None),
-        "results": {name: runs.load_results(folder) for name, folder in folders.items()},
+        "results": {name: results_file.load(folder) for name, folder in folders.items()},
         "config": checkpoint.load_config(folders["from_vq"]).to_dict()
         | {"init_from": os.path.basename(path)},
         "device": jax.devices()[0].device_kind,

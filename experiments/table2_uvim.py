@@ -5,9 +5,9 @@ python -m experiments.table2_uvim --scale=paper --commands
 python -m experiments.table2_uvim --scale=smoke --rows=depth_fsq,depth_vq
 
 Trains stage I, then stage II, of every row; what is done already is not done again, and a row that
-fails does not stop the others. Writes table.md, table.json and a picture a task to --out. Further
-arguments go to every training run ("--config.data.workers=2"). With --parallel=N so many rows are
-trained at once, dealt out over the GPUs.
+fails does not stop the others. Writes table.md, table.json and a picture a task to --out. What
+follows "--" goes to every training run ("-- --config.data.workers=2"). With --parallel=N so many
+rows are trained at once, dealt out over the GPUs.
 """
 
 import json
@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import figures, gpus, report
-from fsq_jax import checkpoint, errors, pages, runs
+from fsq_jax import checkpoint, errors, pages, results_file
 from fsq_jax.logging import say
 
 
@@ -132,7 +132,7 @@ def finished(path: str) -> bool:
     run = os.path.dirname(path)
     if not path.endswith("results.json") or not os.path.exists(path):
         return os.path.exists(path)
-    return runs.evaluated(run, checkpoint.load_config(run).steps)
+    return results_file.evaluated(run, checkpoint.load_config(run).steps)
 
 
 def train(workdir: str, row: Row, todo: Mapping[str, list[str]], told: Mapping[str, str]) -> str:
@@ -174,7 +174,7 @@ def train_all(workdir: str, rows: Sequence[Row], scale: str, data: str, changes)
 def collect(workdir: str, rows: Sequence[Row]) -> dict[str, dict]:
     """{row: {stage: its results.json}}, {} for what was not run."""
     return {
-        row.name: {stage: runs.load_results(folder(workdir, row, stage)) for stage in STAGES}
+        row.name: {stage: results_file.load(folder(workdir, row, stage)) for stage in STAGES}
         for row in rows
     }
 
@@ -216,7 +216,7 @@ def pictures(workdir: str, rows: Sequence[Row]) -> dict[str, bytes]:
         for row in rows:
             path = os.path.join(folder(workdir, row, "lm"), "samples.npz")
             if row.task == task and os.path.exists(path):
-                arrays = np.load(path)
+                arrays = {name: array / 255 for name, array in np.load(path).items()}
                 panels |= {"input": arrays["input"], VARIANTS[row.variant]: arrays["prediction"]}
                 truth = arrays["truth"]
         if panels:

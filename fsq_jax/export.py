@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsq_jax import errors, model_card, runs
+from fsq_jax import errors, model_card, results_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import safetensors, weights, weights_file
 from fsq_jax.stages import tokenizer
@@ -85,7 +85,7 @@ def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: s
 
 def results_of(workdir: str, step: int) -> dict[str, dict]:
     """What results.json holds of a step."""
-    results = runs.load_results(workdir)
+    results = results_file.load(workdir)
     return {name: result for name, result in results.items() if result["step"] == step}
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,7 +134,9 @@ def every_record(
 
 def preview_batch(config, num_images: int = 32) -> dict[str, np.ndarray]:
     """The held-out images that previews show, the same at every step; this host's rows."""
-    batch = next(iter(eval_batches(config, "eval")))
+    plain = config.copy_and_resolve_references()
+    plain.data.workers = 0  # for one batch they would not be worth their start
+    batch = next(iter(eval_batches(plain, "eval")))
     rows = max(1, num_images // jax.device_count()) * jax.local_device_count()
     return {name: value[:rows] for name, value in batch.items()}
 
@@ -151,11 +152,10 @@ def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.Star
     Raises:
       ValueError: the weights can't be read, or nothing of them fits.
     """
-    path = config.get("init_from")
+    path = config.init_from
     if not path or checkpoint.saved_steps(workdir):
         return initialize.Start()
-    loaded = weights.load(path)
-    return initialize.fit(shapes, loaded.variables, path, loaded.fingerprint)
+    return initialize.load(shapes, path)
 
 
 def claim_workdir(workdir: str, config, stage: Stage) -> None:
@@ -270,31 +270,3 @@ def parse_overrides(assignments: Iterable[str]) -> dict:
         except (ValueError, SyntaxError):
             overrides[name] = text
     return overrides
-
-
-def values(results: Mapping[str, Mapping]) -> dict[str, float]:
-    """{metric: value}, without protocols."""
-    return {name: result["value"] for name, result in results.items()}
-
-
-def load_results(workdir: str) -> dict[str, dict]:
-    """What results.json holds; {} where nothing was evaluated yet."""
-    path = os.path.join(workdir, "results.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path) as file:
-        return json.load(file)
-
-
-def evaluated(workdir: str, step: int) -> bool:
-    """Whether results.json holds an evaluation of this step."""
-    return any(result["step"] == step for result in load_results(workdir).values())
-
-
-def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
-    """Takes results into WORKDIR/results.json, over older values of the same metrics."""
-    path = os.path.join(workdir, "results.json")
-    merged = load_results(workdir) | dict(results)
-    with open(path + ".tmp", "w") as file:
-        json.dump(merged, file, indent=2)
-    os.replace(path + ".tmp", path)

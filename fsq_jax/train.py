@@ -6,13 +6,11 @@ python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --work
 import jax
 import ml_collections
 from absl import flags
-from flax import traverse_util
 from ml_collections import config_flags
 
-from fsq_jax import checkpoint, errors, evaluators, runs, sharding, stages
+from fsq_jax import checkpoint, errors, evaluators, results_file, runs, sharding, stages
 from fsq_jax.logging import MetricWriter, Progress, StepReporter, say
 from fsq_jax.preemption import StopSignal
-from fsq_jax.stages.stage import PyTree, TrainState
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
@@ -44,8 +42,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         say(f"Going on from step {first} of {workdir}.")
     else:
         state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
-        if stage.pretrained is not None:
-            state = start_from(state, shardings, stage.pretrained())
         state = start.put_over(state, shardings, workdir)
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
@@ -65,15 +61,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
     def save(step, results):
         reporter.pause()  # which raises, rather than save, where a number is not finite
-        checkpoints.save(state, {"position": step}, runs.values(results))
+        checkpoints.save(state, {"position": step}, results_file.values(results))
 
     def evaluate(step, only_due) -> dict:
         reporter.pause()
         run = runs.evaluation(config, stage, predict, state, mesh, workdir)
         results = evaluators.evaluate(config.evals, run, step if only_due else None)
-        writer.scalars(step, "eval", runs.values(results))
+        writer.scalars(step, "eval", results_file.values(results))
         if main_host:
-            runs.save_results(workdir, results)
+            results_file.save(workdir, results)
         return results
 
     try:
@@ -97,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
             if stopping:
                 say(f"Stopped at step {step}; the same command goes on from there.")
                 break
-        if first == config.steps and not runs.evaluated(workdir, first):
+        if first == config.steps and not results_file.evaluated(workdir, first):
             evaluate(first, only_due=False)  # training was done, but not this
         reporter.flush()
     finally:
@@ -106,23 +102,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         writer.close()
         batches.close()
         stop.close()
-    return runs.load_results(workdir)
-
-
-def start_from(state: TrainState, shardings: TrainState, weights: PyTree) -> TrainState:
-    """The first state, with trained host arrays in the place of some of its parameters."""
-
-    def taken_over(params, where):
-        params, where = (traverse_util.flatten_dict(tree) for tree in (params, where))
-        trained = traverse_util.flatten_dict(weights)
-        return traverse_util.unflatten_dict(
-            params | {name: sharding.put(w, where[name]) for name, w in trained.items()}
-        )
-
-    return state.replace(  # each its own arrays: the state is donated
-        params=taken_over(state.params, shardings.params),
-        ema_params=taken_over(state.ema_params, shardings.ema_params),
-    )
+    return results_file.load(workdir)
 
 
 def main(argv) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import maskgit_tokenizer, maskgit_transformer
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import describe
 from tests import tiny
 
@@ -36,6 +36,19 @@ def test_parameters_are_the_published_ones(stage, quantizer, parameters):
     described = facts(stage, quantizer)
     assert described["parameters"] == parameters
     assert sum(described["modules"].values()) == sum(parameters.values())
+
+
+@pytest.mark.parametrize("module, task, count, records", [
+    (uvim_base, "depth", 232_249_600, 47_584),
+    (uvim_base, "colorization", 132_701_184, 1_277_071),
+    (uvim_base, "panoptic", 223_593_984, 114_191),
+    (uvim_lm, "depth", 715_729_921, 47_584),
+])
+def test_uvim_has_the_published_parameters_and_the_papers_data(module, task, count, records):
+    config = module.get_config(f"scale=paper,task={task},quantizer=vq_ema")
+    _, state, _ = describe.shapes_of(config)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == count
+    assert describe.count_records(config) == records
 
 
 def test_modules_of_the_tokenizer():
@@ -95,6 +108,14 @@ def test_flops_count_what_is_recomputed_once():
     config.model.remat = "full"
     config.accumulate = 2
     assert describe.training_flops(config, batch) == plain
+
+
+def test_both_stages_of_uvim_are_described():
+    described = describe.describe(tiny.label_coder(task="panoptic"))
+    assert list(described["parameters"]) == ["base"] and described["tokens"] == 4
+    described = describe.describe(tiny.code_model(""))
+    assert list(described["parameters"]) == ["language model"] and described["tokens"] == 4
+    assert described["frozen_bytes"] > 0 and described["flops_per_step"] > 0
 
 
 def test_size_of_data_that_is_here_and_of_data_that_is_not():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsq_jax import checkpoint, evaluate, export, imported, runs, sample
+from fsq_jax import checkpoint, evaluate, export, imported, results_file, runs, sample
 from fsq_jax.pretrained.uvim import load_uvim_base
 from fsq_jax.stages import frozen
 from tests.programs_test import run_sample
@@ -55,7 +55,7 @@ def test_a_pair_of_files_samples_what_its_runs_do(trained, files):
 def test_a_file_evaluates_as_its_run(trained, files, tmp_path):
     run = runs.load(trained.tokenizer)[2]
     config = checkpoint.load_config(trained.tokenizer)
-    expected = runs.values(evaluate.measure(config, run, ["codebook"]))
+    expected = results_file.values(evaluate.measure(config, run, ["codebook"]))
     fsq = {"quantizer.levels": (5, 3), "model.num_groups": 2}
     out = tmp_path / "results.json"
     for format, overrides in (("safetensors", {}), ("msgpack", DATA | fsq)):
@@ -63,7 +63,7 @@ def test_a_file_evaluates_as_its_run(trained, files, tmp_path):
         results = evaluate.evaluate_file(
             path, names=["codebook"], overrides=overrides, out=str(out)
         )
-        assert runs.values(results) == pytest.approx(expected)
+        assert results_file.values(results) == pytest.approx(expected)
         assert json.loads(out.read_text()) == json.loads(json.dumps(results))
         protocol = results["codebook/usage"]["protocol"]
         assert protocol["pretrained"] == path

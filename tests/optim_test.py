@@ -92,3 +92,84 @@ def test_microbatches_see_each_row_once_and_keys_of_their_own():
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
     expected = np.mean([jax.random.uniform(key) for key in keys])
     np.testing.assert_allclose(metrics["draw"], expected, rtol=1e-6)
+
+
+def half(x):
+    return np.asarray(x, np.float32).astype(jnp.bfloat16).astype(np.float64)
+
+
+class Adafactor:
+    """big_vision's variant in NumPy, for arrays of two dimensions.
+
+    The average is kept in bfloat16 and decays in it, by 0.8984, which is 0.9 in bfloat16.
+    """
+
+    def __init__(self, shape):
+        self.step, self.momentum = 0, np.zeros(shape)
+        self.rows, self.columns, self.full = np.zeros(shape[0]), np.zeros(shape[1]), np.zeros(shape)
+
+    def scale(self, grad, cap):
+        self.step += 1
+        decay = min(cap, 1 - self.step**-0.8)
+        square = grad.astype(np.float64) ** 2 + 1e-30
+        self.rows = decay * self.rows + (1 - decay) * square.mean(axis=1)
+        self.columns = decay * self.columns + (1 - decay) * square.mean(axis=0)
+        self.full = decay * self.full + (1 - decay) * square
+        factored = min(grad.shape) >= 32
+        mean = np.outer(self.rows, self.columns) / self.rows.mean() if factored else self.full
+        kept = half(half(0.9) * half(self.momentum))
+        self.momentum = kept + 0.1 * grad / np.sqrt(mean)
+        return self.momentum
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32), (31, 48)], ids=str)
+def test_adafactor_is_the_loop(shape):
+    rng = np.random.default_rng(0)
+    params = {
+        "encoder": {"kernel": rng.normal(size=shape).astype(np.float32)},
+        "head": {"kernel": rng.normal(size=shape).astype(np.float32)},
+        "table": rng.normal(size=shape).astype(np.float32),
+    }
+    optimizer = optim.make_optimizer(
+        0.1, name="adafactor", total_steps=40, b1=0.9, b2=0.6, weight_decay=0.01, clip_norm=1.0,
+        warmup_steps=2, schedule="cosine", rate_multipliers={"encoder/.*": 0.1, ".*": 1.0},
+    )
+    rate = optim.make_schedule(1.0, total_steps=40, warmup_steps=2, schedule="cosine")
+    state = optimizer.init(params)
+    loops = {name: Adafactor(shape) for name in params}
+    for step in range(6):  # the decay is 1 - t^-0.8 up to t = 3, and then its cap
+        grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+        # Not compiled: a compiler may leave out the rounding of the decayed average.
+        updates, state = optimizer.update(grads, state, params)
+        norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+        for name, loop in loops.items():
+            leaf = lambda tree: tree[name]["kernel"] if name != "table" else tree[name]  # noqa: B023, E731
+            scaled = 0.1 * loop.scale(leaf(grads) / norm, 0.6) * (0.1 if name == "encoder" else 1)
+            decay = 0.0 if name == "table" else 0.01 * leaf(params)
+            expected = -rate(step) * (scaled + decay)
+            error = np.abs(leaf(updates) - expected)
+            # Nearly all agree to float32; now and then the average is rounded the other way.
+            assert error.max() <= 2**-8 * 0.1 * np.abs(loop.momentum).max()
+            assert np.mean(error > 1e-5 * np.abs(expected) + 1e-8) < 0.01
+        params = optax.apply_updates(params, updates)
+    kept = optax.tree_utils.tree_get(state, "ema")
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.bfloat16)}
+    factored = optax.tree_utils.tree_get(state, "v_row")["table"].size > 1
+    assert factored == (min(shape) >= 32)
+
+
+def test_rates_by_path():
+    params = {"encoder": {"a": jnp.zeros(2), "b": jnp.zeros(2)}, "head": jnp.zeros(2)}
+    factors = (("encoder/a", 0.5), ("encoder/.*", 0.1))  # pairs, as a config holds them
+    optimizer = optim.make_optimizer(1.0, total_steps=9, rate_multipliers=factors)
+    after = step(optimizer, params, jax.tree.map(jnp.ones_like, params))
+    np.testing.assert_allclose(after["encoder"]["a"], -0.5, rtol=1e-5)  # the first that fits
+    np.testing.assert_allclose(after["encoder"]["b"], -0.1, rtol=1e-5)
+    np.testing.assert_allclose(after["head"], -1, rtol=1e-5)
+    with pytest.raises(ValueError, match="'encoder' fits no parameter, such as 'encoder/a'"):
+        optim.make_optimizer(1.0, total_steps=9, rate_multipliers={"encoder": 0.1}).init(params)
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(ValueError, match="name='sgd'.*'adam' and 'adafactor'"):
+        optim.make_optimizer(1.0, total_steps=9, name="sgd")

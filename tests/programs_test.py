@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -10,7 +11,17 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from fsq_jax import checkpoint, encode, evaluate, evaluators, runs, sample, stages, train
+from fsq_jax import (
+    checkpoint,
+    encode,
+    evaluate,
+    evaluators,
+    results_file,
+    runs,
+    sample,
+    stages,
+    train,
+)
 from fsq_jax.data import sources
 from tests import tiny
 
@@ -30,16 +41,18 @@ def copied(workdir: str, folder) -> str:
 
 def test_evaluate_takes_results_into_the_file(trained, tmp_path):
     workdir = copied(trained.tokenizer, tmp_path)
-    runs.save_results(workdir, {"other": {"value": 1.0, "protocol": {}, "step": 1}})
+    results_file.save(workdir, {"other": {"value": 1.0, "protocol": {}, "step": 1}})
     first = evaluate.evaluate(workdir, ["codebook"])
     assert set(first) == {"codebook/usage", "codebook/perplexity", "codebook/used"}
     assert all(result["step"] == 3 for result in first.values())
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(saved) == set(first) | {"other"}
     assert saved["codebook/usage"] == first["codebook/usage"]
-    runs.save_results(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
-    assert runs.values(runs.load_results(workdir))["other"] == 2.0
-    assert runs.evaluated(workdir, 3) and not runs.evaluated(workdir, 2)
+    usage = f"{first['codebook/usage']['value']:.2%}"
+    assert usage in (tmp_path / "run" / "codebook" / "index.html").read_text()
+    results_file.save(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
+    assert results_file.values(results_file.load(workdir))["other"] == 2.0
+    assert results_file.evaluated(workdir, 3) and not results_file.evaluated(workdir, 2)
 
 
 def test_overrides_reach_the_sampler(trained, tmp_path):
@@ -47,7 +60,8 @@ def test_overrides_reach_the_sampler(trained, tmp_path):
     values = {}
     for guidance in (0.0, 8.0):
         overrides = runs.parse_overrides([f"sampling.guidance={guidance}"])
-        (result,) = evaluate.evaluate(workdir, ["generation"], overrides=overrides).values()
+        results = evaluate.evaluate(workdir, ["generation"], overrides=overrides)
+        result = results["sampling/fd_random"]
         assert result["protocol"]["sampling"]["guidance"] == guidance
         values[guidance] = result["value"]
     assert values[0.0] != values[8.0]
@@ -234,3 +248,45 @@ def test_a_checkpoint_is_chosen_by_its_step(trained):
     assert runs.load(trained.transformer, 20)[2].step == 20
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; there are \[20, 40\]."):
         runs.load(trained.transformer, 7)
+
+
+@pytest.fixture(scope="module")
+def uvim(tmp_path_factory):
+    """Workdirs `base` and `lm` of UViM's two stages on segments, saved before their first step."""
+    folder = tmp_path_factory.mktemp("uvim")
+    base = tiny.untrained(tiny.label_coder(task="panoptic"), folder / "base")
+    lm = tiny.untrained(tiny.code_model(base, task="panoptic"), folder / "lm")
+    return types.SimpleNamespace(base=base, lm=lm)
+
+
+def label(workdir: str, **options) -> None:
+    """What `fsq_jax.sample` does with a run of UViM and these flags (Grain reads the real ones)."""
+    values = dict(labels="", num=0, out="", npz="", image="", mask="", seed=0)
+    config, _, run = runs.load(workdir)
+    sample.sample_labels(config, run, types.SimpleNamespace(**values | options))
+
+
+def test_labels_are_drawn_beside_input_and_truth(uvim, tmp_path):
+    out, npz = tmp_path / "grid.png", tmp_path / "labels.npz"
+    label(uvim.base, num=5, out=str(out), npz=str(npz))
+    assert Image.open(out).size == (2 * (3 * 8 + 2) + 2, 3 * (8 + 2) + 2)  # 5 triples in 2 columns
+    arrays = np.load(npz)
+    assert arrays.files == ["input", "prediction", "truth"]
+    assert all(arrays[name].shape == (5, 8, 8, 3) for name in arrays.files)
+    record = sources.make_source("scenes", "validation", 8)[0]
+    np.testing.assert_array_equal(arrays["input"][0], record["image"])
+    with pytest.raises(ValueError, match="--labels is for masked transformers; uvim_base reads"):
+        label(uvim.base, labels="3", out=str(out))
+
+
+def test_an_image_of_ones_own_has_no_truth(uvim, tmp_path):
+    image, npz = tmp_path / "in.png", tmp_path / "labels.npz"
+    Image.fromarray(np.full((30, 20, 3), 77, np.uint8)).save(image)
+    label(uvim.lm, image=str(image), npz=str(npz))
+    arrays = np.load(npz)
+    assert arrays.files == ["input", "prediction"] and arrays["prediction"].shape == (1, 8, 8, 3)
+    assert (arrays["input"] == 77).all()
+    with pytest.raises(ValueError, match="Stage I encodes labels, which an image file has not"):
+        label(uvim.base, image=str(image), npz=str(npz))
+    with pytest.raises(ValueError, match="There is no image 'no.png'"):
+        label(uvim.lm, image="no.png", npz=str(npz))

@@ -82,6 +82,7 @@ def images(rows=8):
     return {
         "image": rng.random((rows, 8, 8, 3), np.float32),
         "label": rng.integers(0, 3, rows, np.int32), "mask": np.ones(rows, bool),
+        "depth": rng.uniform(1, 9, (rows, 8, 8)).astype(np.float32),
     }
 
 
@@ -125,10 +126,19 @@ def tokenizer_run(tmp_path_factory):
     return tiny.untrained_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.mark.parametrize("name", ["fsq", "vq", "vq_ema", "maskgit"])
-def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run):
+@pytest.fixture(scope="module")
+def label_coder_run(tmp_path_factory):
+    return tiny.untrained(tiny.label_coder(), tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("name", ["fsq", "vq", "vq_ema", "maskgit", "uvim_base", "uvim_lm"])
+def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run, label_coder_run):
     if name == "maskgit":
         config = tiny.transformer(tokenizer_run)
+    elif name == "uvim_base":
+        config = tiny.label_coder(quantizer="vq_ema")  # with splitting, and code dropout
+    elif name == "uvim_lm":
+        config = tiny.code_model(label_coder_run)
     elif name == "fsq":
         config = tiny.tokenizer({"loss.lecam": 0.1, "loss.r1_every": 2})
     else:
@@ -146,7 +156,7 @@ def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run):
         for leaf in leaves:
             assert leaf.size >= MIN_SIZE
             assert leaf.addressable_shards[0].data.size == leaf.size // 8
-    if name == "maskgit":
+    if name in ("maskgit", "uvim_lm"):
         assert cut_leaves(state.frozen)
 
 

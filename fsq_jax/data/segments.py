@@ -14,7 +14,7 @@ _PNG_BASE = 256  # a pixel's id is R + 256 G + 256**2 B
 
 
 def canonical(segments: np.ndarray) -> np.ndarray:
-    """The same segments, numbered 1, 2, ... from the left; stuff too, and 0 where void.
+    """The same segments, numbered 1, 2, ... from the top; stuff too, and 0 where void.
 
     They are sorted by x + H y of their centres of mass (in pixels), as in UViM: a model can't
     know which number a segment had in its file, but it can find where the segment lies.

@@ -92,6 +92,16 @@ def fit(size: int, kind: str = "square") -> Transform:
     return functools.partial(resize, height=size, width=size, bilinear=True)
 
 
+def coltran(size: int) -> Transform:
+    """The transform of ColTran's evaluation of colours: the largest square in the middle of the
+    image at S x S, by areas even where it grows, in [0, 1]."""
+    return compose(
+        centre_crop,
+        functools.partial(_resize_with, resize_area, size, size),
+        value_range(0.0, 1.0),
+    )
+
+
 def _last(kind: str) -> list[Transform]:
     numbered = [canonical_segments] if kind == "uvim" else []
     return [*numbered, value_range(0.0, 1.0)]
@@ -186,7 +196,10 @@ def resize(
     bilinear: bool = False,
 ) -> Record:
     """The record with its image, depth and segments at height x width pixels."""
-    of_image = resize_bilinear if bilinear else resize_image
+    return _resize_with(resize_bilinear if bilinear else resize_image, height, width, record)
+
+
+def _resize_with(of_image, height, width, record, rng=None):
     resized = {
         name: (of_image if name == "image" else resize_nearest)(record[name], height, width)
         for name in MAPS
@@ -204,6 +217,22 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if (small_height, small_width) != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     return image
+
+
+def resize_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image [H,W,3] at another size: each pixel is the mean of the area that it covers, whether
+    the image shrinks or grows (TensorFlow's "area"), rounded to 8 bits."""
+    rows, columns = _shares(image.shape[0], height), _shares(image.shape[1], width)
+    resized = np.einsum("yh,hwc,xw->yxc", rows, image, columns, optimize=True)
+    return np.rint(resized).astype(np.uint8)
+
+
+def _shares(old: int, new: int) -> np.ndarray:
+    """How much each of `old` pixels has in each of `new` ones along the same side, [new, old]."""
+    edges = (np.arange(new + 1) * (old / new))[:, None]
+    first = np.arange(old)
+    overlap = np.minimum(edges[1:], first + 1) - np.maximum(edges[:-1], first)
+    return (np.maximum(overlap, 0) * (new / old)).astype(np.float32)
 
 
 def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:

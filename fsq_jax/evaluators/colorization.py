@@ -27,7 +27,8 @@ def evaluate(
     ones, both cropped to the square in the middle; colours are predicted at the run's size, then
     averaged to 256 x 256 pixels where they are larger and rounded to 8 bits. The paper's is of
     5,000 against records 10,000 to 15,000 of the validation set, in the order in which TFDS reads
-    its shards: `data` decides in which order they come here.
+    its shards: `data` decides in which order they come here. Pixels are scaled as in training,
+    where ColTran's code has 128 for 127.5.
 
     Args:
       run: one whose "prediction" has "image" [B,H,W,3] in [0, 1].
@@ -47,7 +48,7 @@ def evaluate(
         return values, protocol
     if not reference_split:
         raise ValueError(f"A distance over the features of {features!r} needs a reference_split.")
-    network = FeatureNetwork(run, features)
+    network = FeatureNetwork(run, features, "coltran")
     size = run.protocol["size"]
     name = "fid5k" if features == "inception" else network.metric
     values[f"colorization/{name}"], frechet = network.distance(
@@ -66,7 +67,7 @@ def _coloured(run: Run, network: FeatureNetwork, limit: int, size: int) -> Momen
         raise ValueError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
     finish = jax.jit(lambda images: _eight_bits(_shrink(images, max(1, size // _FRECHET_SIZE))))
     moments = network.no_images()
-    square = transforms.evaluation(size)
+    square = transforms.coltran(size)
     for batch, outputs in run.outputs("prediction", limit=limit, transform=square):
         moments = network.add(moments, batch, finish(outputs["image"]))
     return moments
@@ -75,7 +76,7 @@ def _coloured(run: Run, network: FeatureNetwork, limit: int, size: int) -> Momen
 def _real(run: Run, network: FeatureNetwork, split: str, limit: int, size: int) -> Moments:
     """Moments of the features of real images; they are in 8 bits from the start."""
     moments = network.no_images()
-    for batch in map(run.put, run.batches(split, limit, transforms.evaluation(size))):
+    for batch in map(run.put, run.batches(split, limit, transforms.coltran(size))):
         moments = network.add(moments, batch, batch["image"])
     return moments
 

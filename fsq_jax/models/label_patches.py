@@ -1,7 +1,8 @@
 """Labels in patches: into tokens (embedding) and out of them (logits), for UViM's stage I.
 
 What a label embedding multiplies is one-hot, C x X zeros and ones a patch of which X are ones. They
-are never all written down: forward, rows of the kernel are looked up and added.
+are never all written down: forward, rows of the kernel are looked up and added; backward, one-hot
+labels are made of a few pixels at a time.
 
 Shapes: B batch  P patches  X pixels of a patch  C channels of a label  D width
 """
@@ -16,7 +17,7 @@ from flax import linen as nn
 
 from fsq_jax.models.layers import float32_product
 
-_CHUNK = 16  # pixels whose one-hot labels exist at a time in the backward pass
+_CHUNK = 16  # pixels at a time, so that neither B P X D nor B P X C values ever exist
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -24,15 +25,27 @@ def sum_rows(kernel_CXD: jax.Array, ids_BPX: jax.Array, dtype) -> jax.Array:
     """The product of one-hot ids with a float32 kernel over C and X, float32 [B, P, D].
 
     Ids outside [0, C) are all-zero. `dtype` is that of the summands; sums are float32. The
-    gradient is a matrix product with one-hot ids, `_CHUNK` pixels at a time: unlike a scatter it
-    adds in a fixed order on a GPU, so that a run can be repeated bit by bit.
+    gradient is a matrix product with one-hot ids: unlike a scatter it adds in a fixed order on a
+    GPU, so that a run can be repeated bit by bit.
     """
     channels, pixels, width = kernel_CXD.shape
     known_BPX = (ids_BPX >= 0) & (ids_BPX < channels)
     row_BPX = jnp.where(known_BPX, ids_BPX * pixels + jnp.arange(pixels), channels * pixels)
     rows = kernel_CXD.reshape(-1, width).astype(dtype)
-    picked_BPXD = jnp.take(rows, row_BPX, axis=0, mode="fill", fill_value=0)
-    return picked_BPXD.sum(axis=2, dtype=jnp.float32)
+
+    def add(total_BPD, row_BPx):
+        picked_BPxD = jnp.take(rows, row_BPx, axis=0, mode="fill", fill_value=0)
+        return total_BPD + picked_BPxD.sum(axis=2, dtype=jnp.float32), None
+
+    start_BPD = jnp.zeros((*ids_BPX.shape[:2], width), jnp.float32)
+    return jax.lax.scan(add, start_BPD, _chunks(row_BPX))[0]
+
+
+def _chunks(x_BPX):
+    """[chunks, B, P, pixels of a chunk]"""
+    batch, patches, pixels = x_BPX.shape
+    chunked = x_BPX.reshape(batch, patches, -1, math.gcd(pixels, _CHUNK))
+    return jnp.moveaxis(chunked, 2, 0)
 
 
 def _sum_rows_fwd(kernel_CXD, ids_BPX, dtype):
@@ -41,8 +54,6 @@ def _sum_rows_fwd(kernel_CXD, ids_BPX, dtype):
 
 def _sum_rows_bwd(dtype, residuals, grad_BPD):
     ids_BPX, (channels, pixels, width) = residuals
-    chunk = math.gcd(pixels, _CHUNK)
-    ids_NBPx = jnp.moveaxis(ids_BPX.reshape(*ids_BPX.shape[:2], -1, chunk), 2, 0)
     grad_BPD = grad_BPD.astype(dtype)
 
     def product(ids_BPx):
@@ -51,7 +62,7 @@ def _sum_rows_bwd(dtype, residuals, grad_BPD):
             "bpxc,bpd->xcd", one_hot_BPxC, grad_BPD, preferred_element_type=jnp.float32
         )
 
-    grad_XCD = jax.lax.map(product, ids_NBPx).reshape(pixels, channels, width)
+    grad_XCD = jax.lax.map(product, _chunks(ids_BPX)).reshape(pixels, channels, width)
     return grad_XCD.swapaxes(0, 1), None
 
 

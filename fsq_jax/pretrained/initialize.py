@@ -15,6 +15,7 @@ import numpy as np
 
 from fsq_jax import sharding
 from fsq_jax.logging import say
+from fsq_jax.pretrained import layouts, vit, weights
 
 PyTree = Any
 
@@ -86,6 +87,16 @@ class Start:
             return old if array is None else sharding.put(array.astype(old.dtype), sharding_)
 
         return jax.tree_util.tree_map_with_path(leaf, tree, where)
+
+
+def load(shapes: PyTree, path: str) -> Start:
+    """The `Start` of a run with the weights at a path: see `weights.load`, and `fit`."""
+    loaded = weights.load(path)
+    variables = loaded.variables
+    if layouts.identify(loaded.params) == "vit":  # a part of UViM's stage II, by other names
+        encoder = vit.image_encoder(path, loaded.params, shapes.ema_params)
+        variables = {"params": encoder}
+    return fit(shapes, variables, path, loaded.fingerprint)
 
 
 def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: str) -> Start:

@@ -16,6 +16,7 @@ LAYOUTS = {
     "maskgit_transformer": ("a MaskGIT transformer", {"Embed_0", "MlmLayer_0"}),
     "uvim_base": ("a UViM stage I", {"encoder_head", "decoder_stem"}),
     "uvim_lm": ("a UViM stage II", {"EmbedPatches", "decoder/EmbedTargets"}),
+    "vit": ("a ViT", {"embedding", "Transformer/encoder_norm"}),
 }
 
 
@@ -62,7 +63,11 @@ def named_arrays(function: Callable) -> Callable:
 
 def check_shapes(path: str, model, params: PyTree, *inputs) -> None:
     """Raises a ValueError where the names or shapes are not those of `model.init(*inputs)`."""
-    expected = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    check_tree(path, params, jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
+
+
+def check_tree(path: str, params: PyTree, expected: PyTree) -> None:
+    """Raises a ValueError where names or shapes are not those of the tree that is `expected`."""
     ours = {key: array.shape for key, array in _flatten(expected).items()}
     theirs = {key: array.shape for key, array in weights_file.flatten(params).items()}
     lacking, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())

@@ -12,8 +12,8 @@ Images are in [-1, 1] and of the size that the positions in the file are for.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,12 +23,10 @@ import numpy as np
 from fsq_jax import quantizers
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import npz_tree
+from fsq_jax.pretrained import layouts, weights_file
 from fsq_jax.sampling import autoregressive
 
 PyTree = Any
-_BASE = "a UViM stage I"
-_LM = "a UViM stage II"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +99,9 @@ def _write(model, temperature, allow_begin, variables, image_BHWC, key):
 
 
 def load_uvim_base(
-    path: str | Path, *, code_side: int = 0, levels: tuple[int, ...] = ()
+    path: str, *, code_side: int = 0, levels: tuple[int, ...] = ()
 ) -> PretrainedBase:
-    """The label autoencoder of a UViM checkpoint.
+    """The label autoencoder of a UViM checkpoint, or of one that `fsq_jax.export` wrote.
 
     Args:
       path: a .npz file of `params/...` and `state/{dictionary,counts}`.
@@ -114,119 +112,88 @@ def load_uvim_base(
     Raises:
       ValueError: the file can't be read, or holds something else; says what.
     """
-    tree = npz_tree.read(path)
-    model = _base_model(path, tree, code_side, levels)
-    variables = {"params": tree["params"]}
-    if not levels:
-        variables["codebook_state"] = {"quantizer": _state(tree)}
-    num_patches = tree["params"]["pos_embedding_encoder"].shape[1]
-    side = npz_tree.square(path, "pos_embedding_encoder", num_patches) * model.patch
-    label_shapes = {
-        kind: (1, num_patches, *((channels,) if model.real else ()), model.patch**2)
-        for kind, channels in model.kinds.items()
-    }
-    labels = {
-        kind: jnp.zeros(shape, jnp.float32 if model.real else jnp.int32)
-        for kind, shape in label_shapes.items()
-    }
-    init = functools.partial(jax.eval_shape, model.init, jax.random.key(0))
-    npz_tree.check_shapes(path, _BASE, variables, init(labels, jnp.zeros((1, side, side, 3))))
-    return PretrainedBase(model, jax.tree.map(jnp.asarray, variables))
+    variables = weights_file.read(path)[0]
+    params, state = variables["params"], variables.get("codebook_state")
+    model = _base_model(path, params, state, code_side, levels)
+    num_patches, image = _input(path, params, model.patch)
+    shape = (1, num_patches, *((3,) if model.real else ()), model.patch**2)
+    labels = dict.fromkeys(model.kinds, jnp.zeros(shape, jnp.int32))
+    layouts.check_shapes(path, model, params, labels, image)
+    return PretrainedBase(model, _on_device(variables))
 
 
-def load_uvim_lm(path: str | Path) -> PretrainedLanguageModel:
+def load_uvim_lm(path: str) -> PretrainedLanguageModel:
     """The language model of a UViM checkpoint, a .npz file of its parameters.
 
     Raises:
       ValueError: the file can't be read, or holds something else; says what.
     """
-    variables = {"params": npz_tree.read(path)["params"]}
-    model = _lm_model(path, variables["params"])
-    num_patches = variables["params"]["pos_embedding_encoder"].shape[1]
-    side = npz_tree.square(path, "pos_embedding_encoder", num_patches) * model.patch
-    shapes = jax.eval_shape(
-        model.init,
-        jax.random.key(0),
-        jnp.zeros((1, side, side, 3)),
-        jnp.zeros((1, model.num_codes), jnp.int32),
-    )
-    npz_tree.check_shapes(path, _LM, variables, shapes)
-    return PretrainedLanguageModel(model, jax.tree.map(jnp.asarray, variables))
+    params = weights_file.read(path)[0]["params"]
+    model = _lm_model(path, params)
+    _, image = _input(path, params, model.patch)
+    codes = jnp.zeros((1, model.num_codes), jnp.int32)
+    layouts.check_shapes(path, model, params, image, codes)
+    return PretrainedLanguageModel(model, _on_device({"params": params}))
 
 
-def _state(tree: Mapping) -> PyTree:
-    state = tree["codebook_state"]
-    return state.get("quantizer", state)  # ours names the module, UViM's does not
-
-
-def _named(function):
-    """Makes a missing name, or an array of another rank, a sentence about the file."""
-
-    @functools.wraps(function)
-    def wrapped(path, *arguments):
-        try:
-            return function(path, *arguments)
-        except KeyError as error:
-            raise ValueError(f"{path} lacks {error}, which this network has.") from None
-        except (AttributeError, IndexError, TypeError) as error:
-            raise ValueError(f"{path} holds other arrays than this network ({error}).") from None
-
-    return wrapped
-
-
-@_named
-def _base_model(path, tree, code_side, levels) -> LabelAutoencoder:
-    params = tree["params"]
-    npz_tree.expect(path, _BASE, {"encoder_head", "decoder_stem"}, params)
+@layouts.named_arrays
+def _base_model(path, params, state, code_side, levels) -> LabelAutoencoder:
+    layouts.expect(path, params, "uvim_base")
     if "bottleneck_downsample" in params:
         raise ValueError(
-            f"{path} maps patches to codes by a learned matrix; expected {_BASE} that resizes "
+            f"{path} maps patches to codes by a learned matrix; expected a model that resizes "
             "(bottleneck_resize), as the published ones do."
         )
-    heads = {k.removeprefix("head_"): v for k, v in params.items() if k.startswith("head_")}
-    kinds = {kind: head["kernel"].shape[1] for kind, head in heads.items()}
-    pixels = {head["kernel"].shape[2] for head in heads.values()}
-    if not kinds or len(pixels) > 1:
+    heads = {
+        name.removeprefix("head_"): np.shape(head["kernel"])
+        for name, head in params.items() if name.startswith("head_")
+    }
+    kinds = {kind: shape[1] for kind, shape in heads.items()}
+    pixels = {shape[2] for shape in heads.values()}
+    if len(pixels) != 1:
         raise ValueError(f"{path} has heads {sorted(kinds)} for {sorted(pixels)} pixels a patch.")
-    side = npz_tree.square(
-        path, "pos_embedding_encoder", params["pos_embedding_encoder"].shape[1]
-    )
+    num_patches = np.shape(params["pos_embedding_encoder"])[1]
     return LabelAutoencoder(
-        quantizer=_quantizer(path, tree, levels),
+        quantizer=_quantizer(path, params, state, levels),
         kinds=kinds,
         real=kinds == {"color": 3},  # three real channels; all others are classes
-        patch=npz_tree.square(path, "a head", pixels.pop()),
+        patch=_square(path, "a head's patch", pixels.pop()),
         encoder_depth=_count(params["encoder"], "encoderblock_"),
         decoder_depth=_count(params["decoder"], "encoderblock_"),
         **_block_sizes(params["encoder"]),
-        code_side=code_side or max(1, side // 2),
+        code_side=code_side or max(1, _square(path, "the image", num_patches) // 2),
         encoder_context="ctx_enc_embedding" in params,
         decoder_context="ctx_dec_embedding" in params,
     )
 
 
-def _quantizer(path, tree, levels):
-    channels = tree["params"]["encoder_head"]["kernel"].shape[1]
-    if "codebook_state" in tree:
-        if levels:
-            raise ValueError(f"{path} has a dictionary, but {levels=} are for FSQ.")
-        size = _state(tree)["dictionary"].shape[0]
-        return quantizers.make("vq_ema", codebook_size=size, channels=channels)
-    if len(levels) != channels:
+def _quantizer(path, params, state, levels):
+    channels = np.shape(params["encoder_head"]["kernel"])[1]
+    if state is None:
+        if len(levels) != channels:
+            raise ValueError(
+                f"{path} has no state/dictionary, so that it is of FSQ: give its {channels} "
+                f"levels, which the arrays do not tell (given: {tuple(levels) or 'none'})."
+            )
+        return quantizers.make("fsq", levels=levels)
+    if levels:
+        raise ValueError(f"{path} has a dictionary, but {levels=} are for FSQ.")
+    dictionary, counts = (np.shape(state["quantizer"][name]) for name in ("dictionary", "counts"))
+    if dictionary[1:] != (channels,) or counts != dictionary[:1]:
         raise ValueError(
-            f"{path} has no state/dictionary, so that it is of FSQ: give its {channels} levels, "
-            f"which the arrays do not tell (given: {tuple(levels) or 'none'})."
+            f"{path}: a dictionary of shape {dictionary} and counts of {counts} are not of codes "
+            f"of {channels} channels."
         )
-    return quantizers.make("fsq", levels=levels)
+    return quantizers.make("vq_ema", codebook_size=dictionary[0], channels=channels)
 
 
-@_named
+@layouts.named_arrays
 def _lm_model(path, params) -> CodeLanguageModel:
-    npz_tree.expect(path, _LM, {"EmbedPatches", "decoder", "pos_embedding_decoder"}, params)
+    layouts.expect(path, params, "uvim_lm")
     return CodeLanguageModel(
-        vocab_size=params["decoder"]["EmbedTargets"]["embedding"].shape[0],
-        num_codes=params["pos_embedding_decoder"].shape[1],
-        patch=params["EmbedPatches"]["kernel"].shape[0],
+        vocab_size=np.shape(params["decoder"]["EmbedTargets"]["embedding"])[0],
+        num_codes=np.shape(params["pos_embedding_decoder"])[1],
+        patch=np.shape(params["EmbedPatches"]["kernel"])[0],
         encoder_depth=_count(params["encoder"], "encoderblock_"),
         decoder_depth=_count(params["decoder"], "EncDecBlock"),
         **_block_sizes(params["encoder"]),
@@ -235,13 +202,30 @@ def _lm_model(path, params) -> CodeLanguageModel:
 
 def _block_sizes(encoder: Mapping) -> dict[str, int]:
     block = encoder["encoderblock_0"]
-    query = block["MultiHeadDotProductAttention_0"]["query"]["kernel"]
-    return {
-        "width": np.shape(query)[0],
-        "num_heads": np.shape(query)[1],
-        "mlp_dim": block["MlpBlock_0"]["Dense_0"]["kernel"].shape[1],
-    }
+    width, num_heads, _ = np.shape(
+        block["MultiHeadDotProductAttention_0"]["query"]["kernel"]
+    )
+    mlp_dim = np.shape(block["MlpBlock_0"]["Dense_0"]["kernel"])[1]
+    return {"width": width, "num_heads": num_heads, "mlp_dim": mlp_dim}
+
+
+def _input(path, params, patch) -> tuple[int, jax.Array]:
+    """(patches, an image of so many) that the positions are for; images are square."""
+    num_patches = np.shape(params["pos_embedding_encoder"])[1]
+    side = patch * _square(path, "the image", num_patches)
+    return num_patches, jnp.zeros((1, side, side, 3))
+
+
+def _square(path, what: str, number: int) -> int:
+    side = math.isqrt(number)
+    if side * side != number:
+        raise ValueError(f"{path}: {what} has {number} parts, which make no square.")
+    return side
 
 
 def _count(tree: Mapping, prefix: str) -> int:
     return sum(name.startswith(prefix) for name in tree)
+
+
+def _on_device(variables: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)

@@ -3,44 +3,54 @@
 UViM starts from ViT-L/16 of AugReg (Steiner et al. 2022), trained on ImageNet-21k, a .npz file.
 """
 
+import math
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-import scipy.ndimage
 
-from fsq_jax.pretrained import npz_tree
+from fsq_jax.pretrained import layouts
 
 PyTree = Any
-_WHAT = "a ViT"
+_NUMBERED = re.compile(r"(.+)_(\d+)")
 
 
-def vit_encoder_params(path: str | Path, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """`params` of a `CodeLanguageModel` with its image encoder from the file.
+def image_encoder(
+    path: str, vit: Mapping[str, PyTree], params: Mapping[str, PyTree]
+) -> dict[str, PyTree]:
+    """The part of a `CodeLanguageModel`'s parameters that a ViT gives: `encoder`, `EmbedPatches`
+    and `pos_embedding_encoder`, float32 arrays of NumPy.
 
-    Replaced are `encoder`, `EmbedPatches` and `pos_embedding_encoder`, with NumPy arrays; the
-    file's class token and head have no place there. Positions are resized to the grid of `params`,
-    see `resize_positions`.
+    The ViT's class token and head have no place there. Positions are resized to the grid of the
+    model, see `resize_positions`.
+
+    Args:
+      path: the file, for messages.
+      vit: what it holds.
+      params: the model's; shapes will do.
 
     Raises:
-      ValueError: the file can't be read, is of another network, or of a ViT of other sizes.
+      ValueError: the model has no image encoder, or the ViT is of other sizes.
     """
-    vit = npz_tree.read(path)["params"]
-    npz_tree.expect(path, _WHAT, {"embedding", "Transformer"}, vit)
-    npz_tree.expect(path, _WHAT, {"encoder_norm", "encoderblock_0"}, vit["Transformer"])
+    if "pos_embedding_encoder" not in params or "EmbedPatches" not in params:
+        raise ValueError(f"{path} holds a ViT, from which only UViM's stage II can start.")
     encoder = dict(vit["Transformer"])
     positions = encoder.pop("posembed_input", vit).get("pos_embedding")
-    if positions is None or positions.ndim != 3:
-        raise ValueError(f"{path} has no positions [1, tokens, width]; expected {_WHAT}.")
-    num_patches = params["pos_embedding_encoder"].shape[1]
-    ours = {
-        "encoder": encoder,
+    if np.ndim(positions) != 3:
+        raise ValueError(f"{path} lacks the positions [1, tokens, width] of a ViT.")
+    try:
+        positions = resize_positions(positions, params["pos_embedding_encoder"].shape[1])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    theirs = {
+        "encoder": _renumbered(encoder),
         "EmbedPatches": vit["embedding"],
-        "pos_embedding_encoder": resize_positions(positions, num_patches),
+        "pos_embedding_encoder": positions,
     }
-    npz_tree.check_shapes(path, "the image encoder", ours, {name: params[name] for name in ours})
-    return {**params, **ours}
+    layouts.check_tree(path, theirs, {name: params[name] for name in theirs})
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), theirs)
 
 
 def resize_positions(positions_1LD: np.ndarray, num_patches: int) -> np.ndarray:
@@ -50,15 +60,27 @@ def resize_positions(positions_1LD: np.ndarray, num_patches: int) -> np.ndarray:
     row that is one too many for a square is the class token's.
     Raises ValueError where the one or the other number is none of a square.
     """
-    old = int(positions_1LD.shape[1] ** 0.5)
-    grid_LD = positions_1LD[0, positions_1LD.shape[1] - old**2 :]
-    new = int(num_patches**0.5)
-    if positions_1LD.shape[1] - old**2 > 1 or new**2 != num_patches:
+    num_tokens = positions_1LD.shape[1]
+    old, new = math.isqrt(num_tokens), math.isqrt(num_patches)
+    if num_tokens - old**2 > 1 or new**2 != num_patches:
         raise ValueError(
-            f"Positions for {positions_1LD.shape[1]} tokens and {num_patches} patches; expected "
-            "square grids, the first with a class token or without."
+            f"Positions for {num_tokens} tokens and {num_patches} patches; expected square grids, "
+            "the first with a class token or without."
         )
-    grid = grid_LD.reshape(old, old, -1)
-    if new != old:
-        grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
+    grid = positions_1LD[0, num_tokens - old**2 :].reshape(old, old, -1).astype(np.float32)
+    where = np.linspace(0, old - 1, new)
+    shares = np.stack([np.interp(where, np.arange(old), column) for column in np.eye(old)], axis=1)
+    grid = np.einsum("yi,xj,ijd->yxd", shares, shares, grid, optimize=True)
     return grid.reshape(1, num_patches, -1).astype(np.float32)
+
+
+def _renumbered(tree: PyTree) -> PyTree:
+    """Numbered names count from 0 within their kind: Flax before Linen counted all kinds in one."""
+    if not isinstance(tree, Mapping):
+        return tree
+    counts: dict[str, int] = {}
+    names = {}
+    for match in sorted(filter(None, map(_NUMBERED.fullmatch, tree)), key=lambda m: int(m[2])):
+        counts[match[1]] = counts.get(match[1], -1) + 1
+        names[match[0]] = f"{match[1]}_{counts[match[1]]}"
+    return {names.get(name, name): _renumbered(child) for name, child in tree.items()}

@@ -123,6 +123,25 @@ def test_bilinear_has_half_pixel_centres_and_no_antialiasing(height, width):
     assert np.abs(out - bilinear_by_loops(image, height, width)).max() < 1
 
 
+@pytest.mark.parametrize("side", [4, 7, 24, 18])
+def test_area_means_are_those_of_a_common_multiple(side):
+    """Of pixels cut so small that both sizes are whole numbers of them."""
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    fine = image.repeat(side, axis=0).repeat(side, axis=1).astype(np.float64)
+    expected = fine.reshape(side, 12, side, 12, 3).mean(axis=(1, 3))
+    out = transforms.resize_area(image, side, side)
+    assert out.dtype == np.uint8 and np.abs(out - expected).max() < 0.5001
+    if side < 12:
+        assert np.abs(out - transforms.resize_image(image, side, side).astype(int)).max() <= 1
+
+
+def test_coltran_crops_the_middle_and_keeps_pixels_apart():
+    record = _coordinates(10, 30)
+    out = transforms.coltran(20)(record, None)
+    np.testing.assert_array_equal(out["image"][..., 1], out["image"][:1, :, 1].repeat(20, 0))
+    np.testing.assert_allclose(out["image"][0, :, 1] * 255, np.arange(10, 20).repeat(2), atol=1e-4)
+
+
 def test_uvim_squashes_where_nothing_is_cropped():
     record = _coordinates(10, 30)
     plain = transforms.evaluation(10, "uvim")(record, None)

@@ -108,26 +108,56 @@ def test_psnr_of_colours():
         colorization.evaluate(run, features="random")
 
 
+ARGUMENTS = dict(
+    features="random", num_images=COUNT, reference_split="eval", reference_limit=COUNT
+)
+
+
 @pytest.mark.usefixtures("quickly")
-def test_distance_of_true_colours_is_nothing_at_either_size(monkeypatch):
+def test_distance_of_true_colours_is_nothing():
     run = make_run(lambda state, batch, key: {"image": batch["image"]})
-    arguments = dict(
-        features="random", num_images=COUNT, reference_split="eval", reference_limit=COUNT
-    )
-    values, protocol = colorization.evaluate(run, **arguments)
+    values, protocol = colorization.evaluate(run, **ARGUMENTS)
     assert values["colorization/psnr"] == 100 and abs(values["colorization/fd_random"]) < 1e-3
     assert protocol["reference"] == {"split": "eval", "num_images": COUNT}
-    assert protocol["distance_size"] == SIZE
-    wrong = make_run(lambda state, batch, key: {"image": batch["image"][..., ::-1]})
-    assert colorization.evaluate(wrong, **arguments)[0]["colorization/fd_random"] > 1
+    assert protocol["num_images"] == COUNT and protocol["distance_size"] == SIZE
 
+
+class Means:
+    """In place of a feature network: it sees the pictures themselves."""
+
+    metric = "fd_means"
+
+    def __init__(self, run, name):
+        pass
+
+    def no_images(self):
+        return ()
+
+    def add(self, moments, batch, images):
+        mask, images = sharding.to_host((batch["mask"], images))
+        return (*moments, *images[mask])
+
+    def distance(self, moments, reference, split):
+        assert len(moments) == len(reference) == COUNT
+        # In 8 bits: whole numbers of 255, once averaged.
+        np.testing.assert_allclose(np.rint(np.stack(moments) * 255) / 255, moments, atol=1e-6)
+        return float(np.abs(np.stack(moments) - np.stack(reference)).max()), {}
+
+
+def test_larger_pictures_shrink_as_the_real_ones_do(monkeypatch):
+    monkeypatch.setattr(colorization, "FeatureNetwork", Means)
     monkeypatch.setattr(colorization, "_FRECHET_SIZE", 8)
-    values, protocol = colorization.evaluate(run, **arguments)
-    # Both averaged over the same areas, and rounded: one way or the other at a half.
-    assert values["colorization/fd_random"] < 0.1 and protocol["distance_size"] == 8
+    run = make_run(lambda state, batch, key: {"image": batch["image"]})
+    values, protocol = colorization.evaluate(run, **ARGUMENTS)
+    assert values["colorization/fd_means"] < 1.001 / 255  # a half goes up or down
+    assert protocol["distance_size"] == 8
+    wrong = make_run(lambda state, batch, key: {"image": batch["image"][..., ::-1]})
+    assert colorization.evaluate(wrong, **ARGUMENTS)[0]["colorization/fd_means"] > 0.1
+    named = colorization.evaluate(run, **ARGUMENTS | {"features": "inception"})[0]
+    assert set(named) == {"colorization/psnr", "colorization/fid5k"}
     monkeypatch.setattr(colorization, "_FRECHET_SIZE", 10)
     with pytest.raises(ValueError, match="16 pixels can't be averaged to 10"):
-        colorization.evaluate(run, **arguments)
+        colorization.evaluate(run, **ARGUMENTS)
 
 
 def test_codes_of_any_stage_are_counted():

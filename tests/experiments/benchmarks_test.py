@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from experiments.benchmarks import train_step
+from fsq_jax import stages
 from tests import tiny
 
 TRANSFORMER = (
@@ -49,3 +50,32 @@ def test_program_records_what_runs_and_what_fails(tmp_path):
     good, bad = map(json.loads, out.read_text().splitlines())
     assert good["step_ms"] > 0 and good["images_per_second"] > 0 and good["tflops"] > 0
     assert "no multiple of num_heads=3" in bad["error"] and "step_ms" not in bad
+
+
+LANGUAGE_MODEL = "configs/uvim_lm.py:scale=smoke,size=16,task=panoptic"
+
+
+def test_batches_hold_what_the_task_is_trained_on():
+    config, tokens = train_step.load_config(f"{LANGUAGE_MODEL} --tokens batch_size=8")
+    stage = stages.make(config, abstract=True)
+    cached = train_step.random_batch(config, stage, tokens)
+    assert set(cached) == {"image", "tokens", "label"} and cached["tokens"].shape == (8, 16)
+    batch = train_step.random_batch(config, stage, tokens=False, size=2)
+    assert batch["segments"].shape == (2, 16, 16, 2)
+
+
+def test_decoding_is_timed_for_each_batch(tmp_path):
+    out = tmp_path / "decode.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks.decode", "--repeats=1", "--batches=1,2",
+         f"--out={out}", LANGUAGE_MODEL],
+        cwd=tiny.ROOT, capture_output=True, text=True,
+        env=os.environ | {
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    lines = list(map(json.loads, out.read_text().splitlines()))
+    assert [line["batch_size"] for line in lines] == [1, 2], lines
+    for line in lines:
+        assert line["batch_ms"] > 0 and line["tokens_per_second"] > line["images_per_second"] > 0

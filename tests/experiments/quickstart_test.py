@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from configs import maskgit_tokenizer
-from experiments import quickstart
-from fsq_jax import quantizers, runs, stages
+from experiments.quickstart import maskgit as quickstart
+from experiments.quickstart import runner, uvim
+from fsq_jax import describe, quantizers, results_file, runs, stages
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])
@@ -48,12 +49,12 @@ def test_no_key_is_misspelt():
 
 
 def test_time_is_kept_only_where_something_was_done(tmp_path):
-    quickstart.timed(str(tmp_path), "fsq", lambda: True)
+    runner.timed(str(tmp_path), "fsq", "FSQ", lambda: True)
     first = json.loads((tmp_path / "times.json").read_text())
-    quickstart.timed(str(tmp_path), "fsq", lambda: False)
-    assert quickstart.load_times(str(tmp_path)) == first
-    quickstart.timed(str(tmp_path), "fsq", lambda: True)
-    assert quickstart.load_times(str(tmp_path))["fsq"] > first["fsq"]
+    runner.timed(str(tmp_path), "fsq", "FSQ", lambda: False)
+    assert runner.load_times(str(tmp_path)) == first
+    runner.timed(str(tmp_path), "fsq", "FSQ", lambda: True)
+    assert runner.load_times(str(tmp_path))["fsq"] > first["fsq"]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
@@ -61,8 +62,23 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     resolved = runs.resolve(config)
     runs.claim_workdir(str(tmp_path), resolved, stages.make(resolved))
     results = {"codebook/usage": {"value": 1.0, "protocol": {}, "step": config.steps}}
-    runs.save_results(str(tmp_path), results)
-    monkeypatch.setattr(quickstart.train, "train", lambda *_: pytest.fail("trained again"))
-    assert not quickstart.train_once(config, str(tmp_path))
+    results_file.save(str(tmp_path), results)
+    monkeypatch.setattr(runner.train, "train", lambda *_: pytest.fail("trained again"))
+    assert not runner.train_once(config, str(tmp_path))
     with pytest.raises(ValueError, match="another config"):
-        quickstart.train_once(quickstart.tokenizer_config("fsq", 0.02), str(tmp_path))
+        runner.train_once(quickstart.tokenizer_config("fsq", 0.02), str(tmp_path))
+
+
+@pytest.mark.parametrize("scale", [0.001, 1.0])
+def test_uvim_configs_build_and_differ_in_the_quantizer_alone(scale):
+    bases = [uvim.base_config(quantizer, scale) for quantizer in runner.QUANTIZERS]
+    for config in bases:
+        stages.make(runs.resolve(config))
+        assert config.optim.warmup_steps < config.steps
+    fsq, vq = (config.to_dict() for config in bases)
+    sizes = [quantizers.make(**config.pop("quantizer")).codebook_size for config in (fsq, vq)]
+    assert sizes == [240, 240] and fsq == vq
+    lm = uvim.lm_config("vq", "no/such/run", scale)
+    assert lm.task == bases[1].task and lm.data.train_split == bases[1].data.train_split
+    _, state, _ = describe.shapes_of(lm)
+    assert state.params and lm.optim.warmup_steps < lm.steps

@@ -1,4 +1,4 @@
-"""Panoptic quality against torchmetrics, and against COCO's rules for void and crowds by hand."""
+"""Panoptic quality against torchmetrics and panopticapi, and void and crowds worked out by hand."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ import pytest
 
 from fsq_jax.metrics.panoptic_quality import PanopticQuality, merge_stuff
 
-REFERENCE = pathlib.Path(__file__).parent / "reference" / "panoptic_quality.npz"
+REFERENCE = pathlib.Path(__file__).parent / "reference"
 
 
 def row(*runs):
@@ -25,11 +25,10 @@ def counts(prediction, truth, crowd=()):
 
 
 def test_torchmetrics_agrees_where_nothing_is_void():
-    with np.load(REFERENCE) as file:
+    with np.load(REFERENCE / "panoptic_quality_torchmetrics.npz") as file:
         reference = dict(file)
-    images = list(zip(reference["prediction"], reference["truth"], strict=True))
     quality = PanopticQuality.empty(6)
-    for prediction, truth in images:
+    for prediction, truth in zip(reference["prediction"], reference["truth"], strict=True):
         quality = quality.update(prediction, truth)
     assert quality.true_positives.sum() > 30
     np.testing.assert_allclose(quality.iou[1:], reference["iou"], rtol=1e-6)
@@ -41,8 +40,20 @@ def test_torchmetrics_agrees_where_nothing_is_void():
             list(quality.result(classes).values()), reference["per_class"][chosen].mean(0),
             rtol=1e-6,
         )
-    halves = [PanopticQuality.empty(6).update(*image) for image in images]
-    assert halves[0].merge(halves[1]).true_positives.sum() < quality.true_positives.sum()
+
+
+def test_panopticapi_agrees_on_void_and_crowds():
+    with np.load(REFERENCE / "panoptic_quality_coco.npz") as file:
+        reference = dict(file)
+    halves = [PanopticQuality.empty(6)] * 2  # merged in the end, as of two hosts
+    for i, images in enumerate(zip(reference["prediction"], reference["truth"], strict=True)):
+        halves[i % 2] = halves[i % 2].update(*images, crowd=[1] if i % 2 else [])
+    quality = halves[0].merge(halves[1])
+    np.testing.assert_allclose(quality.iou[1:], reference["iou"], rtol=1e-12)
+    for name in ("true_positives", "false_positives", "false_negatives"):
+        np.testing.assert_array_equal(getattr(quality, name)[1:], reference[name])
+    for name, classes in (("all", None), ("things", [3, 4, 5]), ("stuff", [1, 2])):
+        np.testing.assert_allclose(list(quality.result(classes).values()), reference[name])
 
 
 def test_an_iou_of_a_half_is_no_match():

@@ -1,0 +1,150 @@
+"""UViM's stage II: it learns the codes of a stage I that stays as it is, and writes its own."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks import train_step
+from fsq_jax import checkpoint, encode, runs, sharding, stages, train
+from fsq_jax.stages import frozen
+from tests import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compile(tmp_path_factory):
+    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A stage I whose codes say something of the labels, since its encoder is random."""
+    return tiny.untrained(tiny.label_coder(), tmp_path_factory.mktemp("base"))
+
+
+def start(config):
+    """(stage, first state, a batch of four)."""
+    stage = stages.make(config)
+    batch = train_step.random_batch(config, stage, tokens=False, size=4)
+    state = jax.jit(stage.init)(jax.random.key(0), batch)
+    return stage, state.replace(frozen=stage.frozen), batch
+
+
+@pytest.fixture(scope="module")
+def begun(base):
+    return start(tiny.code_model(base))
+
+
+def test_facts_and_frozen_stage(begun, base):
+    stage, state, batch = begun
+    assert stage.info["codebook_size"] == 12 and stage.info["levels"] == (4, 3)
+    assert stage.info["downsampling"] == 4 and stage.info["task"] == "depth"
+    assert stage.pins["base.fingerprint"] == stage.info["base"]
+    # The oracle's codes are those that stage I gives, whatever the key: nothing is dropped.
+    ours = jax.jit(stage.predict["indices"])(state, batch, jax.random.key(0))["indices"]
+    trained = frozen.load(base)
+    theirs = jax.jit(trained.encode)(trained.variables, batch)
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.shape == (4, 4)
+
+
+def test_it_learns_one_batch_and_reads_a_cache_alike(base, begun):
+    config = tiny.code_model(base, {"optim.learning_rate": 1e-2, "steps": 200})
+    stage, state, batch = start(config)
+    update, first, losses = jax.jit(stage.update), state, []
+    tokens = jax.jit(stage.predict["indices"])(state, batch, None)["indices"]
+    cached = {"tokens": tokens, "image": batch["image"], "label": batch["label"]}
+    loss = jax.jit(stage.predict["loss"])
+    ours, theirs = (loss(state, b, None)["loss"] for b in (batch, cached))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    np.testing.assert_allclose(ours, np.log(13), rtol=1e-4)  # its head is zero
+    for _ in range(40):
+        state, metrics = update(state, batch, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0] and metrics["gradient_norm"] > 0
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, first.frozen)
+    # What it has learned by heart, it writes: codes, and the depth that they stand for.
+    predict = jax.jit(lambda *a: {name: fn(*a) for name, fn in stage.predict.items()})(
+        state, batch, jax.random.key(0)
+    )
+    assert (predict["sample"]["indices"] == tokens).mean() > 0.8
+    assert predict["loss"]["loss"].shape == (4,) and predict["loss"]["accuracy"].mean() > 0.8
+    assert predict["prediction"]["depth"].shape == (4, 8, 8)
+    assert predict["preview"]["prediction"].shape == (4, 8, 24, 3)
+
+
+def test_temperature_makes_codes_differ(base):
+    stage, state, batch = start(tiny.code_model(base, {"sampling.temperature": 1.0}))
+    sample = jax.jit(stage.predict["sample"])
+    first, second = (sample(state, batch, jax.random.key(i))["indices"] for i in (0, 1))
+    assert (first != second).any() and first.min() >= 0 and first.max() < 12
+    np.testing.assert_array_equal(first, sample(state, batch, jax.random.key(0))["indices"])
+
+
+def test_abstract_is_the_same_in_shapes(begun):
+    stage = stages.make(tiny.code_model(""), abstract=True)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), begun[2])
+    assert jax.tree.map(np.shape, begun[1].params) == jax.tree.map(np.shape, shapes.params)
+    assert jax.tree.map(np.shape, begun[1].frozen) == jax.tree.map(np.shape, stage.frozen)
+
+
+def test_a_run_on_cached_views_sees_the_same_images_and_codes(base, tmp_path):
+    """Each view of the cache is made again: its image's code is the one in the cache."""
+    cache = str(tmp_path / "cache")
+    encode.encode(base, cache, views=3)
+    config = runs.resolve(tiny.code_model(base, {"token_cache": cache, "batch_size": 16}))
+    stage, state, _ = start(config)
+    batches, plain = runs.train_batches(config), config.copy_and_resolve_references()
+    batch = next(batches)
+    batches.close()
+    assert set(batch) == {"image", "tokens", "label", "mask"} and batch["tokens"].shape == (16, 4)
+    plain.data.flip = False
+    indices, by_image = jax.jit(stage.predict["indices"]), {}
+    for flipped in (False, True):
+        for views in runs.every_record(plain, runs.eval_source(plain, "train"),
+                                       runs.transforms_of(plain)[1]):
+            views = {n: v[:, :, ::-1] if flipped and n != "label" and v.ndim > 2 else v
+                     for n, v in views.items()}
+            codes = np.asarray(indices(state, views, None)["indices"])
+            by_image |= {im.tobytes(): c for im, c in zip(views["image"], codes, strict=True)}
+    for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+        np.testing.assert_array_equal(by_image[image.tobytes()], tokens)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"base.workdir": ""}, "needs a trained stage I"),
+    ({"base.workdir": "no/run"}, "'no/run' is not a run"),
+    ({"data.size": 16}, "of other images .data.size: 8 there, 16 here"),
+    ({"task.num_bins": 32}, "another task .* .task.num_bins: 16 there, 32 here"),
+    ({"base.fingerprint": "0" * 16}, "trained on base 0000000000000000, but"),
+    ({"model.patch": 3}, "not a multiple of patch=3"),
+])
+def test_stages_that_do_not_fit_are_refused(base, changes, message):
+    with pytest.raises(ValueError, match=message):
+        stages.make(tiny.code_model(base, changes))
+
+
+def test_a_cache_of_other_views_is_refused(base, tmp_path):
+    encode.encode(base, str(tmp_path))
+    changes = {"token_cache": str(tmp_path), "data.min_area": 0.5}
+    with pytest.raises(ValueError, match="data.min_area: 1.0 there, 0.5 here"):
+        stages.make(tiny.code_model(base, changes))
+
+
+def test_a_tokenizer_is_no_stage_of_uvim(tmp_path):
+    checkpoint.save_config(str(tmp_path), tiny.tokenizer())
+    with pytest.raises(ValueError, match="stage 'tokenizer'; a run of stage 'uvim_base' is needed"):
+        stages.make(tiny.code_model(tmp_path))
+
+
+def test_trained_weights_take_the_place_of_some(begun):
+    state = begun[1].replace(frozen=None)
+    where = sharding.state_shardings(state, sharding.make_mesh(), fsdp=False)
+    ones = {"EmbedPatches": {"bias": np.ones(16, np.float32)}}
+    after = train.start_from(state, where, ones)
+    for params in (after.params, after.ema_params):
+        np.testing.assert_array_equal(params["EmbedPatches"]["bias"], 1)
+        np.testing.assert_array_equal(
+            params["EmbedPatches"]["kernel"], state.params["EmbedPatches"]["kernel"]
+        )
+    assert after.params["EmbedPatches"]["bias"] is not after.ema_params["EmbedPatches"]["bias"]
