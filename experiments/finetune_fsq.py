@@ -18,7 +18,7 @@ from absl import flags
 
 from configs import maskgit_tokenizer
 from experiments import figures
-from fsq_jax import errors, export, results_file, train
+from fsq_jax import checkpoint, errors, export, results_file, train
 from fsq_jax.logging import read_metrics, say
 from fsq_jax.pretrained import maskgit, weights
 
@@ -26,7 +26,7 @@ RUNS = {"from_vq": "FSQ, started from the VQ's weights", "scratch": "FSQ, from s
 LEVELS = "8-6-5"
 
 
-def make_config(quantizer: str, steps: int, size: int = 32):
+def make_config(quantizer: str, steps: int, size: int):
     """A small tokenizer on scenes: the same but for its quantizer."""
     codes = f"levels={LEVELS}" if quantizer == "fsq" else "codebook_size=240"
     config = maskgit_tokenizer.get_config(
@@ -55,10 +55,10 @@ def make_config(quantizer: str, steps: int, size: int = 32):
     return config
 
 
-def imported_tokenizer(workdir: str, steps: int) -> str:
+def imported_tokenizer(workdir: str, steps: int, size: int) -> str:
     """The path of a VQ tokenizer in MaskGIT's format, trained here."""
     run = os.path.join(workdir, "vq")
-    train.train(make_config("vq", steps), run)
+    train.train(make_config("vq", steps, size), run)
     path, _ = export.export(run, "msgpack", os.path.join(workdir, "vq_export"))
     return path
 
@@ -73,7 +73,7 @@ def fit_sizes(config, path: str) -> None:
 def main(argv) -> None:
     del argv
     options = flags.FLAGS
-    path = options.pretrained or imported_tokenizer(options.workdir, options.vq_steps)
+    path = options.pretrained or imported_tokenizer(options.workdir, options.vq_steps, options.size)
     folders = {name: os.path.join(options.workdir, name) for name in RUNS}
     for name, folder in folders.items():
         config = make_config("fsq", options.steps, options.size)
@@ -85,7 +85,7 @@ def main(argv) -> None:
         train.train(config, folder)
     os.makedirs(options.out, exist_ok=True)
     figure = figures.curves_figure(
-        {RUNS[name]: folder for name, folder in folders.items()}, ("loss", "reconstruction")
+        {RUNS[name]: folder for name, folder in folders.items()}, ("loss",)
     )
     figure.savefig(os.path.join(options.out, "curves.png"), dpi=100, bbox_inches="tight")
     with open(os.path.join(options.out, "finetune.json"), "w") as file:
@@ -100,14 +100,15 @@ def record(path: str, folders: dict[str, str]) -> dict:
         name: [[line["step"], line["loss"]] for line in read_metrics(folder, "train")]
         for name, folder in folders.items()
     }
-    steps = {step: loss for step, loss in curves["scratch"]}
-    lowest = min(steps.values())
+    lowest = min(loss for _, loss in curves["scratch"])
     reached = [step for step, loss in curves["from_vq"] if loss <= lowest]
     return {
         "start": start | {"path": os.path.basename(path)},
         "losses": curves,
         "step_at_which_from_vq_is_at_the_lowest_loss_from_scratch": min(reached, default=None),
         "results": {name: results_file.load(folder) for name, folder in folders.items()},
+        "config": checkpoint.load_config(folders["from_vq"]).to_dict()
+        | {"init_from": os.path.basename(path)},
         "device": jax.devices()[0].device_kind,
     }
 
@@ -117,6 +118,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "experiments/results/finetune_fsq", "Folder of the results.")
     flags.DEFINE_string("pretrained", "", "A VQ tokenizer's file, rather than train one.")
     flags.DEFINE_integer("size", 32, "Image size in pixels.")
-    flags.DEFINE_integer("vq_steps", 400, "Steps of the VQ tokenizer.")
-    flags.DEFINE_integer("steps", 240, "Steps of each FSQ run.", lower_bound=2)
+    flags.DEFINE_integer("vq_steps", 300, "Steps of the VQ tokenizer.")
+    flags.DEFINE_integer("steps", 200, "Steps of each FSQ run.", lower_bound=2)
     errors.run(main)

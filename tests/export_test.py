@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fsq_jax import checkpoint, export, runs, sharding
+from fsq_jax import checkpoint, export, results_file, runs, sharding
 from fsq_jax.pretrained import safetensors, weights, weights_file
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
 from tests import tiny
@@ -61,7 +61,7 @@ def test_safetensors_say_what_they_are(trained, tmp_path):
     workdir = tmp_path / "run"
     os.symlink(trained.tokenizer, workdir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "load_results", lambda _: results)
+        patch.setattr(results_file, "load", lambda _: results)
         path, card = export.export(str(workdir), "safetensors", str(tmp_path / "out"))
     metadata = safetensors.read(path)[1]
     assert json.loads(metadata["results"]) == {"codebook/usage": results["codebook/usage"]}

@@ -12,7 +12,7 @@ from absl import flags
 from PIL import Image
 
 from configs import maskgit_tokenizer, maskgit_transformer
-from fsq_jax import encode, evaluate, runs, sample, train
+from fsq_jax import checkpoint, encode, evaluate, runs, sample, train
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -69,7 +69,7 @@ CONFIGS = {
     ),
     "stage": (
         {"stage": "tokeniser"},
-        "stage='tokeniser' is unknown; there are ['maskgit', 'tokenizer'].",
+        "stage='tokeniser' is unknown; there are ['maskgit', 'tokenizer', 'uvim_base', 'uvim_lm'].",
     ),
     "warm-up": (
         {"optim.warmup_steps": 50},
@@ -105,11 +105,15 @@ def test_workdirs(trained, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     no_run = f"{nowhere!r} is not a run of fsq_jax: it holds no config.json."
     assert message(evaluate.evaluate, nowhere) == no_run
-    assert message(encode.encode, nowhere, "unused") == no_run
-    assert message(train.train, tiny.transformer(nowhere), "unused") == no_run
+    nothing = (  # a stage I may be a file as well
+        f"{nowhere} is not a file; expected a flax msgpack, an .npz or a safetensors file of "
+        "weights, or the workdir of a run."
+    )
+    assert message(encode.encode, nowhere, "unused") == nothing
+    assert message(train.train, tiny.transformer(nowhere), "unused") == nothing
     assert message(encode.encode, trained.transformer, "unused") == (
-        f"{trained.transformer!r} is a run of stage 'maskgit'; a run of stage 'tokenizer' is "
-        "needed."
+        f"{trained.transformer!r} is a run of stage 'maskgit'; a run of stage 'tokenizer' or "
+        "'uvim_base' is needed."
     )
     config = tiny.transformer(trained.tokenizer, {"num_classes": 30})
     assert message(train.train, config, trained.tokenizer) == (
@@ -150,21 +154,28 @@ def test_sampling(trained, generator_run, monkeypatch, tmp_path):
     assert message(sample.parse_labels, "trousr", ["top", "trouser"]) == (
         "Label 'trousr' is neither a number below 2 nor one of top, trouser."
     )
-    options = dict(out="x.png", npz="", image="x.png", mask="", workdir=trained.tokenizer)
+    options = dict(
+        out="x.png", npz="", image="x.png", mask="", workdir=trained.transformer, pretrained="",
+        tokenizer="", step=None, set=[],
+    )
     monkeypatch.setattr(flags, "FLAGS", type("Flags", (), options))
     assert message(sample.main, []) == (
         "--image and --mask go together: what to complete, and where."
     )
-    options |= dict(image="", step=None, set=[])
+    options |= dict(image="", workdir=trained.tokenizer)
     monkeypatch.setattr(flags, "FLAGS", type("Flags", (), options))
     assert message(sample.main, []) == (
-        f"{trained.tokenizer!r} is a run of stage 'tokenizer', not 'maskgit'."
+        f"{trained.tokenizer!r} is a run of stage 'tokenizer', not 'maskgit', 'uvim_base' or "
+        "'uvim_lm'."
     )
     image = str(tmp_path / "in.png")
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
     mask = str(tmp_path / "mask.png")
-    known = lambda: message(sample.known_tokens, generator_run, image, mask, 16)  # noqa: E731
-    assert known() == f"There is no mask {mask!r}."
+    config = checkpoint.load_config(trained.transformer)
+    known = lambda: message(  # noqa: E731
+        sample.known_tokens, config, generator_run, image, mask
+    )
+    assert known() == f"There is no image {mask!r}."
     pathlib.Path(mask).write_text("no picture")
     assert known() == f"{mask} is not a whole, readable image (unknown format; 10 bytes)."
 
@@ -221,9 +232,9 @@ PROGRAMS = {
         ["evaluate", "--workdir=/no/such/run"],
         "'/no/such/run' is not a run of fsq_jax: it holds no config.json.",
     ),
-    "no mask": (
-        ["sample", "--workdir=unused", "--out=x.png", "--image=x.png"],
-        "--image and --mask go together: what to complete, and where.",
+    "two networks": (
+        ["sample", "--workdir=unused", "--pretrained=unused", "--out=x.png"],
+        "Give one of --workdir=RUN and --pretrained=FILE: what to sample from.",
     ),
 }
 

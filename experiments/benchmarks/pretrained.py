@@ -20,19 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks.train_step import random_like
 from fsq_jax import imported
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.models.tokenizer import Tokenizer
 from fsq_jax.pretrained import weights_file
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
 from fsq_jax.quantizers.vq import VectorQuantizer
-
-_OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a dtype.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "Tiny networks and batches, for a CPU.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images that are sampled at once.")
-_STEPS = flags.DEFINE_integer("num_steps", 12, "Decoding steps.")
-_BATCHES = flags.DEFINE_integer("batches", 5, "Batches that are timed.")
 
 
 def networks(smoke: bool) -> tuple[Tokenizer, MaskedTransformer]:
@@ -51,15 +44,11 @@ def networks(smoke: bool) -> tuple[Tokenizer, MaskedTransformer]:
 def write_random(model, path: str, *inputs) -> int:
     """Writes random weights of a model as MaskGIT's msgpack; returns how many there are."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    weights_file.write_msgpack(path, random_like(shapes))
+    rng = np.random.default_rng(0)
+    weights_file.write_msgpack(path, jax.tree.map(
+        lambda s: 0.02 * rng.standard_normal(s.shape, np.float32), shapes
+    ))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def timed(function, *arguments, **keywords):
-    """(seconds, what the function gave, ready on its device)."""
-    begin = time.perf_counter()
-    out = jax.block_until_ready(function(*arguments, **keywords))
-    return time.perf_counter() - begin, out
 
 
 def load_times(paths: dict[str, str], codebook_size: int) -> dict[str, float]:
@@ -70,17 +59,19 @@ def load_times(paths: dict[str, str], codebook_size: int) -> dict[str, float]:
         "transformer": lambda path: load_maskgit_transformer(path, codebook_size),
     }
     for name, load in loaders.items():
-        seconds[f"load_{name}_seconds"], _ = timed(lambda load=load, path=paths[name]: jax.tree.map(
-            lambda x: x, load(path).variables
-        ))
+        begin = time.perf_counter()
+        jax.block_until_ready(load(paths[name]).variables)
+        seconds[f"load_{name}_seconds"] = time.perf_counter() - begin
     return seconds
 
 
-def measure(paths: dict[str, str], dtype: str, batch_size: int) -> dict:
+def measure(
+    paths: dict[str, str], dtype: str, batch_size: int, num_steps: int, batches: int
+) -> dict:
     """What sampling with the pair reaches, with the transformer's activations in `dtype`."""
     begin = time.perf_counter()
     config, _, run = imported.load(paths["transformer"], paths["tokenizer"], {
-        "eval_batch_size": batch_size, "model.dtype": dtype, "sampling.num_steps": _STEPS.value,
+        "eval_batch_size": batch_size, "model.dtype": dtype, "sampling.num_steps": num_steps,
     })
     jax.block_until_ready(run.state.ema_params)
     assemble_seconds = time.perf_counter() - begin
@@ -90,11 +81,12 @@ def measure(paths: dict[str, str], dtype: str, batch_size: int) -> dict:
     begin = time.perf_counter()
     sample = run.predict["sample"].lower(run.state, batch, key).compile()
     compile_seconds = time.perf_counter() - begin
-    sample(run.state, batch, key)["image"].block_until_ready()
-    seconds = [
-        timed(sample, run.state, batch, jax.random.fold_in(key, i))[0]
-        for i in range(_BATCHES.value)
-    ]
+    jax.block_until_ready(sample(run.state, batch, key))
+    seconds = []
+    for i in range(batches):
+        begin = time.perf_counter()
+        jax.block_until_ready(sample(run.state, batch, jax.random.fold_in(key, i)))
+        seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
@@ -109,8 +101,9 @@ def measure(paths: dict[str, str], dtype: str, batch_size: int) -> dict:
 
 def main(argv) -> None:
     del argv
-    tokenizer, transformer = networks(_SMOKE.value)
-    batch_size = jax.device_count() if _SMOKE.value else _BATCH.value
+    options = flags.FLAGS
+    tokenizer, transformer = networks(options.smoke)
+    batch_size = jax.device_count() if options.smoke else options.batch_size
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: os.path.join(folder, name) for name in ("tokenizer", "transformer")}
         side = tokenizer.downsampling
@@ -127,12 +120,18 @@ def main(argv) -> None:
         loads = load_times(paths, tokenizer.quantizer.codebook_size)
         device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
         for dtype in ("bfloat16", "float32"):  # the smaller first: the peak is the process's
-            line = measure(paths, dtype, batch_size) | counts | sizes | loads | device
+            line = measure(paths, dtype, batch_size, options.num_steps, options.batches)
+            line |= counts | sizes | loads | device
             print(json.dumps(line), flush=True)
-            if _OUT.value:
-                with open(_OUT.value, "a") as file:
+            if options.out:
+                with open(options.out, "a") as file:
                     file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", "", "File that takes a JSON line a dtype.")
+    flags.DEFINE_bool("smoke", False, "Tiny networks and batches, for a CPU.")
+    flags.DEFINE_integer("batch_size", 64, "Images that are sampled at once.")
+    flags.DEFINE_integer("num_steps", 12, "Decoding steps.")
+    flags.DEFINE_integer("batches", 5, "Batches that are timed.")
     app.run(main)

@@ -45,18 +45,18 @@ def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(16)
+    others = [name for start, name in _OTHERS.items() if head.startswith(start)]
     metadata = {}
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         arrays, metadata = safetensors.read(path)  # a header of that length begins there
         variables = traverse_util.unflatten_dict(arrays, sep="/")
     elif head[:4] == b"PK\x03\x04":
         variables = _read_npz(path)
-    elif head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):  # a map with entries
-        variables = _read_msgpack(path)
+    elif head and not others and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        variables = _read_msgpack(path)  # these bytes begin a map with entries
     else:
-        names = [name for start, name in _OTHERS.items() if head.startswith(start)]
-        found = names[0] if names else "empty" if not head else f"a file that begins with {head!r}"
-        raise ValueError(f"{path} is {found}; expected {EXPECTED}.")
+        unknown = f"a file that begins with {head!r}" if head else "empty"
+        raise ValueError(f"{path} is {others[0] if others else unknown}; expected {EXPECTED}.")
     _check(path, variables)
     return variables, metadata
 
