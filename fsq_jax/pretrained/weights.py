@@ -42,6 +42,11 @@ class Weights:
         return checkpoint.fingerprint(self.variables)
 
 
+def is_run(path: str) -> bool:
+    """Whether a path is the workdir of a run."""
+    return os.path.exists(os.path.join(path, "config.json"))
+
+
 def load(path: str, step: int | None = None) -> Weights:
     """The weights of a run, or of a msgpack, .npz or safetensors file.
 
@@ -52,7 +57,7 @@ def load(path: str, step: int | None = None) -> Weights:
     Raises:
       ValueError: there is nothing of the kind, or it can't be read.
     """
-    if os.path.exists(os.path.join(path, "config.json")):
+    if is_run(path):
         config = checkpoint.load_config(path)
         step, weights = checkpoint.load_weights(path, step)
         # LeCam's averages belong to the discriminator, which isn't among these weights.

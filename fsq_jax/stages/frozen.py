@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from fsq_jax import checkpoint
 from fsq_jax.data.sources import make_source
 from fsq_jax.pretrained import published, weights
 from fsq_jax.stages import tokenizer, uvim_base
@@ -50,19 +51,23 @@ def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = No
     Raises:
       ValueError: there is no stage I of these kinds.
     """
+    if weights.is_run(path):  # before its arrays are read
+        _check_kind(path, checkpoint.load_config(path).stage, kinds)
     loaded = weights.load(path, step)
     config = published.stage_1_config(loaded)
-    if config.stage not in kinds:
-        needed = " or ".join(map(repr, kinds))
-        raise ValueError(
-            f"{path!r} is a run of stage {config.stage!r}; a run of stage {needed} is needed."
-        )
+    _check_kind(path, config.stage, kinds)
     stage = KINDS[config.stage]
     model = stage.make_model(config)
     return Frozen(
         model, stage.make_encode(config), loaded.variables, loaded.fingerprint,
         stage.describe_codes(config, model), loaded.step, config,
     )
+
+
+def _check_kind(path: str, stage: str, kinds: tuple[str, ...]) -> None:
+    if stage not in kinds:
+        needed = " or ".join(map(repr, kinds))
+        raise ValueError(f"{path!r} is a run of stage {stage!r}; a run of stage {needed} is needed.")
 
 
 def load_pinned(config, section: str, kind: str) -> Frozen:
