@@ -66,15 +66,14 @@ def train_batches(config) -> pipeline.TrainBatches:
     """This host's training batches, from the first one on."""
     source, transform, names = _training(config)
     return pipeline.train_batches(
-        source,
-        transform,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        features=names,
+        source, transform, batch_size=config.batch_size, seed=config.seed,
+        workers=config.data.workers, features=names, **_host(),
     )
+
+
+def _host() -> dict[str, int]:
+    """Which of how many hosts this one is, as the pipeline takes it."""
+    return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def _training(config) -> tuple[Source, transforms.Transform, tuple[str, ...]]:
@@ -94,21 +93,17 @@ def _training(config) -> tuple[Source, transforms.Transform, tuple[str, ...]]:
 def eval_batches(
     config, split: str, limit: int = 0, transform: transforms.Transform | None = None
 ) -> Iterable[dict[str, np.ndarray]]:
-    """This host's batches of a split, each record once, as it is (no augmentation).
+    """This host's batches of `eval_source`, each record once, as it is (no augmentation).
 
-    "train" and "eval" stand for the data's own two splits; `transform` takes the place of the
-    config's own.
+    `transform` takes the place of the config's own.
     """
-    source = eval_source(config, split)
-    return every_record(config, source, transform or transforms_of(config)[1], limit)
+    transform = transform or transforms_of(config)[1]
+    return every_record(config, eval_source(config, split), transform, limit)
 
 
 def eval_source(config, split: str) -> Source:
-    """The records of a split, as they are before any transform.
-
-    "train" and "eval" stand for the data's own two splits; `data.eval_crop` is all that is seen
-    of the latter's.
-    """
+    """The records of a split, before any transform. "train" and "eval" stand for the data's own
+    two splits, of which the latter is seen within `data.eval_crop`."""
     data = config.data
     name = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
     source = make_source(data, name, features(config))
@@ -122,14 +117,8 @@ def every_record(
 ) -> Iterable[dict[str, np.ndarray]]:
     """This host's batches of a source, each record once, the last batch filled up and masked."""
     return pipeline.eval_batches(
-        source,
-        transform,
-        batch_size=config.eval_batch_size,
-        limit=limit or None,
-        workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        features=features(config),
+        source, transform, batch_size=config.eval_batch_size, limit=limit or None,
+        workers=config.data.workers, features=features(config), **_host(),
     )
 
 
@@ -147,17 +136,21 @@ def abstract_state(config, stage: Stage, batch) -> TrainState:
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
 
 
-def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.Start:
-    """What a run takes from `config.init_from`; nothing where it has a checkpoint of its own.
+def initial_weights(config, stage: Stage, workdir: str, shapes: TrainState) -> initialize.Start:
+    """What a run takes from `config.init_from`, or from what its stage finds; nothing where it has
+    a checkpoint of its own.
 
     Raises:
       ValueError: the weights can't be read, or nothing of them fits.
     """
     path = config.get("init_from")
-    if not path or checkpoint.saved_steps(workdir):
+    if checkpoint.saved_steps(workdir) or not (path or stage.pretrained):
         return initialize.Start()
-    loaded = weights.load(path)
-    return initialize.fit(shapes, loaded.variables, path, loaded.fingerprint)
+    if path:
+        loaded = weights.load(path)
+        return initialize.fit(shapes, loaded.variables, path, loaded.fingerprint)
+    path, variables = stage.pretrained(shapes.params)
+    return initialize.fit(shapes, variables, path, checkpoint.fingerprint(variables))
 
 
 def claim_workdir(workdir: str, config, stage: Stage) -> None:

@@ -6,13 +6,11 @@ python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --work
 import jax
 import ml_collections
 from absl import flags
-from flax import traverse_util
 from ml_collections import config_flags
 
 from fsq_jax import checkpoint, errors, evaluators, runs, sharding, stages
 from fsq_jax.logging import MetricWriter, Progress, StepReporter, say
 from fsq_jax.preemption import StopSignal
-from fsq_jax.stages.stage import PyTree, TrainState
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
@@ -31,7 +29,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
     # Shapes first, shardings from them, then the arrays: each is made where it will live.
     shapes = runs.abstract_state(config, stage, batch)
-    start = runs.initial_weights(config, workdir, shapes)
+    start = runs.initial_weights(config, stage, workdir, shapes)
     runs.claim_workdir(workdir, config, stage)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
@@ -44,8 +42,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         say(f"Going on from step {first} of {workdir}.")
     else:
         state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
-        if stage.pretrained is not None:
-            state = start_from(state, shardings, stage.pretrained(shapes.params))
         state = start.put_over(state, shardings, workdir)
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
@@ -107,22 +103,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         batches.close()
         stop.close()
     return runs.load_results(workdir)
-
-
-def start_from(state: TrainState, shardings: TrainState, weights: PyTree) -> TrainState:
-    """The first state, with trained host arrays in the place of some of its parameters."""
-
-    def taken_over(params, where):
-        params, where = (traverse_util.flatten_dict(tree) for tree in (params, where))
-        trained = traverse_util.flatten_dict(weights)
-        return traverse_util.unflatten_dict(
-            params | {name: sharding.put(w, where[name]) for name, w in trained.items()}
-        )
-
-    return state.replace(  # each its own arrays: the state is donated
-        params=taken_over(state.params, shardings.params),
-        ema_params=taken_over(state.ema_params, shardings.ema_params),
-    )
 
 
 def main(argv) -> None:

@@ -104,10 +104,11 @@ def _base_config(config) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(config.base.to_dict() | {"task": config.task.to_dict()})
 
 
-def _encoder_weights(path: str, params) -> dict:
-    """The parameters of the image encoder, those of a ViT in a file."""
+def _encoder_weights(path: str, params) -> tuple[str, dict]:
+    """The path, and the parameters of the image encoder that a ViT's file there holds."""
     replaced = vit.vit_encoder_params(path, params)
-    return {name: new for name, new in replaced.items() if new is not params[name]}
+    encoder = {name: new for name, new in replaced.items() if new is not params[name]}
+    return path, {"params": encoder}
 
 
 def _make_init(models: Models, optimizer):

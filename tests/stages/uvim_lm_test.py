@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import train_step
-from fsq_jax import checkpoint, encode, runs, sharding, stages, train
-from fsq_jax.stages import frozen
+from fsq_jax import checkpoint, encode, runs, sharding, stages
+from fsq_jax.stages import frozen, uvim_lm
 from tests import tiny
 
 
@@ -113,7 +113,7 @@ def test_a_run_on_cached_views_sees_the_same_images_and_codes(base, tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"base.workdir": ""}, "needs a trained stage I"),
-    ({"base.workdir": "no/run"}, "'no/run' is not a run"),
+    ({"base.workdir": "no/run"}, "no/run'? is not a"),
     ({"data.size": 16}, "of other images .data.size: 8 there, 16 here"),
     ({"task.num_bins": 32}, "another task .* .task.num_bins: 16 there, 32 here"),
     ({"base.fingerprint": "0" * 16}, "trained on base 0000000000000000, but"),
@@ -137,14 +137,17 @@ def test_a_tokenizer_is_no_stage_of_uvim(tmp_path):
         stages.make(tiny.code_model(tmp_path))
 
 
-def test_trained_weights_take_the_place_of_some(begun):
-    state = begun[1].replace(frozen=None)
-    where = sharding.state_shardings(state, sharding.make_mesh(), fsdp=False)
+def test_a_vit_takes_the_place_of_the_encoder(base, tmp_path, monkeypatch):
     ones = {"EmbedPatches": {"bias": np.ones(16, np.float32)}}
-    after = train.start_from(state, where, ones)
+    monkeypatch.setattr(uvim_lm.vit, "vit_encoder_params", lambda path, params: {**params, **ones})
+    stage, state, _ = start(tiny.code_model(base, {"vit": "vit.npz"}))
+    (tmp_path / "run").mkdir()
+    begin = runs.initial_weights(tiny.code_model(base), stage, str(tmp_path / "run"), state)
+    where = sharding.state_shardings(state, sharding.make_mesh(), fsdp=False)
+    after = begin.put_over(state, where, str(tmp_path / "run"))
+    assert begin.path == "vit.npz" and list(begin.taken) == ["params/EmbedPatches/bias"]
     for params in (after.params, after.ema_params):
         np.testing.assert_array_equal(params["EmbedPatches"]["bias"], 1)
         np.testing.assert_array_equal(
             params["EmbedPatches"]["kernel"], state.params["EmbedPatches"]["kernel"]
         )
-    assert after.params["EmbedPatches"]["bias"] is not after.ema_params["EmbedPatches"]["bias"]
