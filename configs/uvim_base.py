@@ -79,6 +79,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     )
     config.optim = optimizer()
     config.ema_decay = 0.0  # UViM averages no weights: evaluation takes the weights themselves
+    config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = data(args)
     config.update(SIZES[scale](args["task"]))
     config.accumulate = 1  # microbatches of an update

@@ -9,8 +9,6 @@ Arguments, after the colon, separated by commas:
   base=PATH                 workdir of the stage I run whose codes are modelled
   token_cache=PATH          trains on codes that `python -m fsq_jax.encode` wrote, rather than on
                             labels that are encoded on the fly
-  vit=PATH                  weights that the image encoder starts from, UViM's: the .npz of a
-                            ViT-L/16 (AugReg, ImageNet-21k)
   size, data, data_dir, dtype                          as in uvim_base.py
   quantizer, levels, codebook_size, splitting, context what `fsq_jax.describe` assumes where no
                                                        base=PATH is given; a run reads them from it
@@ -20,14 +18,14 @@ import ml_collections
 
 from configs import arguments, uvim_base
 
-ARGUMENTS = uvim_base.ARGUMENTS | dict(base="", token_cache="", vit="")
+ARGUMENTS = uvim_base.ARGUMENTS | dict(base="", token_cache="")
 # Section C.5 of UViM's recipe: epochs over the training set.
 EPOCHS = {"depth": 50, "colorization": 50, "panoptic": 200}
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
-    workdir, token_cache, vit = (args.pop(name) for name in ("base", "token_cache", "vit"))
+    workdir, token_cache = args.pop("base"), args.pop("token_cache")
     stage_1 = uvim_base.get_config(arguments.text(args))
     scale, task = args["scale"], args["task"]
     config = ml_collections.ConfigDict(dict(stage="uvim_lm", seed=0))
@@ -38,7 +36,6 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict(),
     )
     config.token_cache = token_cache
-    config.vit = vit
     config.model = dict(
         patch=16, width=1024, encoder_depth=24, decoder_depth=24, num_heads=16, mlp_dim=4096,
         remat=False, dtype=stage_1.model.dtype,
@@ -50,6 +47,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         rate_multipliers=(("encoder/.*|EmbedPatches/.*|pos_embedding_encoder", 0.1),),
     )
     config.ema_decay = 0.0
+    # Weights to start from: a published file, an export, a run's workdir; UViM's image encoder
+    # starts from the .npz of a ViT-L/16 (AugReg, ImageNet-21k).
+    config.init_from = ""
     config.data = stage_1.data.to_dict()
     config.update(SIZES[scale](task))
     # The task's own evaluator, as stage I is evaluated, and the training loss on held-out images.

@@ -11,7 +11,7 @@ import flax
 import jax
 import numpy as np
 
-from fsq_jax import pages, protocols, runs
+from fsq_jax import pages, protocols, results_file
 
 NOT_RUN = "not run"
 # Metric -> (title, format), in the order of a table; metrics that are not here follow them.
@@ -48,7 +48,7 @@ Workdirs = Mapping[str, str | Sequence[str]]
 def load_results(workdirs: str | Sequence[str]) -> dict[str, dict]:
     """The results.json of a workdir, or of several (a tokenizer, its transformer) in one."""
     paths = [workdirs] if isinstance(workdirs, str) else workdirs
-    return {name: result for path in paths for name, result in runs.load_results(path).items()}
+    return {name: result for path in paths for name, result in results_file.load(path).items()}
 
 
 def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -> pages.Table:
@@ -86,21 +86,11 @@ def protocol_table(workdirs: Workdirs) -> pages.Table:
     for run, paths in workdirs.items():
         for metric, result in load_results(paths).items():
             told = {k: v for k, v in result["protocol"].items() if k != "level_histograms"}
-            protocol = f"step={result['step']}; {_told(told)}"
+            text = "; ".join(f"{name}={value}" for name, value in protocols.flat(told).items())
+            protocol = f"step={result['step']}; {text}"
             runs_of.setdefault((metric.split("/")[0], protocol), {})[run] = None
     rows = [(group, ", ".join(names), text) for (group, text), names in runs_of.items()]
     return pages.Table(("metrics", "runs", "protocol"), rows)
-
-
-def _told(values: Mapping) -> str:
-    """{"a": 1, "b": {"c": 2}} as "a=1; b.c=2"."""
-    parts = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            parts += [f"{name}.{part}" for part in filter(None, _told(value).split("; "))]
-        else:
-            parts.append(f"{name}={value}")
-    return "; ".join(parts)
 
 
 def environment_table() -> pages.Table:

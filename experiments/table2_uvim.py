@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import figures, gpus, report
-from fsq_jax import checkpoint, errors, pages, runs
+from fsq_jax import checkpoint, errors, pages, results_file
 from fsq_jax.logging import say
 
 
@@ -132,7 +132,7 @@ def finished(path: str) -> bool:
     run = os.path.dirname(path)
     if not path.endswith("results.json") or not os.path.exists(path):
         return os.path.exists(path)
-    return runs.evaluated(run, checkpoint.load_config(run).steps)
+    return results_file.evaluated(run, checkpoint.load_config(run).steps)
 
 
 def train(workdir: str, row: Row, todo: Mapping[str, list[str]], told: Mapping[str, str]) -> str:
@@ -174,7 +174,7 @@ def train_all(workdir: str, rows: Sequence[Row], scale: str, data: str, changes)
 def collect(workdir: str, rows: Sequence[Row]) -> dict[str, dict]:
     """{row: {stage: its results.json}}, {} for what was not run."""
     return {
-        row.name: {stage: runs.load_results(folder(workdir, row, stage)) for stage in STAGES}
+        row.name: {stage: results_file.load(folder(workdir, row, stage)) for stage in STAGES}
         for row in rows
     }
 

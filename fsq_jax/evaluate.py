@@ -1,5 +1,7 @@
 """Evaluates a trained run, and takes the numbers into its results.json; or files of weights.
 
+With the evaluator "codebook", WORKDIR/codebook/index.html shows how the codes are used.
+
 python -m fsq_jax.evaluate --workdir=runs/tokenizer
 python -m fsq_jax.evaluate --workdir=runs/maskgit --evals=generation --set=sampling.guidance=1.0
 python -m fsq_jax.evaluate --pretrained=tokenizer_imagenet256_checkpoint --size=256 \
@@ -15,7 +17,7 @@ import json
 import jax
 from absl import flags
 
-from fsq_jax import errors, evaluators, imported, runs, sharding
+from fsq_jax import codebook_page, errors, evaluators, imported, results_file, runs, sharding
 
 
 def evaluate(
@@ -35,7 +37,9 @@ def evaluate(
     config, _, run = runs.load(workdir, step, overrides)
     results = measure(config, run, names)
     if jax.process_index() == 0:
-        runs.save_results(workdir, results)
+        results_file.save(workdir, results)
+    if "codebook/usage" in results:
+        codebook_page.write(config, run)
     return results
 
 

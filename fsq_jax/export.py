@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsq_jax import errors, model_card, runs
+from fsq_jax import errors, model_card, results_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
-from fsq_jax.pretrained import safetensors_file, weights, weights_file
+from fsq_jax.pretrained import safetensors, weights, weights_file
 from fsq_jax.stages import tokenizer
 
 FORMATS = ("safetensors", "msgpack", "npz", "jax-export")
@@ -73,7 +73,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
 
 def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: str) -> None:
     """Writes all arrays by path, and what is known of them as metadata."""
-    safetensors_file.write(path, weights_file.flatten(loaded.variables), {
+    safetensors.write(path, weights_file.flatten(loaded.variables), {
         "format": "fsq_jax",
         "config": json.dumps(loaded.config.to_dict()),
         "step": str(loaded.step),
@@ -85,7 +85,7 @@ def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: s
 
 def results_of(workdir: str, step: int) -> dict[str, dict]:
     """What results.json holds of a step."""
-    results = runs.load_results(workdir)
+    results = results_file.load(workdir)
     return {name: result for name, result in results.items() if result["step"] == step}
 
 

@@ -1,7 +1,7 @@
 """A run made out of files of weights: what was published, or exported, evaluated and sampled.
 
-A safetensors export brings its config; for MaskGIT's files it is made up here, from the shapes and
-from MaskGIT's own settings. From there on all is as with a workdir.
+A safetensors export brings its config; for MaskGIT's and UViM's files it is made up here, from the
+shapes and from the authors' own settings. From there on all is as with a workdir.
 """
 
 import dataclasses
@@ -11,19 +11,34 @@ import ml_collections
 import numpy as np
 
 from fsq_jax import runs
-from fsq_jax.pretrained import layouts, maskgit, weights
+from fsq_jax.pretrained import layouts, maskgit, published, weights
 from fsq_jax.stages import frozen
 
-DEFAULT_DATA, DEFAULT_SIZE = "tfds:imagenet2012", 256
+# Stages that need a stage I, and the section of the config that names it.
+_STAGE_1 = {"maskgit": "tokenizer", "uvim_lm": "base"}
+_FEATURES = dict(
+    every=0, features="efficientnet", reference_split="train", reference_limit=0
+)
+_DATA = dict(
+    source="tfds:imagenet2012", data_dir="", size=256, train_split="train",
+    eval_split="validation", transform="square", min_area=1.0, max_aspect=1.0, flip=False,
+    eval_crop=(), workers=0, cache=False, eval_limit=0,
+)
+# What UViM is evaluated on: depth on the part of an image that is known.
+_UVIM_DATA = {
+    "depth": dict(source="tfds:nyu_depth_v2", eval_crop=(54, 480, 41, 601)),
+    "colorization": dict(source="tfds:imagenet2012", train_split="train[4096:]"),
+    "panoptic": dict(source="tfds:coco/2017_panoptic", train_split="train[4096:]"),
+}
 
 
 def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     """(config, stage, Run) of a file of weights, as `runs.load` gives them of a workdir.
 
     Args:
-      path: a MaskGIT checkpoint or a safetensors export (a workdir does as well).
-      tokenizer: the same of a tokenizer, which a transformer needs; a transformer's export names
-        the workdir of its own.
+      path: a checkpoint of MaskGIT or UViM, or a safetensors export (a workdir does as well).
+      tokenizer: the same of a stage I, which a stage II needs; a stage II's export names the
+        workdir of its own.
       overrides: {dotted key: value} put over the config, such as {"data.source": "scenes"}.
 
     Raises:
@@ -32,8 +47,9 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     loaded = weights.load(path)
     overrides = dict(overrides or {})
     config = loaded.config or _config(loaded, tokenizer, overrides)
-    if config.stage == "maskgit":
-        config.tokenizer.workdir = tokenizer or config.tokenizer.workdir
+    if config.stage in _STAGE_1:
+        section = config[_STAGE_1[config.stage]]
+        section.workdir = tokenizer or section.workdir
     elif tokenizer:
         raise ValueError(f"{path} is of stage {config.stage!r}, which takes no {tokenizer=}.")
     runs.override(config, overrides)
@@ -41,6 +57,8 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     if config.stage == "maskgit":
         _check_positions(path, loaded.params, config, stage.info["grid"])
     source = {"pretrained": path, "fingerprint": loaded.fingerprint}
+    if loaded.config is None:
+        source["weights"] = "published"
     return config, stage, dataclasses.replace(run, protocol=dict(run.protocol) | source)
 
 
@@ -55,48 +73,46 @@ def _config(
 ) -> ml_collections.ConfigDict:
     """The config of a published file, by what its arrays are."""
     layout = layouts.identify(loaded.params)
-    if layout not in _CONFIGS:
-        known = " or ".join(layouts.LAYOUTS[name][0] for name in _CONFIGS)
+    if layout in published.STAGES:
+        return _stage_1(published.stage_1_config(loaded, overrides))
+    if layout not in _STAGE_2:
+        known = " or ".join(layouts.LAYOUTS[name][0] for name in _STAGE_2)
         raise ValueError(f"{loaded.path} holds {layouts.name(loaded.params)}; expected {known}.")
-    return _CONFIGS[layout](loaded, tokenizer, overrides)
-
-
-def _tokenizer(loaded, tokenizer, overrides) -> ml_collections.ConfigDict:
-    del tokenizer
-    sizes = maskgit.tokenizer_config(
-        loaded.path, loaded.params, tuple(overrides.get("quantizer.levels", ())),
-        overrides.get("model.num_groups", 32),
-    )
-    return _complete(sizes, DEFAULT_SIZE, evals=dict(
-        codebook=dict(every=0),
-        reconstruction=dict(
-            every=0, features="efficientnet", reference_split="train", reference_limit=0
-        ),
-    ))
-
-
-def _transformer(loaded, tokenizer, overrides) -> ml_collections.ConfigDict:
-    del overrides
     if not tokenizer:
         raise ValueError(
-            f"{loaded.path} holds a transformer, which draws tokens: give --tokenizer=PATH, which "
-            "makes images of them."
+            f"{loaded.path} holds {layouts.name(loaded.params)}, which writes codes: give "
+            "--tokenizer=PATH, the stage I that they are of."
         )
-    stage_1 = frozen.load(tokenizer, ("tokenizer",)).model
-    sizes = maskgit.transformer_config(
-        loaded.path, loaded.params, stage_1.quantizer.codebook_size
-    )
-    side = round((sizes.pop("num_positions") - 1) ** 0.5)
-    del sizes.codebook_size
-    config = _complete(sizes, side * stage_1.downsampling, evals=dict(
-        compression=dict(every=0),
-        generation=dict(
-            every=0, features="efficientnet", num_samples=50_000, reference_split="train",
-            reference_limit=0,
-        ),
-    ))
-    config.tokenizer = dict(workdir=tokenizer, fingerprint="")
+    config = _STAGE_2[layout](loaded, tokenizer)
+    config[_STAGE_1[config.stage]] = dict(workdir=tokenizer, fingerprint="")
     config.token_cache = ""
+    return config
+
+
+def _stage_1(known: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    evals = {"codebook": dict(every=0)}
+    if known.stage == "tokenizer":
+        config = _complete(known, _DATA, evals | dict(reconstruction=_FEATURES))
+        config.loss = dict(adversarial=0.0, perceptual=0.0)
+        return config
+    return _complete(known, _uvim_data(known), evals | {known.task.name: dict(every=0)})
+
+
+def _uvim_data(config) -> dict:
+    return _DATA | _UVIM_DATA[config.task.name] | dict(
+        size=config.data.size, transform="uvim"
+    )
+
+
+def _maskgit(loaded, tokenizer: str) -> ml_collections.ConfigDict:
+    stage_1 = frozen.load(tokenizer, ("tokenizer",))
+    known = maskgit.transformer_config(
+        loaded.path, loaded.params, stage_1.codes["codebook_size"]
+    )
+    side = round((known.num_positions - 1) ** 0.5)
+    config = _complete(known, _DATA | dict(size=side * stage_1.codes["downsampling"]), dict(
+        compression=dict(every=0), generation=_FEATURES | dict(num_samples=50_000)
+    ))
     # MaskGIT's own: twelve steps and no guidance, for which its labels were never dropped.
     config.sampling = dict(
         num_steps=12, schedule="cosine", choice_temperature=4.5, guidance=0.0
@@ -106,20 +122,26 @@ def _transformer(loaded, tokenizer, overrides) -> ml_collections.ConfigDict:
     return config
 
 
-_CONFIGS = {"maskgit_tokenizer": _tokenizer, "maskgit_transformer": _transformer}
+def _uvim_lm(loaded, tokenizer: str) -> ml_collections.ConfigDict:
+    known = published.uvim_lm_config(loaded.path)
+    known.task = frozen.load(tokenizer, ("uvim_base",)).config.task.to_dict()
+    config = _complete(known, _uvim_data(known), {
+        known.task.name: dict(every=0), "validation": dict(every=0)
+    })
+    config.sampling = dict(temperature=0.0)  # the likeliest code, as UViM's evaluators take it
+    config.vit = ""
+    return config
 
 
-def _complete(sizes, size: int, evals: dict) -> ml_collections.ConfigDict:
+_STAGE_2 = {"maskgit_transformer": _maskgit, "uvim_lm": _uvim_lm}
+
+
+def _complete(known, data: dict, evals: dict) -> ml_collections.ConfigDict:
     """A config that evaluation can be run with; nothing in it is meant to be trained."""
-    config = sizes.copy_and_resolve_references()
+    config = known.copy_and_resolve_references()
     config.update(dict(
         seed=42, steps=1, eval_batch_size=128, accumulate=1, ema_decay=0.0, evals=evals,
-        loss=dict(adversarial=0.0, perceptual=0.0),
-        optim=dict(learning_rate=0.0),
-        data=dict(
-            source=DEFAULT_DATA, data_dir="", size=size, train_split="train",
-            eval_split="validation", workers=0, cache=False, eval_limit=0,
-        ),
+        optim=dict(learning_rate=0.0), data=data,
     ))
     return config
 

@@ -145,7 +145,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
       first: the protocol that a result was recorded with.
       second: another one's. Keys of OWN may differ; what one has and the other lacks is different.
     """
-    first, second = _flat(first), _flat(second)
+    first, second = flat(first), flat(second)
     keys = [*first, *(key for key in second if key not in first)]
     return {
         key: (first.get(key), second.get(key))
@@ -171,12 +171,12 @@ def check_comparable(metric: str, told_of: Mapping[str, Mapping[str, Any]]) -> N
             )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} of nested mappings; lists as JSON would give them back."""
-    flat = {}
+    leaves = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            leaves |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
+            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return leaves

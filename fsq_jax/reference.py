@@ -15,6 +15,7 @@ from absl import flags
 
 from fsq_jax import errors, protocols, sharding
 from fsq_jax.data import pipeline, sources, transforms
+from fsq_jax.data.source import Source
 from fsq_jax.evaluators.statistics import Statistics
 from fsq_jax.evaluators.suite import NETWORKS, Suite
 
@@ -53,25 +54,57 @@ class Subset:
 
 
 def build(
-    suite: Suite, mesh: jax.sharding.Mesh, source, size: int, subset: Subset,
+    data: str, size: int, out: str, protocol: protocols.Protocol, *, split: str = "train",
+    data_dir: str = "", images: int = 10_000, first: bool = False, weights: str = "",
     batch_size: int = 128, workers: int = 0,
-) -> Statistics:
-    """The statistics of a source's images, of which `subset` keeps some.
+) -> str:
+    """Writes the reference of a data set's images; returns what was written, as a sentence.
 
     Args:
-      suite: network and protocol.
-      mesh: where batches go.
-      source: records, each of which is seen once: its centre at size x size pixels.
-      size: of the images.
-      subset: gets its images.
-      batch_size: over all hosts.
+      data: "tfds:NAME", "folder:PATH" or "scenes".
+      size: side in pixels of the images: the largest square in the middle, resized.
+      out: the .npz to write.
+      protocol: whose network's features they are.
+      split: of the data, such as "train[:10000]".
+      data_dir: where TFDS keeps its data sets.
+      images: how many are kept, for precision and recall.
+      first: keep the first ones, not as many of each class.
+      weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
+      batch_size: over all devices.
       workers: processes that read; 0 for none.
 
     Raises:
-      ValueError: for fewer than two images.
+      ValueError: for data that isn't there, or fewer than two images.
     """
+    sharding.check_batch_size(batch_size)
+    mesh = sharding.make_mesh()
+    # The metrics that need more than moments are measured later, on the images.
+    suite = Suite(mesh, protocol.replace(
+        inception_score="", precision_recall=False, kernel_distance=False
+    ), weights)
+    source = sources.make_source(data, split, size, data_dir)
     if len(source) < 2:
-        raise ValueError(f"A reference needs at least 2 images; {source.name} has {len(source)}.")
+        raise ValueError(f"A reference needs at least 2 images; {data} {split} has {len(source)}.")
+    subset = Subset(images, 1 if first else source.num_classes)
+    seen = gather(suite, mesh, source, size, subset, batch_size, workers)
+    kept = subset.images()
+    which = f"{0 if kept is None else len(kept)} {'first' if first else 'balanced'}"
+    split = source.split + split[len(split.partition("[")[0]):]  # by the data's own name
+    seen = seen.described(data, split=split, subset=which)
+    if jax.process_index() == 0:
+        told = {**suite.told(seen, seen, class_balance="data"), "size": size}
+        seen.save(out, told, kept)
+    return (
+        f"{out}: statistics of {seen.count} images of {data} {split} at {size} pixels, and {which} "
+        "of the images"
+    )
+
+
+def gather(
+    suite: Suite, mesh: jax.sharding.Mesh, source: Source, size: int, subset: Subset,
+    batch_size: int, workers: int,
+) -> Statistics:
+    """The statistics of all images of a source, of which `subset` gets its share."""
     batches = pipeline.eval_batches(
         source, transforms.evaluation(size), batch_size=batch_size, workers=workers,
         process_index=jax.process_index(), process_count=jax.process_count(),
@@ -82,7 +115,7 @@ def build(
         seen = suite.add(seen, put["image"], put["mask"])
         if rows := subset.choose(*sharding.to_host((put["label"], put["mask"]))):
             subset.keep(sharding.to_host(put["image"])[rows])
-    return seen
+    return seen.settled()
 
 
 def main(argv) -> None:
@@ -90,35 +123,12 @@ def main(argv) -> None:
         raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
     options = flags.FLAGS
     sharding.initialize_distributed()
-    sharding.check_batch_size(options.batch_size)
-    mesh = sharding.make_mesh()
-    # The metrics that need more than moments are measured later, on the images.
-    protocol = protocols.named(options.protocol).over(options.features)
-    suite = Suite(mesh, protocol.replace(
-        inception_score="", precision_recall=False, kernel_distance=False
-    ), options.weights)
-    source = sources.make_source(options.data, options.split, options.size, options.data_dir)
-    subset = Subset(options.images, 1 if options.first else source.num_classes)
-    seen = build(
-        suite, mesh, source, options.size, subset, options.batch_size, options.workers
-    )
-    kept = subset.images()
-    which = f"{0 if kept is None else len(kept)} {'first' if options.first else 'balanced'}"
-    split = _cut(options.split, source)
-    seen = seen.described(source.name, split=split, subset=which)
-    if jax.process_index() == 0:
-        told = {**suite.told(seen, seen, class_balance="data"), "size": options.size}
-        seen.save(options.out, told, kept)
-        print(
-            f"{options.out}: statistics of {seen.count} images of {source.name} {split} at "
-            f"{options.size} pixels, and {which} of the images"
-        )
-
-
-def _cut(split: str, source) -> str:
-    """The split as it was asked for, by the data's own name: "val[:100]"."""
-    name, *_ = split.partition("[")
-    return source.split + split[len(name):]
+    print(build(
+        options.data, options.size, options.out,
+        protocols.named(options.protocol).over(options.features), split=options.split,
+        data_dir=options.data_dir, images=options.images, first=options.first,
+        weights=options.weights, batch_size=options.batch_size, workers=options.workers,
+    ))
 
 
 if __name__ == "__main__":

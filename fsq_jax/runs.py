@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,14 +65,15 @@ def train_batches(config) -> pipeline.TrainBatches:
     """This host's training batches, from the first one on."""
     source, transform, names = _training(config)
     return pipeline.train_batches(
-        source, transform, batch_size=config.batch_size, seed=config.seed,
-        workers=config.data.workers, features=names, **_host(),
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        features=names,
     )
-
-
-def _host() -> dict[str, int]:
-    """Which of how many hosts this one is, as the pipeline takes it."""
-    return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def _training(config) -> tuple[Source, transforms.Transform, tuple[str, ...]]:
@@ -93,17 +93,21 @@ def _training(config) -> tuple[Source, transforms.Transform, tuple[str, ...]]:
 def eval_batches(
     config, split: str, limit: int = 0, transform: transforms.Transform | None = None
 ) -> Iterable[dict[str, np.ndarray]]:
-    """This host's batches of `eval_source`, each record once, as it is (no augmentation).
+    """This host's batches of a split, each record once, as it is (no augmentation).
 
-    `transform` takes the place of the config's own.
+    "train" and "eval" stand for the data's own two splits; `transform` takes the place of the
+    config's own.
     """
-    transform = transform or transforms_of(config)[1]
-    return every_record(config, eval_source(config, split), transform, limit)
+    source = eval_source(config, split)
+    return every_record(config, source, transform or transforms_of(config)[1], limit)
 
 
 def eval_source(config, split: str) -> Source:
-    """The records of a split, before any transform. "train" and "eval" stand for the data's own
-    two splits, of which the latter is seen within `data.eval_crop`."""
+    """The records of a split, as they are before any transform.
+
+    "train" and "eval" stand for the data's own two splits; `data.eval_crop` is all that is seen
+    of the latter's.
+    """
     data = config.data
     name = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
     source = make_source(data, name, features(config))
@@ -117,8 +121,14 @@ def every_record(
 ) -> Iterable[dict[str, np.ndarray]]:
     """This host's batches of a source, each record once, the last batch filled up and masked."""
     return pipeline.eval_batches(
-        source, transform, batch_size=config.eval_batch_size, limit=limit or None,
-        workers=config.data.workers, features=features(config), **_host(),
+        source,
+        transform,
+        batch_size=config.eval_batch_size,
+        limit=limit or None,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        features=features(config),
     )
 
 
@@ -136,21 +146,16 @@ def abstract_state(config, stage: Stage, batch) -> TrainState:
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
 
 
-def initial_weights(config, stage: Stage, workdir: str, shapes: TrainState) -> initialize.Start:
-    """What a run takes from `config.init_from`, or from what its stage finds; nothing where it has
-    a checkpoint of its own.
+def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.Start:
+    """What a run takes from `config.init_from`; nothing where it has a checkpoint of its own.
 
     Raises:
       ValueError: the weights can't be read, or nothing of them fits.
     """
-    path = config.get("init_from")
-    if checkpoint.saved_steps(workdir) or not (path or stage.pretrained):
+    path = config.init_from
+    if not path or checkpoint.saved_steps(workdir):
         return initialize.Start()
-    if path:
-        loaded = weights.load(path)
-        return initialize.fit(shapes, loaded.variables, path, loaded.fingerprint)
-    path, variables = stage.pretrained(shapes.params)
-    return initialize.fit(shapes, variables, path, checkpoint.fingerprint(variables))
+    return initialize.load(shapes, path)
 
 
 def claim_workdir(workdir: str, config, stage: Stage) -> None:
@@ -265,31 +270,3 @@ def parse_overrides(assignments: Iterable[str]) -> dict:
         except (ValueError, SyntaxError):
             overrides[name] = text
     return overrides
-
-
-def values(results: Mapping[str, Mapping]) -> dict[str, float]:
-    """{metric: value}, without protocols."""
-    return {name: result["value"] for name, result in results.items()}
-
-
-def load_results(workdir: str) -> dict[str, dict]:
-    """What results.json holds; {} where nothing was evaluated yet."""
-    path = os.path.join(workdir, "results.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path) as file:
-        return json.load(file)
-
-
-def evaluated(workdir: str, step: int) -> bool:
-    """Whether results.json holds an evaluation of this step."""
-    return any(result["step"] == step for result in load_results(workdir).values())
-
-
-def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
-    """Takes results into WORKDIR/results.json, over older values of the same metrics."""
-    path = os.path.join(workdir, "results.json")
-    merged = load_results(workdir) | dict(results)
-    with open(path + ".tmp", "w") as file:
-        json.dump(merged, file, indent=2)
-    os.replace(path + ".tmp", path)

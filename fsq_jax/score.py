@@ -43,23 +43,21 @@ def score(
     """
     sharding.check_batch_size(batch_size)
     images = image_sets.open_images(samples)
-    if images.num_images < 2:
-        raise ValueError(f"{samples} holds one image; a distance of distributions needs more.")
+    size = images.height, images.width
     of_statistics = is_statistics(reference)
-    check_size(images, reference, of_statistics)
     suite = Suite(sharding.make_mesh(), protocol, weights)
     if of_statistics:
-        real = suite.load_reference(reference, batch_size)
+        real = suite.load_reference(reference, batch_size, size)
     else:
-        real = gather(suite, reference, batch_size, "reference", reference=True)
-    seen = gather(suite, samples, batch_size, "samples")
+        real = gather(suite, reference, size, batch_size, reference=True)
+    seen = gather(suite, samples, size, batch_size)
     if protocol.num_samples not in (0, seen.count):
         say(
             f"Protocol {protocol.name} asks for {protocol.num_samples} samples, these are "
             f"{seen.count}: the numbers don't compare with published ones."
         )
     # Which samples these are doesn't belong to how they are measured.
-    told = dict(suite.told(seen, real)) | {"size": [images.height, images.width], "samples": {
+    told = dict(suite.told(seen, real)) | {"size": list(size), "samples": {
         "name": os.path.basename(os.path.normpath(samples)), "channels": images.channels,
     }}
     values = suite.measure(seen, real)
@@ -75,30 +73,21 @@ def is_statistics(path: str) -> bool:
     return "mu" in statistics.names(path)
 
 
-def check_size(images: image_sets.ImageSet, reference: str, of_statistics: bool) -> None:
-    """Raises a ValueError where samples and reference are known to be of different sizes."""
-    size, there = (images.height, images.width), None
-    if not of_statistics or "arr_0" in statistics.names(reference):
-        real = image_sets.open_images(reference)
-        there = (real.height, real.width)
-    elif known := statistics.load(reference).told.get("size"):
-        there = (known, known)
-    if there and there != size:
-        raise ValueError(
-            f"{images.path} holds images of {size[0]} x {size[1]} pixels, {reference} is of "
-            f"{there[0]} x {there[1]}."
-        )
-
-
 def gather(
-    suite: Suite, path: str, batch_size: int, title: str, reference: bool = False
+    suite: Suite, path: str, size: tuple[int, int], batch_size: int, reference: bool = False
 ) -> Statistics:
-    """The statistics of images at `path`, with a progress bar."""
+    """The statistics of images at `path`, which are to be of that size, with a progress bar."""
     images = image_sets.open_images(path)
     if images.num_images < 2:
         raise ValueError(f"{path} holds one image; a distance of distributions needs more.")
+    if (images.height, images.width) != size:
+        raise ValueError(
+            f"{path} holds images of {images.height} x {images.width} pixels, the samples are of "
+            f"{size[0]} x {size[1]}."
+        )
     bar = tqdm.tqdm(
-        images.blocks(batch_size), title, -(-images.num_images // batch_size), disable=None,
+        images.blocks(batch_size), "reference" if reference else "samples",
+        -(-images.num_images // batch_size), disable=None,
     )
     seen = suite.add_blocks(suite.empty(reference), bar, batch_size)
     name = os.path.basename(os.path.normpath(path))

@@ -8,7 +8,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from fsq_jax import checkpoint, errors, evaluators, runs, sharding, stages
+from fsq_jax import checkpoint, errors, evaluators, results_file, runs, sharding, stages
 from fsq_jax.logging import MetricWriter, Progress, StepReporter, say
 from fsq_jax.preemption import StopSignal
 
@@ -29,7 +29,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
     # Shapes first, shardings from them, then the arrays: each is made where it will live.
     shapes = runs.abstract_state(config, stage, batch)
-    start = runs.initial_weights(config, stage, workdir, shapes)
+    start = runs.initial_weights(config, workdir, shapes)
     runs.claim_workdir(workdir, config, stage)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
@@ -61,15 +61,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
     def save(step, results):
         reporter.pause()  # which raises, rather than save, where a number is not finite
-        checkpoints.save(state, {"position": step}, runs.values(results))
+        checkpoints.save(state, {"position": step}, results_file.values(results))
 
     def evaluate(step, only_due) -> dict:
         reporter.pause()
         run = runs.evaluation(config, stage, predict, state, mesh, workdir)
         results = evaluators.evaluate(config.evals, run, step if only_due else None)
-        writer.scalars(step, "eval", runs.values(results))
+        writer.scalars(step, "eval", results_file.values(results))
         if main_host:
-            runs.save_results(workdir, results)
+            results_file.save(workdir, results)
         return results
 
     try:
@@ -93,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
             if stopping:
                 say(f"Stopped at step {step}; the same command goes on from there.")
                 break
-        if first == config.steps and not runs.evaluated(workdir, first):
+        if first == config.steps and not results_file.evaluated(workdir, first):
             evaluate(first, only_due=False)  # training was done, but not this
         reporter.flush()
     finally:
@@ -102,7 +102,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         writer.close()
         batches.close()
         stop.close()
-    return runs.load_results(workdir)
+    return results_file.load(workdir)
 
 
 def main(argv) -> None:

@@ -182,8 +182,8 @@ def test_splitting_is_for_the_codebook_that_can(quantizer):
 
 
 def test_language_model_takes_base_cache_and_weights():
-    config = uvim_lm.get_config("base=runs/a,token_cache=runs/b,vit=c.npz")
-    assert (config.base.workdir, config.token_cache, config.vit) == ("runs/a", "runs/b", "c.npz")
+    config = uvim_lm.get_config("base=runs/a,token_cache=runs/b")
+    assert (config.base.workdir, config.token_cache) == ("runs/a", "runs/b")
 
 
 PAPER_BASE = {

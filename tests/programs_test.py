@@ -11,7 +11,17 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from fsq_jax import checkpoint, encode, evaluate, evaluators, runs, sample, stages, train
+from fsq_jax import (
+    checkpoint,
+    encode,
+    evaluate,
+    evaluators,
+    results_file,
+    runs,
+    sample,
+    stages,
+    train,
+)
 from fsq_jax.data import sources
 from tests import tiny
 
@@ -31,16 +41,18 @@ def copied(workdir: str, folder) -> str:
 
 def test_evaluate_takes_results_into_the_file(trained, tmp_path):
     workdir = copied(trained.tokenizer, tmp_path)
-    runs.save_results(workdir, {"other": {"value": 1.0, "protocol": {}, "step": 1}})
+    results_file.save(workdir, {"other": {"value": 1.0, "protocol": {}, "step": 1}})
     first = evaluate.evaluate(workdir, ["codebook"])
     assert set(first) == {"codebook/usage", "codebook/perplexity", "codebook/used"}
     assert all(result["step"] == 3 for result in first.values())
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(saved) == set(first) | {"other"}
     assert saved["codebook/usage"] == first["codebook/usage"]
-    runs.save_results(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
-    assert runs.values(runs.load_results(workdir))["other"] == 2.0
-    assert runs.evaluated(workdir, 3) and not runs.evaluated(workdir, 2)
+    usage = f"{first['codebook/usage']['value']:.2%}"
+    assert usage in (tmp_path / "run" / "codebook" / "index.html").read_text()
+    results_file.save(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
+    assert results_file.values(results_file.load(workdir))["other"] == 2.0
+    assert results_file.evaluated(workdir, 3) and not results_file.evaluated(workdir, 2)
 
 
 def test_overrides_reach_the_sampler(trained, tmp_path):
@@ -48,7 +60,8 @@ def test_overrides_reach_the_sampler(trained, tmp_path):
     values = {}
     for guidance in (0.0, 8.0):
         overrides = runs.parse_overrides([f"sampling.guidance={guidance}"])
-        (result,) = evaluate.evaluate(workdir, ["generation"], overrides=overrides).values()
+        results = evaluate.evaluate(workdir, ["generation"], overrides=overrides)
+        result = results["sampling/fd_random"]
         assert result["protocol"]["sampling"]["guidance"] == guidance
         values[guidance] = result["value"]
     assert values[0.0] != values[8.0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsq_jax import checkpoint, runs, sharding, train
+from fsq_jax import checkpoint, results_file, runs, sharding, train
 from fsq_jax.logging import MetricWriter
 from tests import tiny
 
@@ -48,7 +48,7 @@ def test_a_run_leaves_its_config_metrics_results_pictures_and_checkpoints(finish
     ]
     assert {"loss", "reconstruction", "tokenizer_gradient_norm"} <= set(lines[0])
     assert {"codebook/usage", "codebook/perplexity"} <= set(lines[-1])
-    assert results == runs.load_results(str(workdir))
+    assert results == results_file.load(str(workdir))
     assert all(result["step"] == 6 and result["protocol"] for result in results.values())
     names = sorted(path.name for path in (workdir / "samples").iterdir())
     assert names == ["reconstruction_0000004.png", "reconstruction_0000006.png"]
@@ -77,7 +77,7 @@ def test_a_lost_evaluation_is_made_again(finished):
     before = tiny.lines(workdir)
     os.remove(workdir / "results.json")
     assert train.train(make_config(), str(workdir)) == results
-    assert runs.load_results(str(workdir)) == results
+    assert results_file.load(str(workdir)) == results
     assert tiny.lines(workdir) == before
 
 

@@ -29,31 +29,23 @@ from fsq_jax.metrics.precision_recall import precision_recall
 from fsq_jax.models.resizing import resize
 from fsq_jax.pretrained import inception
 
-_DATA = flags.DEFINE_string("data", "tfds:fashion_mnist", "Data set with splits train and test.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
-_COUNT = flags.DEFINE_integer("count", 2000, "Images of each set.")
-_BATCH = flags.DEFINE_integer("batch", 50, "Images of a batch.")
-_FEW = flags.DEFINE_integer("few", 50, "Images that the two other resizes are compared on.")
-_WORK = flags.DEFINE_string("work", "", "Folder that keeps features; a temporary one by default.")
-_ONLY = flags.DEFINE_enum("only", "", ["", "torch", "jax"], "Extract the features of one side.")
-_OUT = flags.DEFINE_string("out", "", "JSON file to write.")
 SPLITS = ("train", "test")
 
 
 def load_images(split: str) -> np.ndarray:
     """uint8 images [N,H,W,3] of a split."""
-    spec = f"{split}[:{_COUNT.value}]"
-    source = sources.make_source(_DATA.value, spec, 32, _DATA_DIR.value)
+    spec = f"{split}[:{flags.FLAGS.count}]"
+    source = sources.make_source(flags.FLAGS.data, spec, 32, flags.FLAGS.data_dir)
     return np.stack([source[i]["image"] for i in range(len(source))])
 
 
 def kept(work: Path, side: str, split: str, apply, images) -> dict[str, np.ndarray]:
     """{"pool", "logits"} of the images, batch by batch, from the folder where it has them."""
     parts = []
-    for start in range(0, len(images), _BATCH.value):
+    for start in range(0, len(images), flags.FLAGS.batch):
         path = work / f"{side}-{split}-{start}.npz"
         if not path.exists():
-            np.savez(path, **apply(images[start : start + _BATCH.value]))
+            np.savez(path, **apply(images[start : start + flags.FLAGS.batch]))
         with np.load(path) as file:
             parts.append(dict(file))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -123,17 +115,17 @@ def compare(work: Path) -> dict:
     begin = time.perf_counter()
     features = {
         side: [kept(work, side, split, apply, sets[split]) for split in SPLITS]
-        for side, apply in sides.items() if _ONLY.value in ("", side)
+        for side, apply in sides.items() if flags.FLAGS.only in ("", side)
     }
-    if _ONLY.value:
+    if flags.FLAGS.only:
         return {"seconds": time.perf_counter() - begin}
-    few = sets["test"][: _FEW.value]
+    few = sets["test"][: flags.FLAGS.few]
     pytorch_fid = difference(
         ours(resize="bilinear", scaling="127.5")(few)["pool"],
         torch_side.pytorch_fid(weights)(few),
     )
     return {
-        "images": f"{_DATA.value} train[:{_COUNT.value}] and test[:{_COUNT.value}], "
+        "images": f"{flags.FLAGS.data} train[:{flags.FLAGS.count}] and test[:{flags.FLAGS.count}], "
                   f"{'x'.join(map(str, few.shape[1:]))}",
         "weights": {"name": inception.RANDOM, "sha256": inception.RANDOM_SHA256},
         "features": {
@@ -156,15 +148,23 @@ def compare(work: Path) -> dict:
 def main(argv) -> None:
     del argv
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(_WORK.value or temporary)
+        work = Path(flags.FLAGS.work or temporary)
         work.mkdir(parents=True, exist_ok=True)
         result = compare(work)
     text = json.dumps(result, indent=1)
     print(text)
-    if _OUT.value:
-        os.makedirs(os.path.dirname(_OUT.value) or ".", exist_ok=True)
-        Path(_OUT.value).write_text(text + "\n")
+    if flags.FLAGS.out:
+        os.makedirs(os.path.dirname(flags.FLAGS.out) or ".", exist_ok=True)
+        Path(flags.FLAGS.out).write_text(text + "\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+    flags.DEFINE_string("data", "tfds:fashion_mnist", "Data set with splits train and test.")
+    flags.DEFINE_integer("count", 2000, "Images of each set.")
+    flags.DEFINE_integer("batch", 50, "Images of a batch.")
+    flags.DEFINE_integer("few", 50, "Images that the two other resizes are compared on.")
+    flags.DEFINE_string("work", "", "Folder that keeps features; a temporary one by default.")
+    flags.DEFINE_enum("only", "", ["", "torch", "jax"], "Extract the features of one side.")
+    flags.DEFINE_string("out", "", "JSON file to write.")
     app.run(main)

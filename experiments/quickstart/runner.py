@@ -9,7 +9,7 @@ import ml_collections
 from matplotlib.figure import Figure
 
 from experiments import report
-from fsq_jax import pages, runs, stages, train
+from fsq_jax import pages, results_file, runs, stages, train
 from fsq_jax.logging import say
 
 TIMES = "times.json"
@@ -66,7 +66,7 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
     """
     config = runs.resolve(config)
     runs.claim_workdir(workdir, config, stages.make(config))
-    if runs.evaluated(workdir, config.steps):
+    if results_file.evaluated(workdir, config.steps):
         return False
     train.train(config, workdir)
     return True

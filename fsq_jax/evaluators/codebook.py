@@ -19,6 +19,18 @@ def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
     return total
 
 
+def count_codes_by_class(run: Run, num_classes: int) -> np.ndarray:
+    """How often each code occurs in the held-out images of each class, int64 [classes, codes]."""
+    counts = np.zeros((num_classes, run.info["codebook_size"]), np.int64)
+    for batch, outputs in run.outputs("indices"):
+        mask, labels, indices = sharding.to_host(
+            (batch["mask"], batch["label"], outputs["indices"])
+        )
+        codes = indices.reshape(len(indices), -1)[mask]
+        np.add.at(counts, (labels[mask][:, None], codes), 1)
+    return counts
+
+
 def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
     """codebook/usage and codebook/perplexity, with FSQ each level's share in the protocol.
 

@@ -48,7 +48,7 @@ def evaluate(
         return values, protocol
     if not reference_split:
         raise ValueError(f"A distance over the features of {features!r} needs a reference_split.")
-    network = FeatureNetwork(run, features)
+    network = FeatureNetwork(run, features, "coltran")
     size = run.protocol["size"]
     name = "fid5k" if features == "inception" else network.metric
     values[f"colorization/{name}"], frechet = network.distance(

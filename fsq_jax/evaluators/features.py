@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from fsq_jax import protocols
+from fsq_jax.evaluators import statistics
 from fsq_jax.evaluators.run import Run
 from fsq_jax.evaluators.statistics import Statistics
 from fsq_jax.evaluators.suite import Suite, check
@@ -29,9 +30,11 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
         except ValueError as error:
             others = f"--config.evals.{name}.features=efficientnet"
             raise ValueError(f"evals.{name}: {error} ({others} needs no file.)") from None
-        path = arguments.get("reference", "")
-        if path and not os.path.isfile(path):
-            raise ValueError(f"evals.{name}: there is no reference {path!r}.")
+        if path := arguments.get("reference", ""):
+            try:
+                statistics.load(path)
+            except ValueError as error:
+                raise ValueError(f"evals.{name}: {error}") from None
 
 
 class FeatureNetwork:
@@ -78,7 +81,8 @@ class FeatureNetwork:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            return self._suite.load_reference(path, self._run.batch_size)
+            size = self._run.protocol["size"]
+            return self._suite.load_reference(path, self._run.batch_size, (size, size))
         origin = protocols.Reference(self._run.protocol.get("data", ""), self._split(split))
         batches = self._run.batches(split, limit)
         file = self._file(origin, limit, len(batches))
@@ -90,7 +94,7 @@ class FeatureNetwork:
         for batch in map(self._run.put, batches):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
-        seen = seen.described(
+        seen = seen.settled().described(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
@@ -120,12 +124,20 @@ class FeatureNetwork:
     ) -> tuple[float, dict]:
         """(Fréchet distance to the reference, its protocol).
 
+        Args:
+          moments: what is measured.
+          reference: real images, from `reference`, or added one by one.
+          split: that they are of.
+
         Raises:
-          ValueError: where the reference is of another split.
+          ValueError: where the reference says that it is of another split.
         """
-        expected = self._split(split)
-        if reference.origin.split != expected:
-            raise ValueError(f"The reference is of {reference.origin.split!r}, not {expected!r}.")
+        split = self._split(split)
+        if reference.origin == protocols.Reference():
+            data = self._run.protocol.get("data", "")
+            reference = reference.settled().described(data, split=split)
+        elif reference.origin.split != split:
+            raise ValueError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
         values, told = self.measure(moments, reference, seed=self._run.seed)
         return values[self.metric], told
 
@@ -133,6 +145,7 @@ class FeatureNetwork:
         self, samples: Statistics, reference: Statistics, **facts
     ) -> tuple[dict[str, float], dict]:
         """({metric: value} of all that is measured, its protocol with these facts)."""
+        samples, reference = samples.settled(), reference.settled()
         told = self._suite.told(samples, reference, **facts)
         return self._suite.measure(samples, reference), dict(told)
 

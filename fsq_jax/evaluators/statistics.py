@@ -10,13 +10,16 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from fsq_jax import sharding
+from fsq_jax.data import image_sets
 from fsq_jax.metrics.frechet import Moments
 from fsq_jax.protocols import Reference
 
-_BLOCK = 2_048  # rows that are taken into the moments at once: one product instead of many
+_BLOCK = 2_048  # rows that are taken into the moments at once, rather than batch by batch
 _SUFFIX = {"pool": "", "spatial": "_s"}  # of mu and sigma in files, as ADM's have them
 
 
@@ -28,14 +31,15 @@ class Statistics:
       moments: of "pool" features, and of "spatial" ones where sFID is measured.
       keep: {"pool" or "logits": how many rows are kept as they are, 0 for all}.
       kept: those rows, in blocks [B,F].
-      pending: rows that are not in the moments yet.
+      pending: (outputs, mask) of batches that are not in the moments yet, and may be on their way
+        on a device: they are waited for a block at a time, while it works on the next.
       origin: which images they are of.
     """
 
     moments: Mapping[str, Moments]
     keep: Mapping[str, int]
     kept: Mapping[str, tuple[np.ndarray, ...]]
-    pending: tuple[Mapping[str, np.ndarray], ...] = ()
+    pending: tuple[tuple[Mapping[str, Any], Any], ...] = ()
     origin: Reference = Reference()
 
     @classmethod
@@ -46,40 +50,38 @@ class Statistics:
 
     @property
     def count(self) -> int:
-        return self.moments["pool"].count + sum(len(rows["pool"]) for rows in self.pending)
+        return self.settled().moments["pool"].count
 
-    def add(self, outputs: Mapping[str, np.ndarray], mask_B: np.ndarray) -> "Statistics":
+    def add(self, outputs: Mapping[str, Any], mask_B: Any) -> "Statistics":
         """With a batch of a network's outputs [B,F] added, but for the rows masked out."""
-        rows = {name: np.asarray(values)[mask_B] for name, values in outputs.items()}
+        more = dataclasses.replace(self, pending=(*self.pending, (dict(outputs), mask_B)))
+        waiting = sum(len(mask_B) for _, mask_B in more.pending)
+        return more.settled(len(more.pending) // 2) if waiting >= 2 * _BLOCK else more
+
+    def settled(self, leave: int = 0) -> "Statistics":
+        """The same with nothing pending, but for the last `leave` batches."""
+        if len(self.pending) <= leave:
+            return self
+        end = len(self.pending) - leave
+        batches = [
+            {name: np.asarray(values)[mask_B] for name, values in outputs.items()}
+            for outputs, mask_B in sharding.to_host(self.pending[:end])
+        ]
+        rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+        moments = {name: seen.update(rows[name]) for name, seen in self.moments.items()}
         kept = {}
         for name, limit in self.keep.items():
-            room = limit - self.num_kept(name) if limit else len(rows[name])
+            room = limit - sum(map(len, self.kept[name])) if limit else len(rows[name])
             kept[name] = self.kept[name] + ((rows[name][:room],) if room > 0 else ())
-        waiting = {name: rows[name] for name in self.moments}
-        more = dataclasses.replace(self, kept=kept, pending=(*self.pending, waiting))
-        waits = sum(len(rows["pool"]) for rows in more.pending)
-        return more.settled() if waits >= _BLOCK else more
-
-    def settled(self) -> "Statistics":
-        """The same with all rows in the moments."""
-        if not self.pending:
-            return self
-        moments = {
-            name: moments.update(np.concatenate([rows[name] for rows in self.pending]))
-            for name, moments in self.moments.items()
-        }
-        return dataclasses.replace(self, moments=moments, pending=())
+        return dataclasses.replace(self, moments=moments, kept=kept, pending=self.pending[end:])
 
     def described(self, name: str, **more) -> "Statistics":
         """The same, with where these images are from; `more`: fields of `Reference`."""
         return dataclasses.replace(self, origin=Reference(name, num_images=self.count, **more))
 
-    def num_kept(self, name: str) -> int:
-        return sum(map(len, self.kept[name]))
-
     def rows(self, name: str) -> np.ndarray:
         """The rows of "pool" or "logits" that were kept [N,F]."""
-        return np.concatenate(self.kept[name])
+        return np.concatenate(self.settled().kept[name])
 
     def save(
         self, path: str | os.PathLike, told: Mapping, images_NHWC: np.ndarray | None = None
@@ -112,11 +114,13 @@ class Saved:
       statistics: the moments; kept rows only where the file has features.
       told: its `protocol`; {} where it has none, as ADM's files.
       has_images: whether there is an `arr_0`.
+      size: height and width of its images, where they are known.
     """
 
     statistics: Statistics
     told: Mapping
     has_images: bool
+    size: tuple[int, int] | None = None
 
 
 def load(path: str | os.PathLike) -> Saved:
@@ -155,7 +159,13 @@ def load(path: str | os.PathLike) -> Saved:
             os.path.basename(path), "", count if "count" in has else 0, sha256(path), "arr_0"
         )
     keep = {name: sum(map(len, blocks)) for name, blocks in kept.items()}
-    return Saved(Statistics(moments, keep, kept, (), origin), told, "arr_0" in has)
+    has_images, size = "arr_0" in has, None
+    if has_images:
+        images = image_sets.open_images(str(path))
+        size = images.height, images.width
+    elif "size" in told:
+        size = told["size"], told["size"]
+    return Saved(Statistics(moments, keep, kept, (), origin), told, has_images, size)
 
 
 def names(path: str | os.PathLike) -> set[str]:

@@ -95,14 +95,13 @@ class Suite:
         self, seen: Statistics, images_BHWC: jax.Array, mask_B: jax.Array
     ) -> Statistics:
         """With images on the mesh added, uint8 or float in [0, 1], but for those masked out."""
-        outputs = self._apply(self._variables, images_BHWC)
-        mask_B, outputs = sharding.to_host((mask_B, outputs))
-        return seen.add(outputs, mask_B)
+        return seen.add(self._apply(self._variables, images_BHWC), mask_B)
 
     def add_blocks(
         self, seen: Statistics, blocks_BHWC: Iterable[np.ndarray], batch_size: int
     ) -> Statistics:
-        """With images of all hosts' common blocks, of `batch_size` but for the last, added."""
+        """With images of all hosts' common blocks, of `batch_size` but for the last, added and
+        settled."""
         rows = batch_size // jax.process_count()
         first = jax.process_index() * rows
         for block_BHWC in blocks_BHWC:
@@ -112,15 +111,27 @@ class Suite:
             own = {name: value[first : first + rows] for name, value in batch.items()}
             batch = sharding.put_batch(own, self._mesh)
             seen = self.add(seen, batch["image"], batch["mask"])
-        return seen
+        return seen.settled()
 
-    def load_reference(self, path: str, batch_size: int = 64) -> Statistics:
+    def load_reference(
+        self, path: str, batch_size: int = 64, size: tuple[int, int] | None = None
+    ) -> Statistics:
         """A reference's file of `fsq_jax.reference`, or of ADM's; its images give the features.
+
+        Args:
+          path: of the .npz.
+          batch_size: images at once, over all devices.
+          size: height and width of the images that are held against it, where they are to be equal.
 
         Raises:
           ValueError: where the file can't be read, or was measured otherwise.
         """
         saved = statistics.load(path)
+        if size and saved.size and saved.size != tuple(size):
+            raise ValueError(
+                f"{path} is of images of {saved.size[0]} x {saved.size[1]} pixels, not of "
+                f"{size[0]} x {size[1]}."
+            )
         if saved.told:
             mine, theirs = (
                 {"features": values["features"]} for values in (told(self.protocol), saved.told)
@@ -142,24 +153,18 @@ class Suite:
         if not saved.has_images:
             raise ValueError(f"{path} has no images (arr_0), for precision and recall.")
         images = image_sets.open_images(path)
-        seen = self.add_blocks(self.empty(reference=True), images.blocks(batch_size), batch_size)
+        seen = self.empty(reference=True)
+        seen = self.add_blocks(seen, images.blocks(batch_size), batch_size)
         return Statistics(
             saved.statistics.moments, seen.keep, seen.kept, (), saved.statistics.origin
         )
 
-    def frechet(self, samples: Statistics, reference: Statistics) -> dict[str, float]:
-        """{"fid"} and, where the protocol has it, {"sfid"}."""
-        samples, reference = samples.settled(), reference.settled()
-        values = {}
+    def measure(self, samples: Statistics, reference: Statistics) -> dict[str, float]:
+        """{metric: value} of all that the protocol asks for; both are settled."""
+        protocol, values = self.protocol, {}
         for name in self._widths:
             pair = samples.moments[name], reference.moments[name]
             values[self.metric("fid" if name == "pool" else "sfid")] = frechet.distance(*pair)
-        return values
-
-    def measure(self, samples: Statistics, reference: Statistics) -> dict[str, float]:
-        """{metric: value} of all that the protocol asks for."""
-        values = self.frechet(samples, reference)
-        protocol = self.protocol
         if protocol.inception_score:
             score, _ = inception_score.inception_score(
                 samples.rows("logits"), protocol.inception_score

@@ -15,6 +15,7 @@ import numpy as np
 
 from fsq_jax import sharding
 from fsq_jax.logging import say
+from fsq_jax.pretrained import layouts, vit, weights
 
 PyTree = Any
 
@@ -88,6 +89,16 @@ class Start:
         return jax.tree_util.tree_map_with_path(leaf, tree, where)
 
 
+def load(shapes: PyTree, path: str) -> Start:
+    """The `Start` of a run with the weights at a path: see `weights.load`, and `fit`."""
+    loaded = weights.load(path)
+    variables = loaded.variables
+    if layouts.identify(loaded.params) == "vit":  # a part of UViM's stage II, by other names
+        encoder = vit.image_encoder(path, loaded.params, shapes.ema_params)
+        variables = {"params": encoder}
+    return fit(shapes, variables, path, loaded.fingerprint)
+
+
 def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: str) -> Start:
     """The `Start` of a run with weights that were loaded.
 
@@ -99,7 +110,9 @@ def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: st
     Raises:
       ValueError: nothing at all fits.
     """
-    ours = _flat({"params": shapes.ema_params, **shapes.model_state})
+    # LeCam's averages are the discriminator's, which starts afresh whatever the weights are.
+    state = {name: tree for name, tree in shapes.model_state.items() if name != "lecam"}
+    ours = _flat({"params": shapes.ema_params, **state})
     theirs = {name: np.asarray(array) for name, array in _flat(loaded).items()}
     fits = {name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape}
     if not fits:

@@ -16,6 +16,7 @@ LAYOUTS = {
     "maskgit_transformer": ("a MaskGIT transformer", {"Embed_0", "MlmLayer_0"}),
     "uvim_base": ("a UViM stage I", {"encoder_head", "decoder_stem"}),
     "uvim_lm": ("a UViM stage II", {"EmbedPatches", "decoder/EmbedTargets"}),
+    "vit": ("a ViT", {"embedding", "Transformer/encoder_norm"}),
 }
 
 

@@ -11,30 +11,35 @@ from typing import Any
 import jax
 import numpy as np
 
-from fsq_jax.pretrained import layouts, weights_file
+from fsq_jax.pretrained import layouts
 
 PyTree = Any
 _NUMBERED = re.compile(r"(.+)_(\d+)")
 
 
-def vit_encoder_params(path: str, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """`params` of a `CodeLanguageModel` with its image encoder from the file.
+def image_encoder(
+    path: str, vit: Mapping[str, PyTree], params: Mapping[str, PyTree]
+) -> dict[str, PyTree]:
+    """The part of a `CodeLanguageModel`'s parameters that a ViT gives: `encoder`, `EmbedPatches`
+    and `pos_embedding_encoder`, float32 arrays of NumPy.
 
-    Replaced are `encoder`, `EmbedPatches` and `pos_embedding_encoder`, with float32 arrays of
-    NumPy; the file's class token and head have no place there. Positions are resized to the grid
-    of `params`, see `resize_positions`.
+    The ViT's class token and head have no place there. Positions are resized to the grid of the
+    model, see `resize_positions`.
+
+    Args:
+      path: the file, for messages.
+      vit: what it holds.
+      params: the model's; shapes will do.
 
     Raises:
-      ValueError: the file can't be read, is of another network, or of a ViT of other sizes.
+      ValueError: the model has no image encoder, or the ViT is of other sizes.
     """
-    vit = weights_file.read(path)[0]["params"]
-    encoder = dict(vit.get("Transformer", {}))
+    if "pos_embedding_encoder" not in params or "EmbedPatches" not in params:
+        raise ValueError(f"{path} holds a ViT, from which only UViM's stage II can start.")
+    encoder = dict(vit["Transformer"])
     positions = encoder.pop("posembed_input", vit).get("pos_embedding")
-    if "embedding" not in vit or not encoder or np.ndim(positions) != 3:
-        raise ValueError(
-            f"{path} holds {', '.join(sorted(vit)[:4])}; expected a ViT, with embedding, "
-            "Transformer and positions [1, tokens, width]."
-        )
+    if np.ndim(positions) != 3:
+        raise ValueError(f"{path} lacks the positions [1, tokens, width] of a ViT.")
     try:
         positions = resize_positions(positions, params["pos_embedding_encoder"].shape[1])
     except ValueError as error:
@@ -45,7 +50,7 @@ def vit_encoder_params(path: str, params: Mapping[str, PyTree]) -> dict[str, PyT
         "pos_embedding_encoder": positions,
     }
     layouts.check_tree(path, theirs, {name: params[name] for name in theirs})
-    return {**params, **jax.tree.map(lambda x: np.asarray(x, np.float32), theirs)}
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), theirs)
 
 
 def resize_positions(positions_1LD: np.ndarray, num_patches: int) -> np.ndarray:

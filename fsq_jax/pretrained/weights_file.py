@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from flax import serialization, traverse_util
 
-from fsq_jax.pretrained import safetensors_file
+from fsq_jax.pretrained import safetensors
 
 PyTree = Any
 
@@ -46,8 +46,8 @@ def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
     with open(path, "rb") as file:
         head = file.read(16)
     metadata = {}
-    if safetensors_file.is_safetensors(head, size):
-        arrays, metadata = safetensors_file.read(path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        arrays, metadata = safetensors.read(path)  # a header of that length begins there
         variables = traverse_util.unflatten_dict(arrays, sep="/")
     elif head[:4] == b"PK\x03\x04":
         variables = _read_npz(path)

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from fsq_jax.data.sources import make_source
-from fsq_jax.pretrained import maskgit, weights
+from fsq_jax.pretrained import published, weights
 from fsq_jax.stages import tokenizer, uvim_base
 
 PyTree = Any
@@ -43,7 +43,7 @@ def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = No
     """The stage I that a run trained, or that a file holds.
 
     Args:
-      path: a run's workdir, a safetensors export, or a MaskGIT checkpoint.
+      path: a run's workdir, a safetensors export, or a checkpoint of MaskGIT or UViM.
       kinds: the stages that it may be of.
       step: which of a run's checkpoints; the latest by default.
 
@@ -51,7 +51,7 @@ def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = No
       ValueError: there is no stage I of these kinds.
     """
     loaded = weights.load(path, step)
-    config = loaded.config or maskgit.tokenizer_config(path, loaded.params)
+    config = published.stage_1_config(loaded)
     if config.stage not in kinds:
         needed = " or ".join(map(repr, kinds))
         raise ValueError(

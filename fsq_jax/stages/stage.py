@@ -40,8 +40,6 @@ class Stage:
       init: (key, batch) -> TrainState without `frozen`; pure, so that shapes come first.
       update: (state, batch, key) -> (TrainState, {name: scalar}); one optimiser step.
       predict: name -> (state, batch, key) -> dict of arrays, for evaluators, previews, programs.
-      pretrained: shapes of params -> (path, {"params": a part of them as host arrays}), which
-        takes the place of what `init` made where training begins; None where nothing does.
       frozen: host arrays that the loop puts on the devices as `TrainState.frozen`.
       info: plain facts that programs and results record, such as the size of the codebook.
       pins: {dotted config key: value} that the stage found, and that a resumed run must find again.
@@ -50,7 +48,6 @@ class Stage:
     init: Callable
     update: Callable
     predict: Mapping[str, Callable]
-    pretrained: Callable[[PyTree], tuple[str, PyTree]] | None = None
     frozen: PyTree = None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pins: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -14,7 +14,6 @@ import optax
 
 from fsq_jax import losses, optim
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import vit
 from fsq_jax.sampling import autoregressive
 from fsq_jax.stages import frozen, uvim_base
 from fsq_jax.stages.stage import Stage, TrainState
@@ -90,7 +89,6 @@ def make(config, abstract: bool = False) -> Stage:
         init=_make_init(models, optimizer),
         update=_make_update(models, optimizer, config),
         predict=_make_predict(models),
-        pretrained=functools.partial(_encoder_weights, config.vit) if config.vit else None,
         frozen=variables,
         info=codes | {
             "task": config.task.name, "base": fingerprint, "sampling": config.sampling.to_dict()
@@ -102,13 +100,6 @@ def make(config, abstract: bool = False) -> Stage:
 def _base_config(config) -> ml_collections.ConfigDict:
     """What a stage II says of its stage I, as a config that makes it."""
     return ml_collections.ConfigDict(config.base.to_dict() | {"task": config.task.to_dict()})
-
-
-def _encoder_weights(path: str, params) -> tuple[str, dict]:
-    """The path, and the parameters of the image encoder that a ViT's file there holds."""
-    replaced = vit.vit_encoder_params(path, params)
-    encoder = {name: new for name, new in replaced.items() if new is not params[name]}
-    return path, {"params": encoder}
 
 
 def _make_init(models: Models, optimizer):

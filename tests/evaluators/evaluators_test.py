@@ -100,7 +100,10 @@ def test_distance_of_images_to_themselves_is_nothing(tokenizer):
     assert abs(same["reconstruction/fd_random"]) < 1e-3
     other = reconstruction.evaluate(tokenizer, "random", "eval")[0]
     assert other["reconstruction/fd_random"] > 1
-    assert protocol["reference"] == {"split": "eval", "num_images": 20}
+    assert protocol["reference"] == {
+        "name": "scenes", "split": "validation[:20]", "num_images": 20, "sha256": "", "subset": ""
+    }
+    assert protocol["class_balance"] == "data"
 
 
 def test_bits_are_those_of_a_loop(trained, transformer, expected):
@@ -134,6 +137,18 @@ def test_labels_are_balanced(num_samples, num_classes, batch_size):
     assert len(labels) == num_samples and counts.max() - counts.min() <= 1
 
 
+def test_balance_in_words():
+    assert generation.balance(50_000, 1_000) == "50 of each of 1000 classes"
+    assert generation.balance(100, 30) == "3 or 4 of each of 30 classes"
+
+
+def test_codes_are_counted_by_class(tokenizer, expected):
+    counts = np.zeros((30, 15), np.int64)
+    for label, codes in zip(expected["labels"], expected["tokens"], strict=True):
+        counts[label] += np.bincount(codes, minlength=15)
+    np.testing.assert_array_equal(codebook.count_codes_by_class(tokenizer, 30), counts)
+
+
 def test_samples_of_each_batch_are_drawn_anew(transformer):
     drawn = [jax.device_get(out["tokens"]) for _, out in generation.samples(transformer, 240)]
     assert len(drawn) == 30
@@ -146,18 +161,21 @@ def test_all_evaluators_with_their_protocol(trained, transformer):
     results = evaluators.evaluate(config.evals.to_dict(), transformer)
     assert set(results) == {
         "compression/bits_per_token", "validation/loss", "validation/accuracy",
-        "sampling/fd_random",
+        "sampling/fd_random", "sampling/precision_random", "sampling/recall_random",
     }
     json.dumps(results)
     result = results["sampling/fd_random"]
     assert result["step"] == 40 and np.isfinite(result["value"])
     protocol = result["protocol"]
     assert protocol["num_images"] == 36
-    assert protocol["reference"] == {"split": "train", "num_images": 32}
-    assert protocol["features"]["name"] == "random" and protocol["features"]["features"] == 480
+    assert protocol["reference"] == {
+        "name": "scenes", "split": "train[:32]", "num_images": 32, "sha256": "",
+        "subset": "first 10000",
+    }
+    assert protocol["protocol"] == "adm" and protocol["features"]["name"] == "random"
     assert len(protocol["features"]["weights_sha256"]) == 64
     assert protocol["sampling"] == config.sampling.to_dict()
-    assert protocol["class_balance"] == "equal"
+    assert protocol["class_balance"] == "1 or 2 of each of 30 classes"
     assert {
         "data", "size", "eval_split", "train_split", "seed", "weights", "device", "jax", "python",
         "tokenizer",

@@ -8,7 +8,7 @@ import pytest
 from configs import maskgit_tokenizer
 from experiments.quickstart import maskgit as quickstart
 from experiments.quickstart import runner, uvim
-from fsq_jax import describe, quantizers, runs, stages
+from fsq_jax import describe, quantizers, results_file, runs, stages
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])
@@ -62,7 +62,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     resolved = runs.resolve(config)
     runs.claim_workdir(str(tmp_path), resolved, stages.make(resolved))
     results = {"codebook/usage": {"value": 1.0, "protocol": {}, "step": config.steps}}
-    runs.save_results(str(tmp_path), results)
+    results_file.save(str(tmp_path), results)
     monkeypatch.setattr(runner.train, "train", lambda *_: pytest.fail("trained again"))
     assert not runner.train_once(config, str(tmp_path))
     with pytest.raises(ValueError, match="another config"):

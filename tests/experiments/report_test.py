@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from experiments import figures, report
-from fsq_jax import pages
 
 
 def write_run(folder, results, metrics=()):
@@ -41,6 +40,25 @@ def test_comparison_holds_all_metrics_of_any_run(workdirs):
     ]
 
 
+def test_numbers_that_were_measured_differently_are_refused(workdirs):
+    path = f"{workdirs['VQ']}/results.json"
+    with open(path) as file:
+        results = json.load(file)
+    own = {"tokenizer": "abc", "sampling": {"guidance": 1.0}, "seed": 7, "codebook_size": 3}
+    results["codebook/usage"]["protocol"] |= own  # the run's own
+    with open(path, "w") as file:
+        json.dump(results, file)
+    assert report.comparison_table(workdirs).rows[0][1:] == ("75.0%", "50.0%")
+    results["codebook/usage"]["protocol"]["a"]["b"] = 2
+    with open(path, "w") as file:
+        json.dump(results, file)
+    with pytest.raises(ValueError, match=(
+        r"codebook/usage of FSQ and of VQ can't be compared, they were measured differently "
+        r"\(a.b: 1 and 2\)"
+    )):
+        report.comparison_table(workdirs)
+
+
 def test_comparison_takes_wanted_metrics_and_workdirs_that_belong_together(workdirs, tmp_path):
     second = write_run(tmp_path / "maskgit", {"sampling/fid": 3.0})
     table = report.comparison_table(
@@ -54,14 +72,6 @@ def test_runs_of_one_protocol_share_a_row(workdirs):
     rows = report.protocol_table(workdirs).rows
     assert ("codebook", "FSQ, VQ", "step=7; split=validation; a.b=1") in rows
     assert ("reconstruction", "VQ", "step=7; split=validation; a.b=1") in rows
-
-
-def test_tables_as_text_and_html():
-    table = pages.Table(("", "a<b"), [("row", "1"), ("longer row", "22")], caption="c & d")
-    lines = table.text().splitlines()
-    assert lines[2] == "| row        | 1   |"
-    assert len({len(line) for line in lines}) == 1
-    assert "<th>a&lt;b</th>" in table.html() and "c &amp; d" in table.html()
 
 
 def test_times_are_summed():
@@ -96,20 +106,3 @@ def test_reconstructions_stand_below_their_originals():
     np.testing.assert_array_equal(
         axes[1].images[0].get_array()[2:10, 2:10], (images[0] / 2 * 255 + 0.5).astype(np.uint8)
     )
-
-
-def test_codes_are_sorted_and_split_into_levels():
-    counts_K = np.arange(6)
-    axes = pages.codes_figure({"FSQ": counts_K, "VQ": np.ones(4)}, levels=(2, 3)).axes
-    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), np.arange(6)[::-1] / 15)
-    heights = [[bar.get_height() for bar in axis.patches] for axis in axes[1:]]
-    np.testing.assert_allclose(heights[0], np.array([6, 9]) / 15)
-    np.testing.assert_allclose(heights[1], np.array([1, 5, 9]) / 15)
-
-
-def test_page_is_self_contained(workdirs):
-    figure = figures.curves_figure(workdirs)
-    text = pages.page("A & B", {"One": ["x < y", report.comparison_table(workdirs)],
-                                 "Two": [figure]})
-    assert "<h1>A &amp; B</h1>" in text and "<p>x &lt; y</p>" in text and "<table>" in text
-    assert text.count('src="data:image/png;base64,') == text.count("<img") == 1

@@ -75,6 +75,40 @@ def test_singular_covariances():
     np.testing.assert_allclose(got, first.sum())
 
 
+@pytest.mark.parametrize("small", [1e-4, 1e-8])
+def test_near_singular_covariances(small):
+    # In two dimensions there is a closed form:
+    # tr (S1^1/2 S2 S1^1/2)^1/2 = sqrt(tr S1 S2 + 2 sqrt(det S1 det S2)).
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(2, 2)))[0]
+    first, second = np.diag([1.0, small]), rotation @ np.diag([2.0, small]) @ rotation.T
+    cross = np.sqrt(np.trace(first @ second) + 2 * np.sqrt(2.0) * small)
+    want = np.trace(first) + np.trace(second) - 2 * cross
+    zero = np.zeros(2)
+    np.testing.assert_allclose(
+        frechet.frechet_distance(zero, first, zero, second), want, rtol=1e-10
+    )
+
+
+def test_fewer_rows_than_features():
+    # Of rank 9 in 30 dimensions, where sqrtm of the product fails or is complex.
+    a, b = gather(rows(7, 10, 30)), gather(rows(8, 12, 30))
+    eigenvalues = scipy.linalg.eigvals(a.covariance @ b.covariance).astype(complex)
+    want = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance)
+    want -= 2 * np.sqrt(eigenvalues).real.sum()
+    np.testing.assert_allclose(frechet.distance(a, b), want, rtol=1e-5)
+
+
+def test_float32_statistics_pass_and_no_covariance_does_not():
+    x = gather(rows(9, 10, 30))  # singular: rounding leaves eigenvalues below zero
+    zero, rounded = np.zeros(30), x.covariance.astype(np.float32).astype(np.float64)
+    got = frechet.frechet_distance(zero, rounded, zero, x.covariance)
+    assert 0 <= got < 1e-5 * np.trace(rounded)
+    with pytest.raises(ValueError, match="root of a covariance is off by .* negative eigenvalues"):
+        frechet.frechet_distance(zero[:2], np.diag([1.0, -0.1]), zero[:2], np.eye(2))
+    with pytest.raises(ValueError, match="not symmetric"):
+        frechet.frechet_distance(zero[:2], np.array([[1, 0.5], [0, 1]]), zero[:2], np.eye(2))
+
+
 def test_files(tmp_path):
     path = tmp_path / "statistics"
     x = gather(rows(6))

@@ -7,7 +7,8 @@ import pytest
 import scipy.ndimage
 
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import vit, weights_file
+from fsq_jax.pretrained import initialize, vit, weights_file
+from fsq_jax.stages.stage import TrainState
 from tests.tiny import random_variables
 
 MODEL = CodeLanguageModel(
@@ -45,12 +46,14 @@ def file(folder, positions=5, **changes):
 
 def test_the_image_encoder_is_replaced_and_nothing_else(tmp_path):
     path, arrays = file(tmp_path)
-    params = vit.vit_encoder_params(path, ours())
-    flat, before = weights_file.flatten(params), weights_file.flatten(ours())
-    assert {k: v.shape for k, v in flat.items()} == {k: v.shape for k, v in before.items()}
-    theirs = {"encoder", "EmbedPatches", "pos_embedding_encoder"}
-    for name, array in flat.items():
-        assert (array is before[name]) == (name.split("/")[0] not in theirs)
+    state = TrainState(0, ours(), None, ours(), {})
+    start = initialize.load(state, str(path))
+    flat = {name.removeprefix("params/"): array for name, array in start.taken.items()}
+    theirs = ("encoder/", "EmbedPatches/", "pos_embedding_encoder")
+    before = weights_file.flatten(ours())
+    assert set(flat) == {name for name in before if name.startswith(theirs)}
+    assert {name.removeprefix("params/") for name in start.new} == set(before) - set(flat)
+    assert not start.left_over
     np.testing.assert_array_equal(flat["EmbedPatches/bias"], arrays["embedding/bias"])
     block = "encoderblock_1"
     for name, old in [
@@ -104,12 +107,12 @@ def test_files_that_do_not_fit_get_one_sentence_each(tmp_path):
     for changes, message in [
         ({"embedding/kernel": kernel}, r"EmbedPatches/kernel has .*\(8, 8, .*\(4, 4, 3, 16\)"),
         ({norm: None}, "lacks 1 arrays, such as 'encoder/encoder_norm/scale'"),
-        ({"embedding/kernel": None, "embedding/bias": None}, "holds Transformer, .*expected a ViT"),
-        ({position: None}, "expected a ViT.* and positions"),
+        ({"embedding/kernel": None, "embedding/bias": None}, "Nothing of .* holds 39 arrays"),
+        ({position: None}, "lacks the positions .1, tokens, width. of a ViT"),
         ({position: np.zeros((1, 7, 16), np.float32)}, "7 tokens and 9 patches"),
         ({position: np.zeros((1, 4, 8), np.float32)}, r"pos_embedding_encoder has .*\(1, 9, 8\)"),
     ]:
         path, _ = file(tmp_path, **changes)
         with pytest.raises(ValueError, match=message) as error:
-            vit.vit_encoder_params(path, ours())
+            initialize.load(TrainState(0, ours(), None, ours(), {}), str(path))
         assert "\n" not in str(error.value) and str(path) in str(error.value)

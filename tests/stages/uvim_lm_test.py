@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import train_step
-from fsq_jax import checkpoint, encode, runs, sharding, stages
-from fsq_jax.stages import frozen, uvim_lm
+from fsq_jax import checkpoint, encode, runs, stages
+from fsq_jax.stages import frozen
 from tests import tiny
 
 
@@ -135,19 +135,3 @@ def test_a_tokenizer_is_no_stage_of_uvim(tmp_path):
     checkpoint.save_config(str(tmp_path), tiny.tokenizer())
     with pytest.raises(ValueError, match="stage 'tokenizer'; a run of stage 'uvim_base' is needed"):
         stages.make(tiny.code_model(tmp_path))
-
-
-def test_a_vit_takes_the_place_of_the_encoder(base, tmp_path, monkeypatch):
-    ones = {"EmbedPatches": {"bias": np.ones(16, np.float32)}}
-    monkeypatch.setattr(uvim_lm.vit, "vit_encoder_params", lambda path, params: {**params, **ones})
-    stage, state, _ = start(tiny.code_model(base, {"vit": "vit.npz"}))
-    (tmp_path / "run").mkdir()
-    begin = runs.initial_weights(tiny.code_model(base), stage, str(tmp_path / "run"), state)
-    where = sharding.state_shardings(state, sharding.make_mesh(), fsdp=False)
-    after = begin.put_over(state, where, str(tmp_path / "run"))
-    assert begin.path == "vit.npz" and list(begin.taken) == ["params/EmbedPatches/bias"]
-    for params in (after.params, after.ema_params):
-        np.testing.assert_array_equal(params["EmbedPatches"]["bias"], 1)
-        np.testing.assert_array_equal(
-            params["EmbedPatches"]["kernel"], state.params["EmbedPatches"]["kernel"]
-        )

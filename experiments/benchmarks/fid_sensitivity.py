@@ -1,0 +1,135 @@
+"""What FID depends on besides the images: one pair of sets under one change at a time, as JSON.
+
+python -m experiments.benchmarks.fid_sensitivity --data=tfds:fashion_mnist --data_dir=... \
+    --count=10000 --out=experiments/results/evaluation/sensitivity.json
+
+The pair: the first images of the test split against as many of the training split, the former
+stained with noise, as samples are no copies of their data. Changed are the resize and the scaling
+of the input, the dtype of the network (TF32 is a GPU's: "not run" elsewhere), the rounding of the
+samples to 8 bits, and the number of samples. Weights: --weights, $FSQ_JAX_INCEPTION, or random ones
+(--weights=random), whose distances are no FID but react in the same way.
+"""
+
+import functools
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from fsq_jax.data import sources
+from fsq_jax.metrics import frechet
+from fsq_jax.models import resizing
+from fsq_jax.models.inception import SIZE, to_uint8
+from fsq_jax.pretrained import inception
+
+BASE = dict(resize="tf1", scaling="128", dtype="float32", rounding="uint8")
+CHANGES = (
+    {},
+    {"resize": "bilinear"}, {"resize": "bilinear", "scaling": "127.5"}, {"resize": "bicubic-pil"},
+    {"scaling": "127.5"},
+    {"dtype": "tf32"}, {"dtype": "bfloat16"},
+    {"rounding": "none"},
+)
+
+
+def load_images(split: str) -> np.ndarray:
+    """Images float32 [N,H,W,3] in [0, 1] of a split."""
+    spec = f"{split}[:{flags.FLAGS.count}]"
+    source = sources.make_source(flags.FLAGS.data, spec, 32, flags.FLAGS.data_dir)
+    return np.stack([source[i]["image"] for i in range(len(source))]).astype(np.float32) / 255
+
+
+@functools.cache
+def network(dtype: str, scaling: str):
+    """(apply, variables, weights) of images at the size of the network: resizes share it."""
+    options = dict(dtype=dtype, scaling=scaling, resize="none")
+    if flags.FLAGS.weights == "random":
+        apply, variables, info = inception.load_random(**options)
+    else:
+        apply, variables, info = inception.load(flags.FLAGS.weights or None, **options)
+    weights = {name: info[name] for name in ("name", "weights_sha256")}
+    return jax.jit(lambda variables, images: apply(variables, images).pool_BF), variables, weights
+
+
+def features(images: np.ndarray, rounding: str, resize: str, **options) -> np.ndarray:
+    """pool_3 of the images, [N,2048]."""
+    extract, variables, _ = network(**options)
+    batches = []
+    for start in range(0, len(images), flags.FLAGS.batch):
+        batch = jnp.asarray(images[start : start + flags.FLAGS.batch])
+        batch = to_uint8(batch) if rounding == "uint8" else batch * 255
+        batch = resizing.resize(batch, SIZE, resize)
+        batches.append(np.asarray(extract(variables, batch)))
+    return np.concatenate(batches)
+
+
+def moments(rows_NF: np.ndarray) -> frechet.Moments:
+    return frechet.Moments.empty(rows_NF.shape[1]).update(rows_NF)
+
+
+def runnable(dtype: str) -> bool:
+    """Whether this device has the dtype: the CPU would compute float32 in the place of TF32."""
+    return dtype != "tf32" or jax.default_backend() == "gpu"
+
+
+def table(samples: np.ndarray, reference: np.ndarray) -> list[dict]:
+    """A row a change: the distance, beside that with the reference left as it is in BASE."""
+    rows, base = [], None
+    for change in CHANGES:
+        options = BASE | change
+        if not runnable(options["dtype"]):
+            rows.append({"change": change, "not_run": "TF32 needs a GPU"})
+            continue
+        ours = features(samples, **options)
+        theirs = moments(features(reference, **options | {"rounding": "uint8"}))
+        row = {"change": change, "distance": frechet.distance(moments(ours), theirs)}
+        if base is None:
+            base = (ours, theirs)
+        else:  # what happens to whom takes features of one tool and statistics of another
+            row["against_the_unchanged_reference"] = frechet.distance(moments(ours), base[1])
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    ours, theirs = base
+    for divisor in (2, 5, 10, 20):
+        count = len(ours) // divisor
+        row = {"change": {"num_samples": count},
+               "distance": frechet.distance(moments(ours[:count]), theirs)}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def main(argv) -> None:
+    del argv
+    begin = time.perf_counter()
+    rng = np.random.default_rng(0)
+    samples, reference = load_images("test"), load_images("train")
+    noise = rng.standard_normal(samples.shape, np.float32)
+    samples = np.clip(samples + flags.FLAGS.noise * noise, 0, 1)
+    result = {
+        "samples": f"{flags.FLAGS.data} test[:{len(samples)}], noise of {flags.FLAGS.noise}",
+        "reference": f"{flags.FLAGS.data} train[:{len(reference)}]",
+        "weights": network(BASE["dtype"], BASE["scaling"])[2],
+        "base": BASE, "num_images": len(samples), "rows": table(samples, reference),
+        "seconds": time.perf_counter() - begin,
+        "device": jax.devices()[0].device_kind, "jax": jax.__version__,
+    }
+    if flags.FLAGS.out:
+        os.makedirs(os.path.dirname(flags.FLAGS.out) or ".", exist_ok=True)
+        Path(flags.FLAGS.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+    flags.DEFINE_string("data", "tfds:fashion_mnist", "Data set with splits train and test.")
+    flags.DEFINE_integer("count", 10_000, "Images of each set.")
+    flags.DEFINE_integer("batch", 250, "Images of a batch.")
+    flags.DEFINE_float("noise", 0.02, "Deviation of the noise on the test split's images.")
+    flags.DEFINE_string("weights", "random", 'File of weights, "" to look it up, "random".')
+    flags.DEFINE_string("out", "", "JSON file to write.")
+    app.run(main)
