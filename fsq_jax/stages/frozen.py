@@ -1,11 +1,13 @@
 """A trained stage I, as stage II and `fsq_jax.encode` use it: it gives tokens, and never trains."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
+from fsq_jax import checkpoint
 from fsq_jax.data.sources import make_source
 from fsq_jax.pretrained import published, weights
 from fsq_jax.stages import tokenizer, uvim_base
@@ -50,19 +52,25 @@ def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = No
     Raises:
       ValueError: there is no stage I of these kinds.
     """
+    if os.path.exists(os.path.join(path, "config.json")):  # a run: known before it is read
+        _check_kind(path, checkpoint.load_config(path), kinds)
     loaded = weights.load(path, step)
     config = published.stage_1_config(loaded)
-    if config.stage not in kinds:
-        needed = " or ".join(map(repr, kinds))
-        raise ValueError(
-            f"{path!r} is a run of stage {config.stage!r}; a run of stage {needed} is needed."
-        )
+    _check_kind(path, config, kinds)
     stage = KINDS[config.stage]
     model = stage.make_model(config)
     return Frozen(
         model, stage.make_encode(config), loaded.variables, loaded.fingerprint,
         stage.describe_codes(config, model), loaded.step, config,
     )
+
+
+def _check_kind(path: str, config, kinds: tuple[str, ...]) -> None:
+    if config.stage not in kinds:
+        needed = " or ".join(map(repr, kinds))
+        raise ValueError(
+            f"{path!r} is a run of stage {config.stage!r}; a run of stage {needed} is needed."
+        )
 
 
 def load_pinned(config, section: str, kind: str) -> Frozen:
