@@ -147,7 +147,7 @@ def test_abstract_is_the_same_in_shapes(workdir, begun):
     "changes, message",
     [
         ({"tokenizer.workdir": ""}, "needs a trained tokenizer"),
-        ({"tokenizer.workdir": "no/run"}, "no/run is not a file; expected .*, or the workdir of a run"),
+        ({"tokenizer.workdir": "no/run"}, "no/run is not a file; expected .* workdir of a run"),
         ({"data.size": 9}, "data.size=9 is not a multiple of the 2 pixels"),
         ({"tokenizer.fingerprint": "0" * 16}, "trained on tokenizer 0000000000000000, but"),
     ],
