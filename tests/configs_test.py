@@ -332,22 +332,18 @@ def test_smoke_transformer_trains(dtype):
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
-@pytest.mark.parametrize("task, quantizer, dtype", [
-    ("depth", "fsq", "bfloat16"), ("colorization", "vq", "float32"),
-    ("panoptic", "vq_ema", "float32"),
-])
+# In float32, and with every task and quantizer, they train in tests/stages.
 @pytest.mark.usefixtures("quickly")
-def test_smoke_label_autoencoder_trains(task, quantizer, dtype):
-    changes = {"model.dtype": dtype, "optim.learning_rate": 1e-2}
-    metrics = three_steps(tiny.label_coder(changes, task, quantizer))
+def test_smoke_label_autoencoder_trains_in_bfloat16():
+    changes = {"model.dtype": "bfloat16", "optim.learning_rate": 1e-2}
+    metrics = three_steps(tiny.label_coder(changes))
     assert metrics[2]["task"] < metrics[0]["task"]
 
 
-@pytest.mark.parametrize("task, dtype", [("depth", "bfloat16"), ("colorization", "float32")])
 @pytest.mark.usefixtures("quickly")
-def test_smoke_language_model_trains(task, dtype):
-    changes = {"model.dtype": dtype, "optim.learning_rate": 1e-2}
-    metrics = three_steps(tiny.code_model("", changes, task))
+def test_smoke_language_model_trains_in_bfloat16():
+    changes = {"model.dtype": "bfloat16", "optim.learning_rate": 1e-2}
+    metrics = three_steps(tiny.code_model("", changes))
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 

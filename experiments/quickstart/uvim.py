@@ -55,7 +55,7 @@ def base_config(
     if quantizer == "vq":
         config.quantizer.channels = 96
     config.optim.update(learning_rate=1e-3, warmup_steps=scaled(100, scale, 0))
-    train_for(config, 1_000, batch_size=32, scale=scale)
+    train_for(config, 800, batch_size=32, scale=scale)
     return config
 
 
@@ -71,7 +71,7 @@ def lm_config(
     config.optim.update(
         learning_rate=1e-3, warmup_steps=scaled(100, scale, 0), clip_norm=1.0, rate_multipliers=()
     )
-    train_for(config, 1_000, batch_size=32, scale=scale)
+    train_for(config, 800, batch_size=32, scale=scale)
     return config
 
 
