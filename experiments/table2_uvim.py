@@ -273,7 +273,9 @@ def main(argv) -> None:
             for command in commands(workdir, row, options.scale, data, argv[1:]).values():
                 print("python", *command)
         return
-    failed = train_all(workdir, rows, options.scale, data, argv[1:])
+    failed = []
+    if not options.collect:
+        failed = train_all(workdir, rows, options.scale, data, argv[1:])
     print(write(workdir, out, rows, failed))
     if failed:
         raise ValueError("\n".join(failed))
@@ -283,6 +285,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("scale", "bench", ["paper", "bench", "smoke"], "As in the configs.")
     flags.DEFINE_list("rows", [], "Which rows, such as depth_fsq; all by default.")
     flags.DEFINE_bool("commands", False, "Print the commands, and run nothing.")
+    flags.DEFINE_bool("collect", False, "Train nothing; write what there is.")
     flags.DEFINE_integer("parallel", 1, "Rows that are trained at once.", lower_bound=1)
     flags.DEFINE_string("data", "", "Data of all tasks, arrays:PATH; the scale's by default.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")

@@ -27,12 +27,19 @@ VARIANTS = (
     ("torch-fidelity", "float32"), ("torch-fidelity", "tf32"),
     ("torch-fidelity compiled", "float32"), ("torch-fidelity compiled", "tf32"),
 )
+TOOLS = tuple(dict.fromkeys(tool for tool, _ in VARIANTS))
+DTYPES = ("float32", "tf32", "bfloat16")
 KINDS = ("features", "fid", "precision_recall")
 SMOKE = dict(side=32, samples=6, reference=10, seconds=0.1)
 
 
 def plan(
-    batches: Sequence[int], kinds: Sequence[str] = KINDS, smoke: bool = False, **sizes
+    batches: Sequence[int],
+    kinds: Sequence[str] = KINDS,
+    dtypes: Sequence[str] = DTYPES,
+    tools: Sequence[str] = TOOLS,
+    smoke: bool = False,
+    **sizes,
 ) -> list[dict]:
     """All measurements, in the order in which they are made; `sizes` as in `SMOKE`."""
     if smoke:
@@ -44,10 +51,13 @@ def plan(
     ]
     whole = [
         dict(kind="fid", tool="fsq_jax", dtype=dtype, batch=batches[-1], **sizes)
-        for dtype in ("float32", "tf32", "bfloat16")
+        for dtype in DTYPES
     ]
     whole.append(dict(kind="precision_recall", tool="fsq_jax", dtype="float32", **sizes))
-    return [one for one in features + whole if one["kind"] in kinds]
+    return [
+        one for one in features + whole
+        if one["kind"] in kinds and one["tool"] in tools and one["dtype"] in dtypes
+    ]
 
 
 def noise(count: int, side: int) -> np.ndarray:
@@ -214,7 +224,8 @@ def main(argv) -> None:
         os.makedirs(os.path.dirname(flags.FLAGS.out) or ".", exist_ok=True)
     values = {name: getattr(flags.FLAGS, name) for name in SMOKE}
     batches = [int(batch) for batch in flags.FLAGS.batches]
-    for one in plan(batches, flags.FLAGS.only, flags.FLAGS.smoke, **values):
+    chosen = (flags.FLAGS.only, flags.FLAGS.dtypes, flags.FLAGS.tools)
+    for one in plan(batches, *chosen, flags.FLAGS.smoke, **values):
         text = json.dumps(one | run_apart(one))
         print(text, flush=True)
         if flags.FLAGS.out:
@@ -232,5 +243,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("timeout", 240, "Seconds after which a measurement is given up.")
     flags.DEFINE_bool("smoke", False, "Tiny sizes.")
     flags.DEFINE_list("only", list(KINDS), "Kinds to measure.")
+    flags.DEFINE_list("dtypes", list(DTYPES), "Types to compute in.")
+    flags.DEFINE_list("tools", list(TOOLS), "Implementations.")
     flags.DEFINE_string("one", "", "A measurement as JSON, made in this process.")
     app.run(main)

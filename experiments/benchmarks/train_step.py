@@ -31,6 +31,7 @@ _OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a block.")
 _TIMEOUT = flags.DEFINE_integer("timeout", 240, "Seconds after which a variant is given up.")
+_FLOPS = flags.DEFINE_bool("flops", True, "Count a step's FLOPs, on the CPU, after it was timed.")
 _ONE = flags.DEFINE_bool("one", False, "Measure the one variant given, in this process.")
 
 
@@ -177,7 +178,7 @@ def main(argv) -> None:
     for variant in argv[1:]:
         options = [f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
         result = {"variant": variant} | run_apart("train_step", options, _TIMEOUT.value)
-        if "step_ms" in result:
+        if "step_ms" in result and _FLOPS.value:
             flops = count_flops(variant)
             result |= {"tflop_per_step": flops / 1e12, "tflops": flops / result["step_ms"] / 1e9}
         record(result, _OUT.value)

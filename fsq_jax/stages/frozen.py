@@ -67,7 +67,9 @@ def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = No
 def _check_kind(path: str, stage: str, kinds: tuple[str, ...]) -> None:
     if stage not in kinds:
         needed = " or ".join(map(repr, kinds))
-        raise ValueError(f"{path!r} is a run of stage {stage!r}; a run of stage {needed} is needed.")
+        raise ValueError(
+            f"{path!r} is a run of stage {stage!r}; a run of stage {needed} is needed."
+        )
 
 
 def load_pinned(config, section: str, kind: str) -> Frozen:
