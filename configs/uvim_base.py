@@ -183,16 +183,16 @@ def paper(task: str) -> dict:
 
 def bench(task: str) -> dict:
     return dict(
-        steps=2_000, batch_size=64, eval_batch_size=64,
+        steps=1_500, batch_size=64, eval_batch_size=64,
         model=dict(
             patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024,
             code_side=8,
         ),
-        optim=dict(warmup_steps=200),
+        optim=dict(warmup_steps=150),
         # A scene is seen from one place, and its objects stand on the floor: no crop.
         data=dict(workers=2, min_area=1.0, max_aspect=1.0),
-        log_every=50, preview_every=2_000, checkpoint_every=2_000, keep=1,
-        evals={"codebook": dict(every=2_000)} | evals(task, every=2_000, features="efficientnet"),
+        log_every=50, preview_every=1_500, checkpoint_every=1_500, keep=1,
+        evals={"codebook": dict(every=1_500)} | evals(task, every=1_500, features="efficientnet"),
     )
 
 

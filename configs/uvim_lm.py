@@ -74,13 +74,13 @@ def paper(task: str) -> dict:
 def bench(task: str) -> dict:
     del task
     return dict(
-        steps=2_000, batch_size=64, eval_batch_size=64,
+        steps=1_500, batch_size=64, eval_batch_size=64,
         model=dict(
             patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024
         ),
         # Nothing is trained beforehand here, so that all learns at one rate.
-        optim=dict(warmup_steps=200, clip_norm=1.0, rate_multipliers=()),
-        log_every=50, preview_every=2_000, checkpoint_every=2_000, keep=1,
+        optim=dict(warmup_steps=150, clip_norm=1.0, rate_multipliers=()),
+        log_every=50, preview_every=1_500, checkpoint_every=1_500, keep=1,
     )
 
 
