@@ -129,7 +129,6 @@ def _uvim_lm(loaded, tokenizer: str) -> ml_collections.ConfigDict:
         known.task.name: dict(every=0), "validation": dict(every=0)
     })
     config.sampling = dict(temperature=0.0)  # the likeliest code, as UViM's evaluators take it
-    config.vit = ""
     return config
 
 

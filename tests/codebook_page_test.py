@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fsq_jax import checkpoint, codebook_page, results_file, runs
-from fsq_jax.stages import frozen_tokenizer
+from fsq_jax.stages import frozen
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -47,7 +47,7 @@ def test_classes_are_sorted_by_how_many_codes_they_use(monkeypatch):
 def test_the_page_of_a_run(trained, tmp_path):
     config, _, run = runs.load(trained.tokenizer)
     run = dataclasses.replace(run, workdir=str(tmp_path / "tokenizer"))
-    own = frozen_tokenizer.load(trained.tokenizer).fingerprint
+    own = frozen.load(trained.tokenizer).fingerprint
     for name, tokenizer, bits in (("mg", own, 2.345), ("other", "0123456789abcdef", 3.456)):
         checkpoint.save_config(tmp_path / name, config)
         result = {"value": bits, "protocol": {"tokenizer": tokenizer}, "step": 1}

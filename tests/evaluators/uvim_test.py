@@ -118,7 +118,8 @@ def test_distance_of_true_colours_is_nothing():
     run = make_run(lambda state, batch, key: {"image": batch["image"]})
     values, protocol = colorization.evaluate(run, **ARGUMENTS)
     assert values["colorization/psnr"] == 100 and abs(values["colorization/fd_random"]) < 1e-3
-    assert protocol["reference"] == {"split": "eval", "num_images": COUNT}
+    assert protocol["protocol"] == "coltran"
+    assert protocol["reference"]["num_images"] == COUNT and protocol["reference"]["split"] == "eval"
     assert protocol["num_images"] == COUNT and protocol["distance_size"] == SIZE
 
 
@@ -127,8 +128,8 @@ class Means:
 
     metric = "fd_means"
 
-    def __init__(self, run, name):
-        pass
+    def __init__(self, run, name, protocol):
+        assert protocol == "coltran"
 
     def no_images(self):
         return ()
