@@ -12,6 +12,9 @@ Arguments, after the colon, separated by commas:
   data=tfds:imagenet2012    or scenes, folder:PATH; default by scale
   data_dir=PATH             where TFDS keeps its data sets
   dtype=float32|bfloat16    what activations are computed in; default by scale
+
+Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_mnist): FSQ [8,5,5,5]
+26.11 dB with 998 of 1,000 codes in use, VQ 24.33 dB with 402 of 1,024. scale=paper: not run.
 """
 
 import ml_collections

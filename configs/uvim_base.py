@@ -15,6 +15,9 @@ Arguments, after the colon, separated by commas:
   data=tfds:nyu_depth_v2    or scenes, arrays:PATH; default by scale and task
   data_dir=PATH             where TFDS keeps its data sets
   dtype=float32|bfloat16    what activations are computed in; default by scale
+
+Reached with scale=bench (scenes, experiments/results/uvim_bench), from the true code, FSQ and VQ:
+depth RMSE 0.238 and 0.246 m, PQ 92.6 and 90.9, colour PSNR 31.87 and 30.98 dB. scale=paper: not run.
 """
 
 import ml_collections

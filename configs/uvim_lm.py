@@ -12,6 +12,9 @@ Arguments, after the colon, separated by commas:
   size, data, data_dir, dtype                          as in uvim_base.py
   quantizer, levels, codebook_size, splitting, context what `fsq_jax.describe` assumes where no
                                                        base=PATH is given; a run reads them from it
+
+Reached with scale=bench (scenes, experiments/results/uvim_bench), FSQ and VQ: depth RMSE 0.326 and
+0.371 m, PQ 76.3 and 79.8, colours' Fréchet distance (EfficientNet) 94.9 and 104. scale=paper: not run.
 """
 
 import ml_collections

@@ -18,7 +18,7 @@ from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.models.tokenizer import Tokenizer
 from fsq_jax.sampling import masked
 from fsq_jax.stages import frozen, tokenizer
-from fsq_jax.stages.stage import Stage, TrainState
+from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +97,7 @@ def _make_init(models: Models, optimizer):
         del batch  # the shapes are the model's own
         tokens = jnp.zeros((1, models.side**2 + 1), jnp.int32)
         params = models.transformer.init(key, tokens)["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema_params=params,
-            model_state={},
-        )
+        return first_state(params, optimizer, {})
 
     return init
 
@@ -131,14 +125,8 @@ def _make_update(models: Models, optimizer, config):
         grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
             state.params, (), batch, key
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=optim.moving_average(state.ema_params, params, config.ema_decay),
-        ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+        state = next_state(state, grads, optimizer, config.ema_decay, state.model_state)
+        return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return update
 

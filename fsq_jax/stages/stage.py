@@ -5,7 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from flax import struct
+
+from fsq_jax import optim
 
 PyTree = Any
 
@@ -51,3 +55,35 @@ class Stage:
     frozen: PyTree = None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pins: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def first_state(
+    params: PyTree, optimizer: optax.GradientTransformation, model_state: PyTree
+) -> TrainState:
+    """The state before the first update, of a stage with one network and one optimiser."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema_params=params,
+        model_state=model_state,
+    )
+
+
+def next_state(
+    state: TrainState,
+    grads: PyTree,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    model_state: PyTree,
+) -> TrainState:
+    """The state after an update with these gradients; `ema_decay` 0 averages nothing."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema_params=optim.moving_average(state.ema_params, params, ema_decay),
+        model_state=model_state,
+    )

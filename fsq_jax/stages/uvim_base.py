@@ -13,7 +13,7 @@ import optax
 from fsq_jax import drawing, optim, quantizers, tasks
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.vit import patchify, unpatchify
-from fsq_jax.stages.stage import Stage, TrainState
+from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
 from fsq_jax.tasks.unlabelled import blank_labels, context
 
 
@@ -133,13 +133,7 @@ def _make_init(coder: LabelCoder, optimizer):
             {"params": key_params, "codebook": key_codebook}, coder.patches(labels), context
         ))
         params = variables.pop("params")
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema_params=params,
-            model_state=variables,
-        )
+        return first_state(params, optimizer, variables)
 
     return init
 
@@ -171,15 +165,8 @@ def _make_update(config, coder: LabelCoder, optimizer):
         grads, model_state, metrics = optim.accumulate(gradients, config.accumulate)(
             state.params, state.model_state, batch, jax.random.fold_in(key, state.step)
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=optim.moving_average(state.ema_params, params, config.ema_decay),
-            model_state=model_state,
-        ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+        state = next_state(state, grads, optimizer, config.ema_decay, model_state)
+        return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return update
 

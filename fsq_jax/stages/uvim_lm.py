@@ -16,7 +16,7 @@ from fsq_jax import losses, optim
 from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.sampling import autoregressive
 from fsq_jax.stages import frozen, uvim_base
-from fsq_jax.stages.stage import Stage, TrainState
+from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
 from fsq_jax.tasks.unlabelled import context
 
 # What decides which image a record becomes: a token cache is made of these very images.
@@ -107,13 +107,7 @@ def _make_init(models: Models, optimizer):
         context = models.context({"image": batch["image"][:1]})
         codes = jnp.zeros((1, models.lm.num_codes), jnp.int32)
         params = models.lm.init(key, context, codes)["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema_params=params,
-            model_state={},
-        )
+        return first_state(params, optimizer, {})
 
     return init
 
@@ -135,14 +129,8 @@ def _make_update(models: Models, optimizer, config):
         grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
             state.params, (), inputs, key
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=optim.moving_average(state.ema_params, params, config.ema_decay),
-        ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+        state = next_state(state, grads, optimizer, config.ema_decay, state.model_state)
+        return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return update
 
