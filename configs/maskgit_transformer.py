@@ -12,9 +12,9 @@ Arguments, after the colon, separated by commas:
   quantizer, levels, codebook_size             what `fsq_jax.describe` assumes where no
                                                tokenizer=PATH is given; a run reads them from it
 
-Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_mnist): on FSQ's tokens
-4.621 bits a token and a Fréchet distance of samples (EfficientNet) of 32.1, on VQ's 3.261 and 40.3.
-scale=paper: not run.
+Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_mnist): on FSQ's
+tokens 4.621 bits a token and a Fréchet distance of samples (EfficientNet) of 32.1, on VQ's 3.261
+and 40.3. scale=paper: not run.
 """
 
 import ml_collections

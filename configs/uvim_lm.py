@@ -14,7 +14,8 @@ Arguments, after the colon, separated by commas:
                                                        base=PATH is given; a run reads them from it
 
 Reached with scale=bench (scenes, experiments/results/uvim_bench), FSQ and VQ: depth RMSE 0.326 and
-0.371 m, PQ 76.3 and 79.8, colours' Fréchet distance (EfficientNet) 94.9 and 104. scale=paper: not run.
+0.371 m, PQ 76.3 and 79.8, colours' Fréchet distance (EfficientNet) 94.9 and 104.
+scale=paper: not run.
 """
 
 import ml_collections
