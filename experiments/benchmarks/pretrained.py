@@ -41,14 +41,18 @@ def networks(smoke: bool) -> tuple[Tokenizer, MaskedTransformer]:
     return tokenizer, MaskedTransformer(vocab_size=2025, num_positions=257)
 
 
+def random_variables(model, *inputs) -> dict:
+    """Random arrays in the place of all that a model's `init` makes."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: 0.02 * rng.standard_normal(s.shape, np.float32), shapes)
+
+
 def write_random(model, path: str, *inputs) -> int:
     """Writes random weights of a model as MaskGIT's msgpack; returns how many there are."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    rng = np.random.default_rng(0)
-    weights_file.write_msgpack(path, jax.tree.map(
-        lambda s: 0.02 * rng.standard_normal(s.shape, np.float32), shapes
-    ))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    params = random_variables(model, *inputs)["params"]
+    weights_file.write_msgpack(path, params)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def load_times(paths: dict[str, str], codebook_size: int) -> dict[str, float]:
