@@ -47,7 +47,7 @@ MEASUREMENTS = (
     Measurement("inception", "inception_speed", (
         "--only=features", "--batches=256", "--tools=fsq_jax,torch-fidelity", "--timeout=60",
     ), 150),
-    Measurement("decode", "decode", ("--repeats=3", f"configs/uvim_lm.py:{_FULL}"), 180),
+    Measurement("decode", "decode", ("--repeats=3", f"configs/uvim_lm.py:{_FULL}"), 260),
     Measurement("pretrained_uvim", "pretrained_uvim", (), 180),
     Measurement("inception_fid", "inception_speed", (
         "--only=fid,precision_recall", "--batches=256", "--dtypes=float32,tf32", "--timeout=120",
