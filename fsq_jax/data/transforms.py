@@ -262,14 +262,6 @@ def _to_range(record, rng, *, low, high):
 
 def random_view(record: Record, rng: np.random.Generator) -> Record:
     """A record of a token cache with one of its views, drawn at random, as tokens int32 [L]."""
-    return _view(record, int(rng.integers(len(record["tokens_VL"]))))
-
-
-def first_view(record: Record, rng: np.random.Generator | None = None) -> Record:
-    """A record of a token cache with its first view as tokens int32 [L]."""
-    return _view(record, 0)
-
-
-def _view(record: Record, view: int) -> Record:
+    view = int(rng.integers(len(record["tokens_VL"])))
     rest = {name: value for name, value in record.items() if name != "tokens_VL"}
     return rest | {"tokens": record["tokens_VL"][view]}

@@ -181,7 +181,6 @@ def test_crop_to_a_box():
 
 def test_views():
     record = {"tokens_VL": np.arange(6).reshape(3, 2), "label": 1}
-    assert transforms.first_view(record)["tokens"].tolist() == [0, 1]
     rng = np.random.default_rng(0)
     seen = {tuple(transforms.random_view(record, rng)["tokens"]) for _ in range(30)}
     assert seen == {(0, 1), (2, 3), (4, 5)}
