@@ -9,7 +9,7 @@ python -m fsq_jax.evaluate --pretrained=tokenizer_imagenet256_checkpoint --size=
 python -m fsq_jax.evaluate --pretrained=maskgit_imagenet256_checkpoint \
     --tokenizer=tokenizer_imagenet256_checkpoint --evals=generation --out=results.json
 
-PATH of --pretrained and --tokenizer: MaskGIT's flax msgpack, or a safetensors export.
+Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports; --tokenizer names a stage I.
 """
 
 import json
@@ -74,8 +74,7 @@ def main(argv) -> None:
     del argv
     sharding.initialize_distributed()
     options = flags.FLAGS
-    if bool(options.workdir) == bool(options.pretrained):
-        raise ValueError("Give one of --workdir=RUN and --pretrained=FILE: what to evaluate.")
+    imported.check_choice(options, "what to evaluate")
     overrides = imported.data_overrides(options.data, options.data_dir, options.size)
     overrides |= runs.parse_overrides(options.set)
     if options.pretrained:
@@ -83,9 +82,8 @@ def main(argv) -> None:
             options.pretrained, options.tokenizer, options.evals, overrides, options.out
         )
     else:
-        for name in ("tokenizer", "out"):
-            if options[name].value:
-                raise ValueError(f"--{name} goes with --pretrained; a run has its own.")
+        if options.out:
+            raise ValueError("--out goes with --pretrained; a run has its own.")
         results = evaluate(options.workdir, options.evals, options.step, overrides)
     for name, result in results.items():
         print(f"{name}: {result['value']:.6g}")
@@ -94,7 +92,7 @@ def main(argv) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "", "Folder of the run.")
     flags.DEFINE_string("pretrained", "", "File of weights, rather than a run.")
-    flags.DEFINE_string("tokenizer", "", "With --pretrained: its tokenizer's file.")
+    flags.DEFINE_string("tokenizer", "", "With --pretrained: its stage I's file.")
     flags.DEFINE_string("data", "", "Data to evaluate on; by default the run's, or ImageNet.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
     flags.DEFINE_integer("size", 0, "Image size in pixels.", lower_bound=0)

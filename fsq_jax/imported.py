@@ -62,6 +62,21 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
     return config, stage, dataclasses.replace(run, protocol=dict(run.protocol) | source)
 
 
+def check_choice(options, purpose: str) -> None:
+    """Raises a ValueError unless the flags name one of a run and a file, and no more than it takes.
+
+    Args:
+      options: flags with workdir, pretrained, tokenizer and step.
+      purpose: what the program does with it, for the message.
+    """
+    if bool(options.workdir) == bool(options.pretrained):
+        raise ValueError(f"Give one of --workdir=RUN and --pretrained=FILE: {purpose}.")
+    if options.tokenizer and not options.pretrained:
+        raise ValueError("--tokenizer goes with --pretrained; a run has its own.")
+    if options.step is not None and options.pretrained:
+        raise ValueError(f"--step={options.step} is one of a run's; a file has no checkpoints.")
+
+
 def data_overrides(source: str, data_dir: str, size: int) -> dict:
     """Overrides for what is given of --data, --data_dir and --size."""
     given = {"data.source": source, "data.data_dir": data_dir, "data.size": size}

@@ -158,10 +158,7 @@ def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
 
 def load(options) -> tuple:
     """(config, Run) of a masked transformer or of UViM, as the flags name it."""
-    if bool(options.workdir) == bool(options.pretrained):
-        raise ValueError("Give one of --workdir=RUN and --pretrained=FILE: what to sample from.")
-    if options.tokenizer and not options.pretrained:
-        raise ValueError("--tokenizer goes with --pretrained; a run has its own.")
+    imported.check_choice(options, "what to sample from")
     overrides = runs.parse_overrides(options.set)
     if options.pretrained:
         config, _, run = imported.load(options.pretrained, options.tokenizer, overrides)
@@ -237,7 +234,7 @@ def _as_saved(array: np.ndarray) -> np.ndarray:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "", "Run of a masked transformer or of UViM.")
     flags.DEFINE_string("pretrained", "", "File of such a network, rather than a run.")
-    flags.DEFINE_string("tokenizer", "", "With --pretrained: its tokenizer's file.")
+    flags.DEFINE_string("tokenizer", "", "With --pretrained: its stage I's file.")
     flags.DEFINE_string("labels", "", "Classes, as numbers or names; all by default.")
     flags.DEFINE_integer(
         "num", 0, "How many images in all, dealt out over the labels; 8 a label, 8 of UViM.",

@@ -118,6 +118,8 @@ def test_what_does_not_go_together_is_refused(trained, files, shared):
             run_sample(options["workdir"], pretrained=options["pretrained"], out="x.png")
     with pytest.raises(ValueError, match="--tokenizer goes with --pretrained; a run has its own."):
         run_sample(trained.transformer, tokenizer="x", out="x.png")
+    with pytest.raises(ValueError, match="--step=3 is one of a run's; a file has no checkpoints."):
+        run_sample("", pretrained=files["transformer.safetensors"], step=3, out="x.png")
 
 
 def test_uvims_pair_is_the_same_door(shared):

@@ -16,7 +16,7 @@ import time
 import jax
 from absl import app, flags
 
-from experiments.benchmarks import train_step
+from experiments.benchmarks import apart, train_step
 from fsq_jax import runs, sharding, stages
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "64"], "Sizes of a batch.")
@@ -68,10 +68,10 @@ def main(argv) -> None:
         return
     for variant in argv[1:]:
         for size in _BATCHES.value:
-            arguments = [f"--batches={size}", f"--repeats={_REPEATS.value}", variant]
+            arguments = ["--one", f"--batches={size}", f"--repeats={_REPEATS.value}", variant]
             result = {"variant": variant, "batch_size": int(size)}
-            result |= train_step.run_apart("decode", arguments, options.timeout)
-            train_step.record(result, options.out)
+            result |= apart.run("decode", arguments, options.timeout)
+            apart.record(result, options.out)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ codes, indices and the gradient are written for each. The peer needs torch and t
 vector-quantize-pytorch, and is timed as it is and compiled; without them its lines say "not run".
 """
 
-import json
 import statistics
 import time
 
 import jax
 from absl import app, flags
 
+from experiments.benchmarks import apart
 from fsq_jax import LEVELS, codes_to_indices, quantize
 
 _OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a measurement.")
@@ -106,11 +106,7 @@ def main(argv) -> None:
         for name in (
             "fsq_jax", "vector-quantize-pytorch", "vector-quantize-pytorch, compiled"
         ):
-            line = json.dumps(measure(name, LEVELS[size]) | device)
-            print(line, flush=True)
-            if _OUT.value:
-                with open(_OUT.value, "a") as file:
-                    file.write(line + "\n")
+            apart.record(measure(name, LEVELS[size]) | device, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ sizes for a CPU.
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
+
+from experiments.benchmarks import apart
 
 VARIANTS = (
     ("fsq_jax", "float32"), ("fsq_jax", "tf32"), ("fsq_jax", "bfloat16"),
@@ -197,22 +197,10 @@ def measure(one: dict) -> dict:
 
 def run_apart(one: dict) -> dict:
     """`measure` in a process of its own; {"error": ...} where it fails or takes too long."""
-    command = [
-        sys.executable, "-m", "experiments.benchmarks.inception_speed", f"--one={json.dumps(one)}",
-    ]
-    environment = {"JAX_TRACEBACK_FILTERING": "off"}
-    if one["tool"] != "fsq_jax":
-        environment["JAX_PLATFORMS"] = "cpu"  # the GPU's memory is torch's alone
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=flags.FLAGS.timeout,
-            env=os.environ | environment,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {flags.FLAGS.timeout} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    # The GPU's memory is torch's alone, where it is torch that is measured.
+    environment = {} if one["tool"] == "fsq_jax" else {"JAX_PLATFORMS": "cpu"}
+    arguments = [f"--one={json.dumps(one)}"]
+    return apart.run("inception_speed", arguments, flags.FLAGS.timeout, environment)
 
 
 def main(argv) -> None:
@@ -226,11 +214,7 @@ def main(argv) -> None:
     batches = [int(batch) for batch in flags.FLAGS.batches]
     chosen = (flags.FLAGS.only, flags.FLAGS.dtypes, flags.FLAGS.tools)
     for one in plan(batches, *chosen, flags.FLAGS.smoke, **values):
-        text = json.dumps(one | run_apart(one))
-        print(text, flush=True)
-        if flags.FLAGS.out:
-            with open(flags.FLAGS.out, "a") as file:
-                file.write(text + "\n")
+        apart.record(one | run_apart(one), flags.FLAGS.out)
 
 
 if __name__ == "__main__":

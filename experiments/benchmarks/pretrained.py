@@ -9,7 +9,6 @@ each file and to put both on the device, seconds to compile, images per second (
 batches), and the peak of the process's memory on the device. With --smoke everything is tiny.
 """
 
-import json
 import os
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.benchmarks import apart
 from fsq_jax import imported
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.models.tokenizer import Tokenizer
@@ -126,10 +126,7 @@ def main(argv) -> None:
         for dtype in ("bfloat16", "float32"):  # the smaller first: the peak is the process's
             line = measure(paths, dtype, batch_size, options.num_steps, options.batches)
             line |= counts | sizes | loads | device
-            print(json.dumps(line), flush=True)
-            if options.out:
-                with open(options.out, "a") as file:
-                    file.write(json.dumps(line) + "\n")
+            apart.record(line, options.out)
 
 
 if __name__ == "__main__":

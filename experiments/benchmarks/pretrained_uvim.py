@@ -8,7 +8,6 @@ float32. A JSON line a size of the batch: seconds to load each file, to compile,
 256 tokens with a cache and to decode it to logits, and the peak of the process's memory.
 """
 
-import json
 import os
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from experiments.benchmarks import apart
 from experiments.benchmarks.pretrained import random_variables
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel
@@ -93,10 +93,7 @@ def main(argv) -> None:
         }
         for batch in map(int, options.batches):
             line = measure(base, lm, size, batch, options.repeats) | device
-            print(json.dumps(line), flush=True)
-            if options.out:
-                with open(options.out, "a") as file:
-                    file.write(json.dumps(line) + "\n")
+            apart.record(line, options.out)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ those that XLA counts in the program with no recomputation; the peak of memory i
 
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 
 import jax
@@ -25,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.benchmarks import apart
 from fsq_jax import describe, runs, sharding, stages
 
 _OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
@@ -144,30 +142,6 @@ def _seconds(function, *arguments, repeats: int = 20) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def run_apart(module: str, arguments: list[str], timeout: float) -> dict:
-    """What a benchmark prints in a process of its own; {"error": ...} where it fails or is late."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", f"experiments.benchmarks.{module}", "--one", *arguments],
-            capture_output=True, text=True, timeout=timeout,
-            # The last line of stderr is then the error, and not a remark on filtered frames.
-            env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"},
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {timeout} s"}
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1][:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def record(result: dict, out: str) -> None:
-    """Prints a result as a line of JSON, and appends it to the file `out` where there is one."""
-    print(json.dumps(result), flush=True)
-    if out:
-        with open(out, "a") as file:
-            file.write(json.dumps(result) + "\n")
-
-
 def main(argv) -> None:
     if _ONE.value:
         result = measure_ceilings() if argv[1] == "ceilings" else measure(argv[1])
@@ -176,12 +150,12 @@ def main(argv) -> None:
         return
     jax.config.update("jax_platforms", "cpu")  # the device is for the processes of the variants
     for variant in argv[1:]:
-        options = [f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
-        result = {"variant": variant} | run_apart("train_step", options, _TIMEOUT.value)
+        options = ["--one", f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
+        result = {"variant": variant} | apart.run("train_step", options, _TIMEOUT.value)
         if "step_ms" in result and _FLOPS.value:
             flops = count_flops(variant)
             result |= {"tflop_per_step": flops / 1e12, "tflops": flops / result["step_ms"] / 1e9}
-        record(result, _OUT.value)
+        apart.record(result, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -160,13 +160,13 @@ def encode_once(tokenizer: str, out: str) -> bool:
 
 def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure]:
     """The report's pictures: reconstructions, samples, codes and curves."""
-    tokenizers = {name.upper(): runs.load(paths[name])[2] for name in ("fsq", "vq")}
+    tokenizers = {name.upper(): runs.load(paths[name])[2] for name in QUANTIZERS}
     counts = {name: codebook.count_codes(run) for name, run in tokenizers.items()}
     pictures = {
         "reconstructions": figures.reconstructions_figure(tokenizers),
         "codes": pages.codes_figure(counts, LEVELS),
         "tokenizer_curves": figures.curves_figure(
-            {name.upper(): paths[name] for name in ("fsq", "vq")}, ("reconstruction", "loss")
+            {name.upper(): paths[name] for name in QUANTIZERS}, ("reconstruction", "loss")
         ),
         "transformer_curves": figures.curves_figure(
             {f"on {q.upper()} tokens": paths[f"{q}_maskgit"] for q in transformers},
