@@ -8,7 +8,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from fsq_jax import checkpoint, errors, evaluators, results_file, runs, sharding, stages
+from fsq_jax import checkpoint, draws, errors, evaluators, results_file, runs, sharding, stages
 from fsq_jax.logging import MetricWriter, Progress, StepReporter, say
 from fsq_jax.preemption import StopSignal
 
@@ -41,7 +41,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
             batch = sharding.put_batch(next(batches), mesh)
         say(f"Going on from step {first} of {workdir}.")
     else:
-        state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
+        state = jax.jit(draws.together(stage.init), out_shardings=shardings)(key, batch)
         state = start.put_over(state, shardings, workdir)
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))

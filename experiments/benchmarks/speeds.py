@@ -39,24 +39,24 @@ def step(name: str, variant: str, seconds: int) -> Measurement:
 
 
 MEASUREMENTS = (
+    step("uvim_lm_step", f"configs/uvim_lm.py:{_FULL},task=depth batch_size=128 accumulate=4", 300),
+    Measurement("decode", "decode", ("--repeats=3", f"configs/uvim_lm.py:{_FULL}"), 260),
     step("tokenizer_step", f"configs/maskgit_tokenizer.py:{_FULL} accumulate=16 "
-         "perceptual.name=resnet50", 330),
-    step("uvim_lm_step", f"configs/uvim_lm.py:{_FULL},task=depth batch_size=128 accumulate=4", 240),
+         "perceptual.name=resnet50", 240),
     step("uvim_base_step", f"configs/uvim_base.py:{_FULL},task=depth,quantizer=vq_ema "
          "batch_size=256 accumulate=16", 180),
     Measurement("inception", "inception_speed", (
         "--only=features", "--batches=256", "--tools=fsq_jax,torch-fidelity", "--timeout=60",
     ), 150),
-    Measurement("decode", "decode", ("--repeats=3", f"configs/uvim_lm.py:{_FULL}"), 260),
     Measurement("pretrained_uvim", "pretrained_uvim", (), 180),
     Measurement("inception_fid", "inception_speed", (
         "--only=fid,precision_recall", "--batches=256", "--dtypes=float32,tf32", "--timeout=120",
     ), 240),
     Measurement("pretrained", "pretrained", (), 120),
     step("transformer_step", f"configs/maskgit_transformer.py:{_FULL} model.attention=cudnn "
-         "model.attention_dropout=0.0 --tokens", 90),
+         "model.attention_dropout=0.0 --tokens", 130),
     step("transformer_step_no_dropout", f"configs/maskgit_transformer.py:{_FULL} "
-         "model.attention=cudnn model.attention_dropout=0.0 model.dropout=0.0 --tokens", 90),
+         "model.attention=cudnn model.attention_dropout=0.0 model.dropout=0.0 --tokens", 130),
     Measurement("fsq_layer", "fsq_layer", (), 90),
     step("ceilings", "ceilings", 45),
 )

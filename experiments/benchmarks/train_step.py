@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import apart
-from fsq_jax import describe, runs, sharding, stages
+from fsq_jax import describe, draws, runs, sharding, stages
 
 _OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
@@ -87,7 +87,7 @@ def measure(variant: str) -> dict:
     key = jax.random.key(config.seed)
     shapes = runs.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
-    state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
+    state = jax.jit(draws.together(stage.init), out_shardings=shardings)(key, batch)
     replicated = sharding.replicated(mesh)
     state = state.replace(frozen=sharding.put(random_like(stage.frozen), replicated))
     begin = time.perf_counter()

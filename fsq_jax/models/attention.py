@@ -149,10 +149,7 @@ def attention(
 
 def _xla_attention(q_BQHD, k_BKHD, v_BKHD, key, *, rate, length, shared, causal):
     head_dim = q_BQHD.shape[-1]
-    scores_BHQK = jnp.einsum(
-        "bqhd,bkhd->bhqk", q_BQHD, k_BKHD, preferred_element_type=jnp.float32
-    )
-    scores_BHQK *= head_dim**-0.5
+    scores_BHQK = _scores(q_BQHD, k_BKHD) * head_dim**-0.5
     num_queries, num_keys = scores_BHQK.shape[-2:]
     lowest = jnp.finfo(jnp.float32).min
     if isinstance(length, jax.Array) or length < num_keys:
@@ -164,6 +161,26 @@ def _xla_attention(q_BQHD, k_BKHD, v_BKHD, key, *, rate, length, shared, causal)
     mask_shape = weights_BHQK.shape[-2:] if shared else weights_BHQK.shape
     weights_BHQK = dropout(weights_BHQK, rate, key, mask_shape).astype(v_BKHD.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights_BHQK, v_BKHD)
+
+
+@jax.custom_vjp
+def _scores(q_BQHD, k_BKHD):
+    """Products of queries and keys in float32; those of the backward pass run in their dtype."""
+    return jnp.einsum("bqhd,bkhd->bhqk", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
+
+
+def _scores_fwd(q_BQHD, k_BKHD):
+    return _scores(q_BQHD, k_BKHD), (q_BQHD, k_BKHD)
+
+
+def _scores_bwd(residuals, grad_BHQK):
+    q_BQHD, k_BKHD = residuals
+    grad_BHQK = grad_BHQK.astype(q_BQHD.dtype)
+    grad_q_BQHD = jnp.einsum("bhqk,bkhd->bqhd", grad_BHQK, k_BKHD)
+    return grad_q_BQHD, jnp.einsum("bhqk,bqhd->bkhd", grad_BHQK, q_BQHD)
+
+
+_scores.defvjp(_scores_fwd, _scores_bwd)
 
 
 def _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, key, rate, length, causal):

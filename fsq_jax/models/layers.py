@@ -4,7 +4,9 @@ Shapes: B batch  L tokens  D width  V rows of a table
 """
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,28 +93,88 @@ class Bias(nn.Module):
         return self.param("bias", nn.initializers.zeros, (self.size,), jnp.float32)
 
 
-class LayerNorm(nn.Module):
-    """Layer norm with float32 statistics, in the dtype of x; `epsilon` as in BERT by default.
+class Dense(nn.Module):
+    """`nn.DenseGeneral` over the last `contracted` axes, as one product of two matrices.
 
-    The backward pass starts from x again: without that XLA keeps the centred float32 activation
-    of every norm, twice the bytes of x.
+    Parameters, their initial values and the result are those of Flax. A product of matrices is
+    what cuBLAS adds the bias to as it writes; of more axes XLA first writes the bias out in full.
     """
+
+    features: int | tuple[int, ...]
+    contracted: int = 1
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        lead, inputs = x.shape[: -self.contracted], x.shape[-self.contracted :]
+        outputs = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        flat = (math.prod(inputs), math.prod(outputs))
+
+        def kernel_init(key, shape, dtype):
+            return self.kernel_init(key, flat, dtype).reshape(shape)
+
+        kernel = self.param("kernel", kernel_init, (*inputs, *outputs), jnp.float32)
+        out = x.reshape(-1, flat[0]).astype(self.dtype) @ kernel.reshape(flat).astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, outputs, jnp.float32)
+            out += bias.reshape(-1).astype(self.dtype)
+        return out.reshape(*lead, *outputs)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with float32 statistics, in the dtype of x; `epsilon` as in BERT by default."""
 
     epsilon: float = 1e-12
 
     @nn.compact
-    def __call__(self, x_BLD):
-        width = x_BLD.shape[-1]
+    def __call__(self, x):
+        width = x.shape[-1]
         scale_D = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
         bias_D = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        norm = functools.partial(_layer_norm, epsilon=self.epsilon)
-        return jax.checkpoint(norm)(x_BLD, scale_D, bias_D)
+        # As a matrix: XLA gives three axes layouts that it then has to transpose.
+        return layer_norm(x.reshape(-1, width), scale_D, bias_D, self.epsilon).reshape(x.shape)
 
 
-def _layer_norm(x_BLD, scale_D, bias_D, *, epsilon):
-    x32_BLD = x_BLD.astype(jnp.float32)
-    mean_BL1 = x32_BLD.mean(-1, keepdims=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x_RD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias of each row, in the dtype of x.
+
+    The backward pass starts from x again, rather than from a normed float32 copy of it, and reads
+    x and the gradient twice: once for the sums of a row, once for what is written.
+    """
+    x32_RD = x_RD.astype(jnp.float32)
+    mean_R1 = x32_RD.mean(-1, keepdims=True)
     # Two passes over a row that is in registers: no cancellation, as E[x^2] - E[x]^2 would have.
-    variance_BL1 = jnp.square(x32_BLD - mean_BL1).mean(-1, keepdims=True)
-    normed_BLD = (x32_BLD - mean_BL1) * jax.lax.rsqrt(variance_BL1 + epsilon)
-    return (normed_BLD * scale_D + bias_D).astype(x_BLD.dtype)
+    variance_R1 = jnp.square(x32_RD - mean_R1).mean(-1, keepdims=True)
+    normed_RD = (x32_RD - mean_R1) * jax.lax.rsqrt(variance_R1 + epsilon)
+    return (normed_RD * scale_D + bias_D).astype(x_RD.dtype)
+
+
+def _layer_norm_fwd(x_RD, scale_D, bias_D, epsilon):
+    return layer_norm(x_RD, scale_D, bias_D, epsilon), (x_RD, scale_D)
+
+
+def _layer_norm_bwd(epsilon, residuals, grad_RD):
+    x_RD, scale_D = residuals
+    # All sums of a row in one pass. Measured from one of its values, so that a large mean does
+    # not cancel.
+    shifted_RD = x_RD.astype(jnp.float32) - x_RD[:, :1].astype(jnp.float32)
+    grad32_RD = grad_RD.astype(jnp.float32)
+    scaled_RD = grad32_RD * scale_D
+    sums_R1 = [
+        v.mean(-1, keepdims=True)
+        for v in (shifted_RD, jnp.square(shifted_RD), scaled_RD, scaled_RD * shifted_RD)
+    ]
+    mean_R1, square_R1, slope_R1, product_R1 = jax.lax.optimization_barrier(sums_R1)
+    inverse_R1 = jax.lax.rsqrt(square_R1 - jnp.square(mean_R1) + epsilon)
+    normed_RD = (shifted_RD - mean_R1) * inverse_R1
+    along_R1 = inverse_R1 * (product_R1 - mean_R1 * slope_R1)
+    grad_x_RD = inverse_R1 * (scaled_RD - slope_R1 - normed_RD * along_R1)
+    grad_scale_D = (grad32_RD * normed_RD).sum(0)
+    return grad_x_RD.astype(x_RD.dtype), grad_scale_D, grad32_RD.sum(0)
+
+
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
-from fsq_jax.models.layers import INIT, Bias, LayerNorm, Table, gelu, lookup
+from fsq_jax.models.layers import INIT, Bias, Dense, LayerNorm, Table, gelu, lookup
 
 REMAT = ("none", "dots", "full")
 
@@ -32,7 +32,7 @@ class _Block(nn.Module):
         return attention_lib.dropout(x, self.dropout, key)
 
     def dense(self, features, name):
-        return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
+        return Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
 
     def norm(self, name):
         return LayerNorm(name=name)
@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
         heads = (self.num_heads, width // self.num_heads)
 
         def project(name):
-            return nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=INIT, name=name)(x_BLD)
+            return Dense(heads, dtype=self.dtype, kernel_init=INIT, name=name)(x_BLD)
 
         read_BLHD = attention_lib.attention(
             project("query"),
@@ -85,9 +85,7 @@ class SelfAttention(nn.Module):
             implementation=self.attention,
             length=self.length,
         )
-        out = nn.DenseGeneral(
-            width, axis=(-2, -1), dtype=self.dtype, kernel_init=INIT, name="out"
-        )
+        out = Dense(width, contracted=2, dtype=self.dtype, kernel_init=INIT, name="out")
         return out(read_BLHD)
 
 

@@ -7,6 +7,7 @@ Parameter names are those of the published checkpoints.
     B batch  H W image height, width  h w token grid  C width  D channels of a code  G groups
 """
 
+import functools
 import math
 
 import jax
@@ -16,23 +17,73 @@ from flax import linen as nn
 SHORTCUTS = ("output", "input")
 
 
-def _sums(x_BHWC):
-    x = x_BHWC.astype(jnp.float32)
-    return x.sum((1, 2)), jnp.square(x).sum((1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm_swish(
+    x_BHWC: jax.Array, scale_C: jax.Array, bias_C: jax.Array, groups: int, epsilon: float
+) -> jax.Array:
+    """swish(norm(x) * scale + bias), in the dtype of x; statistics of each group of channels.
+
+    Sums of x and x^2 are taken in float32 in one pass over x; per-channel scale and shift then
+    turn the normalisation into one multiply-add. The backward pass keeps nothing but x, in its own
+    dtype, and reads it and the gradient twice: once for the sums, once for what is written. Left
+    to itself XLA keeps the swish's slope in float32 in between.
+    """
+    return _group_norm_swish_fwd(x_BHWC, scale_C, bias_C, groups, epsilon)[0]
 
 
-def _scale_swish(x_BHWC, scale_BC, shift_BC):
-    y = x_BHWC.astype(jnp.float32) * scale_BC[:, None, None] + shift_BC[:, None, None]
-    return nn.swish(y).astype(x_BHWC.dtype)
+def _group_means(sums_BC, pixels, groups):
+    """Mean over the pixels and channels of each channel's group, of sums over pixels: [B, C]."""
+    batch, channels = sums_BC.shape
+    means_BG = sums_BC.reshape(batch, groups, -1).mean(-1) / pixels
+    return jnp.repeat(means_BG, channels // groups, axis=-1)
+
+
+def _over_pixels(values_BC):
+    return values_BC[:, None, None]
+
+
+def _group_norm_swish_fwd(x_BHWC, scale_C, bias_C, groups, epsilon):
+    x32_BHWC, pixels = x_BHWC.astype(jnp.float32), x_BHWC.shape[1] * x_BHWC.shape[2]
+    mean_BC = _group_means(x32_BHWC.sum((1, 2)), pixels, groups)
+    square_BC = _group_means(jnp.square(x32_BHWC).sum((1, 2)), pixels, groups)
+    inverse_BC = jax.lax.rsqrt(jnp.maximum(square_BC - jnp.square(mean_BC), 0.0) + epsilon)
+    mul_BC = inverse_BC * scale_C
+    y_BHWC = x32_BHWC * _over_pixels(mul_BC) + _over_pixels(bias_C - mean_BC * mul_BC)
+    return nn.swish(y_BHWC).astype(x_BHWC.dtype), (x_BHWC, scale_C, bias_C, mean_BC, inverse_BC)
+
+
+def _group_norm_swish_bwd(groups, epsilon, residuals, grad_BHWC):
+    x_BHWC, scale_C, bias_C, mean_BC, inverse_BC = residuals
+
+    def slopes(x_BHWC, grad_BHWC):
+        """(gradient of the norm's output, the normed x), float32."""
+        x_BHWC = x_BHWC.astype(jnp.float32)
+        normed_BHWC = (x_BHWC - _over_pixels(mean_BC)) * _over_pixels(inverse_BC)
+        y_BHWC = normed_BHWC * scale_C + bias_C
+        gate_BHWC = jax.nn.sigmoid(y_BHWC)
+        slope_BHWC = gate_BHWC * (1 + y_BHWC * (1 - gate_BHWC))
+        return grad_BHWC.astype(jnp.float32) * slope_BHWC, normed_BHWC
+
+    slope_BHWC, normed_BHWC = slopes(x_BHWC, grad_BHWC)
+    sums_BC = slope_BHWC.sum((1, 2)), (slope_BHWC * normed_BHWC).sum((1, 2))
+    # The barrier makes XLA compute the slope again rather than write it out in float32.
+    (sum_BC, product_BC), *again = jax.lax.optimization_barrier((sums_BC, x_BHWC, grad_BHWC))
+    slope_BHWC, normed_BHWC = slopes(*again)
+    pixels = x_BHWC.shape[1] * x_BHWC.shape[2]
+    mean_slope_BC = _group_means(sum_BC * scale_C, pixels, groups)
+    along_BC = _group_means(product_BC * scale_C, pixels, groups)
+    grad_x_BHWC = slope_BHWC * scale_C - normed_BHWC * _over_pixels(along_BC)
+    grad_x_BHWC = (grad_x_BHWC - _over_pixels(mean_slope_BC)) * _over_pixels(inverse_BC)
+    return grad_x_BHWC.astype(x_BHWC.dtype), product_BC.sum(0), sum_BC.sum(0)
+
+
+group_norm_swish.defvjp(_group_norm_swish_fwd, _group_norm_swish_bwd)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation followed by swish, `swish(norm(x))`, in the dtype of x.
+    """Group normalisation followed by swish, see `group_norm_swish`.
 
-    Sums of x and x^2 are taken in float32 in one pass over x; per-channel scale and shift then
-    turn the normalisation into one multiply-add. The backward pass recomputes both from x, so that
-    nothing but x, in its own dtype, is kept: else XLA may keep the sigmoid, or 2 x, as a float32
-    copy of the whole activation.
+    `num_groups` is lowered to the largest number that divides it and the channels.
     """
 
     num_groups: int
@@ -40,19 +91,11 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        b, h, w, c = x_BHWC.shape
-        groups = math.gcd(self.num_groups, c)
-        scale_C = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
-        bias_C = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-
-        def group_mean(sums_BC):
-            mean_BG = sums_BC.reshape(b, groups, -1).sum(-1) / (h * w * (c // groups))
-            return jnp.repeat(mean_BG, c // groups, axis=-1)
-
-        mean_BC, square_BC = map(group_mean, jax.checkpoint(_sums)(x_BHWC))
-        variance_BC = jnp.maximum(square_BC - jnp.square(mean_BC), 0.0)
-        mul_BC = jax.lax.rsqrt(variance_BC + self.epsilon) * scale_C
-        return jax.checkpoint(_scale_swish)(x_BHWC, mul_BC, bias_C - mean_BC * mul_BC)
+        channels = x_BHWC.shape[-1]
+        scale_C = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias_C = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        groups = math.gcd(self.num_groups, channels)
+        return group_norm_swish(x_BHWC, scale_C, bias_C, groups, self.epsilon)
 
 
 class ResBlock(nn.Module):

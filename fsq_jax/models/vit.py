@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
-from fsq_jax.models.layers import LayerNorm, gelu
+from fsq_jax.models.layers import Dense, LayerNorm, gelu
 
 LN_EPSILON = 1e-6
 XAVIER = nn.initializers.xavier_uniform()
@@ -102,10 +102,10 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
         heads = (self.num_heads, self.width // self.num_heads)
         values = dict(use_bias=self.use_bias, kernel_init=self.initializer, dtype=self.dtype)
-        self.query = nn.DenseGeneral(heads, **values)
-        self.key = nn.DenseGeneral(heads, **values)
-        self.value = nn.DenseGeneral(heads, **values)
-        self.out = nn.DenseGeneral(self.width, axis=(-2, -1), **values)
+        self.query = Dense(heads, **values)
+        self.key = Dense(heads, **values)
+        self.value = Dense(heads, **values)
+        self.out = Dense(self.width, contracted=2, **values)
 
     def __call__(self, x_BLD, memory_BKD=None, causal: bool = False):
         """What each token reads from `memory_BKD`, or from x (earlier tokens if `causal`)."""
@@ -135,10 +135,10 @@ class MlpBlock(nn.Module):
         values = dict(
             kernel_init=XAVIER, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype
         )
-        hidden_BLF = nn.Dense(self.mlp_dim, **values, name="Dense_0")(x_BLD)
+        hidden_BLF = Dense(self.mlp_dim, **values, name="Dense_0")(x_BLD)
         # Recomputed in the backward pass: its float32 slope is twice the bytes of its input.
         hidden_BLF = jax.checkpoint(gelu)(hidden_BLF)
-        return nn.Dense(x_BLD.shape[-1], **values, name="Dense_1")(hidden_BLF)
+        return Dense(x_BLD.shape[-1], **values, name="Dense_1")(hidden_BLF)
 
 
 class EncoderBlock(nn.Module):
