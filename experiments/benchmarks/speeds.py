@@ -40,7 +40,7 @@ def step(name: str, variant: str, seconds: int) -> Measurement:
 
 MEASUREMENTS = (
     step("uvim_lm_step", f"configs/uvim_lm.py:{_FULL},task=depth batch_size=128 accumulate=4", 300),
-    Measurement("decode", "decode", ("--repeats=3", f"configs/uvim_lm.py:{_FULL}"), 260),
+    Measurement("decode", "decode", ("--repeats=3", f"configs/uvim_lm.py:{_FULL}"), 300),
     step("tokenizer_step", f"configs/maskgit_tokenizer.py:{_FULL} accumulate=16 "
          "perceptual.name=resnet50", 240),
     step("uvim_base_step", f"configs/uvim_base.py:{_FULL},task=depth,quantizer=vq_ema "
