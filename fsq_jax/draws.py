@@ -1,9 +1,9 @@
-"""Random draws of one program made together, so that a large model is compiled in seconds.
+"""Random draws of one program made together, so that a large model is initialised in seconds.
 
 A model draws every parameter with a key of its own: hundreds of random generators, which XLA writes
-out round by round and compiles one by one. Stage II of UViM took minutes to initialise on a GPU.
+out round by round, merges into kernels of thousands of instructions, and compiles for minutes.
 Draws of one shape differ in nothing but their keys, and so do the steps that derive the keys: they
-are made here by one generator each, mapped over the keys. Not one bit of what is drawn changes.
+are made here by one generator each, mapped over the keys. What is drawn stays the same.
 """
 
 import collections
@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+_PICKS = ("slice", "dynamic_slice", "gather", "squeeze", "reshape", "unstack")  # key of keys
 
 
 def together(function: Callable) -> Callable:
@@ -39,7 +41,7 @@ def together(function: Callable) -> Callable:
 
 def _draw(eqns, known) -> dict:
     """{variable: value} of all equations that draw from keys or derive keys from keys."""
-    drawn, waiting = {}, [eqn for eqn in eqns if _takes_key(eqn)]
+    drawn, waiting = {}, [eqn for eqn in eqns if _takes_keys(eqn)]
     while True:
         have = known | drawn
         groups = collections.defaultdict(list)
@@ -53,44 +55,48 @@ def _draw(eqns, known) -> dict:
                 [v.val if isinstance(v, core.Literal) else have[v] for v in eqn.invars]
                 for eqn in group
             ]
-            values = _evaluate(group[0], inputs)
-            drawn |= {eqn.outvars[0]: v for eqn, v in zip(group, values, strict=True)}
+            for eqn, outputs in zip(group, _evaluate(group[0], inputs), strict=True):
+                drawn |= zip(eqn.outvars, outputs, strict=True)
         waiting = [eqn for eqn in waiting if eqn.outvars[0] not in drawn]
 
 
-def _takes_key(eqn) -> bool:
-    """Whether an equation is one of jax.random: a generator's step, or a jitted function of a key."""
-    known = eqn.primitive.name.startswith("random_") or "jaxpr" in eqn.params
-    return (
-        known
-        and len(eqn.outvars) == 1
-        and any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.invars)
+def _is_jit(eqn) -> bool:
+    return eqn.primitive.name in ("jit", "pjit")
+
+
+def _takes_keys(eqn) -> bool:
+    """Whether an equation makes draws or keys from keys."""
+    name = eqn.primitive.name
+    known = name.startswith("random_") or name in _PICKS or _is_jit(eqn)
+    return known and any(
+        jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.invars
     )
 
 
 def _kind(eqn) -> tuple:
     """Equal for equations that differ in nothing but the values they take."""
-    what = id(eqn.params["jaxpr"]) if "jaxpr" in eqn.params else str(eqn.params)
+    what = id(eqn.params["jaxpr"]) if _is_jit(eqn) else str(eqn.params)
     return eqn.primitive, what, *(str(v.aval) for v in eqn.invars)
 
 
-def _evaluate(eqn, inputs: list[list]) -> list:
-    """What the equation gives for each list of inputs."""
+def _evaluate(eqn, inputs: list[list]) -> list[list]:
+    """What the equation puts out for each list of inputs."""
 
     def evaluate(*values):
-        if "jaxpr" in eqn.params:
-            return core.jaxpr_as_fun(eqn.params["jaxpr"])(*values)[0]
-        return eqn.primitive.bind(*values, **eqn.params)
+        if _is_jit(eqn):
+            return core.jaxpr_as_fun(eqn.params["jaxpr"])(*values)
+        outputs = eqn.primitive.bind(*values, **eqn.params)
+        return outputs if eqn.primitive.multiple_results else [outputs]
 
     if len(inputs) == 1:
         return [evaluate(*inputs[0])]
     columns = list(zip(*inputs, strict=True))
     shared = [_equal(column) for column in columns]
     stacked = [c[0] if s else jnp.stack(c) for c, s in zip(columns, shared, strict=True)]
-    values = jax.vmap(evaluate, in_axes=[None if s else 0 for s in shared])(*stacked)
+    outputs = jax.vmap(evaluate, in_axes=[None if s else 0 for s in shared])(*stacked)
     # Without the barrier XLA gives each of them its own copy of the generator again.
-    values = jax.lax.optimization_barrier(values)
-    return [values[i] for i in range(len(inputs))]
+    outputs = jax.lax.optimization_barrier(outputs)
+    return [[output[i] for output in outputs] for i in range(len(inputs))]
 
 
 def _equal(values) -> bool:

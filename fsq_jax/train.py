@@ -46,8 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
     update = jax.jit(
-        stage.update,
-        donate_argnums=0,
+        stage.update, donate_argnums=0, compiler_options=runs.compiler_options(),
         out_shardings=(shardings.replace(frozen=frozen), sharding.replicated(mesh)),
     )
     predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}

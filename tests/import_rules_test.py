@@ -11,7 +11,7 @@ PACKAGE = ROOT / "fsq_jax"
 
 # From the bottom to the top; modules of one layer may import each other.
 LAYERS = [
-    {"sharding", "optim", "errors", "logging", "preemption", "checkpoint", "drawing",
+    {"sharding", "optim", "draws", "errors", "logging", "preemption", "checkpoint", "drawing",
      "results_file"},
     {"data"},
     {"losses", "metrics", "protocols"},

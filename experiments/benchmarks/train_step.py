@@ -91,7 +91,8 @@ def measure(variant: str) -> dict:
     replicated = sharding.replicated(mesh)
     state = state.replace(frozen=sharding.put(random_like(stage.frozen), replicated))
     begin = time.perf_counter()
-    update = jax.jit(stage.update, donate_argnums=0).lower(state, batch, key).compile()
+    update = jax.jit(stage.update, donate_argnums=0, compiler_options=runs.compiler_options())
+    update = update.lower(state, batch, key).compile()
     compile_seconds = time.perf_counter() - begin
     for _ in range(2):
         state, metrics = update(state, batch, key)

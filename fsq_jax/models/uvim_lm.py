@@ -6,10 +6,12 @@ there is no end token. The parameter tree is that of the published checkpoints.
 
 Decoding with a cache: `start` computes what does not depend on tokens, `step` gives the logits of
 one position and a new cache. The cache is a tree of arrays, so that it can live in a `lax.scan`.
+`decoding` gives both to a sampler.
 
 Shapes: B batch  H W pixels  P patches  N codes  V vocabulary  D width
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -201,3 +203,20 @@ class CodeLanguageModel(nn.Module):
         positions_1ND = self.decoder_positions(self.num_codes)
         position_11D = jax.lax.dynamic_slice_in_dim(positions_1ND, position, 1, axis=1)
         return self.decoder.step(cache, tokens_B, position_11D, position)
+
+
+def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
+    """(step, cache before the first token), as `sampling.autoregressive` takes them.
+
+    What the decoder's dense layers would round to `model.dtype` at every token is rounded here,
+    once: a token reads little besides weights.
+    """
+
+    def rounded(path, leaf):
+        names = [entry.key for entry in path]
+        is_dense = names[-1] in ("kernel", "embedding") or "MLP" in names
+        return leaf.astype(model.dtype) if is_dense else leaf
+
+    decoder = jax.tree_util.tree_map_with_path(rounded, params["decoder"])
+    apply = functools.partial(model.apply, {"params": {**params, "decoder": decoder}})
+    return functools.partial(apply, method="step"), apply(context_BHWC, method="start")

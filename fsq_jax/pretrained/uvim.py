@@ -22,7 +22,7 @@ import numpy as np
 
 from fsq_jax import quantizers
 from fsq_jax.models.uvim_base import LabelAutoencoder
-from fsq_jax.models.uvim_lm import CodeLanguageModel
+from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
 from fsq_jax.pretrained import layouts, weights_file
 from fsq_jax.sampling import autoregressive
 
@@ -88,8 +88,7 @@ def _logits(model, variables, image_BHWC, codes_BN):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _write(model, temperature, allow_begin, variables, image_BHWC, key):
     return autoregressive.decode_codes(
-        functools.partial(model.apply, variables, method="step"),
-        model.apply(variables, image_BHWC, method="start"),
+        *decoding(model, variables["params"], image_BHWC),
         key,
         num_codes=model.num_codes,
         batch=image_BHWC.shape[0],

@@ -136,8 +136,7 @@ def codes_to_indices(codes: jax.Array, levels: Sequence[int], *, grid: str = "pa
     half = jnp.array(half_widths(levels, grid), jnp.float32)
     digits = jnp.round(codes * half + half).astype(jnp.int32)
     digits = jnp.clip(digits, 0, jnp.array(levels, jnp.int32) - 1)
-    # Channel by channel: XLA makes a slow kernel of its own of a reduction over so short an axis.
-    return sum(digits[..., i] * weight for i, weight in enumerate(_basis(levels)))
+    return jnp.sum(digits * _basis(levels), axis=-1, dtype=jnp.int32)
 
 
 def indices_to_codes(
@@ -154,7 +153,7 @@ def indices_to_codes(
         raise ValueError(f"Indices must be integers, not {indices.dtype}.")
     indices = indices.astype(jnp.int32)[..., None]
     half = jnp.array(half_widths(levels, grid), jnp.float32)
-    digits = indices // jnp.array(_basis(levels), jnp.int32) % jnp.array(levels, jnp.int32)
+    digits = indices // _basis(levels) % jnp.array(levels, jnp.int32)
     is_code = (indices >= 0) & (indices <= codebook_size(levels) - 1)
     return jnp.where(is_code, (digits - half) / half, jnp.nan)
 
@@ -261,9 +260,9 @@ def _constants(level: int, half: float, shift: str, epsilon: float) -> tuple[flo
     return radius, offset, math.atanh(offset / radius)
 
 
-def _basis(levels: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the weight of each digit: 1, L_1, L_1 L_2, ..."""
-    return tuple(math.prod(levels[:i]) for i in range(len(levels)))
+def _basis(levels: tuple[int, ...]) -> jax.Array:
+    """Returns the weight of each digit: 1, L_1, L_1 L_2, ..., int32 [d]."""
+    return jnp.array([math.prod(levels[:i]) for i in range(len(levels))], jnp.int32)
 
 
 def _check_channels(name: str, array: jax.Array, levels: tuple[int, ...]) -> None:

@@ -5,7 +5,6 @@ token c + 1.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import ml_collections
 import optax
 
 from fsq_jax import losses, optim
-from fsq_jax.models.uvim_lm import CodeLanguageModel
+from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
 from fsq_jax.sampling import autoregressive
 from fsq_jax.stages import frozen, uvim_base
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
@@ -53,10 +52,8 @@ class Models:
 
     def sample(self, params, context_BHWC, key) -> jax.Array:
         """Codes [B, N] that the model writes, one after the other."""
-        apply = functools.partial(self.lm.apply, {"params": params})
         return autoregressive.decode_codes(
-            functools.partial(apply, method="step"),
-            apply(context_BHWC, method="start"),
+            *decoding(self.lm, params, context_BHWC),
             key,
             num_codes=self.lm.num_codes,
             batch=context_BHWC.shape[0],

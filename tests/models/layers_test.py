@@ -1,5 +1,7 @@
 """Layers against Flax's, and products whose sums are float32."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,3 +43,44 @@ def test_float32_product_and_its_gradients():
     half_grads = of(lambda x, k: layers.float32_product(x, k, jnp.bfloat16))(x, kernel)[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.1), half_grads, grads)
     assert {a.dtype for a in half_grads} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_gradients_of_layer_norm_are_those_of_flax(offset):
+    x, weight = normal(2, 3, 64) + np.float32(offset), normal(2, 3, 64, seed=2)
+    variables = {"params": {"scale": normal(64), "bias": normal(64, seed=1)}}
+
+    def grads(module):
+        def value(variables, x):
+            return (module.apply(variables, x) * weight).sum()
+
+        return jax.grad(value, argnums=(0, 1))(variables, x)
+
+    # Flax's own statistics cancel at a large mean unless told to take two passes.
+    expected = grads(nn.LayerNorm(1e-6, use_fast_variance=False))
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5 * (1 + offset), rtol=1e-4)
+    jax.tree.map(close, grads(layers.LayerNorm(1e-6)), expected)
+
+
+def test_layer_norm_of_equal_values_has_finite_gradients():
+    x = jnp.full((2, 8), 3.0)
+    variables = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+    grad = jax.grad(lambda x: layers.LayerNorm(1e-6).apply(variables, x)[0, 0])(x)
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize(
+    "options, contracted",
+    [(dict(features=6), 1), (dict(features=(2, 3)), 1), (dict(features=6, use_bias=False), 2)],
+)
+def test_dense_is_that_of_flax(options, contracted):
+    x, key = normal(2, 3, 4, 8), jax.random.key(0)
+    ours = layers.Dense(contracted=contracted, bias_init=nn.initializers.normal(), **options)
+    theirs = nn.DenseGeneral(
+        axis=tuple(range(-contracted, 0)), bias_init=nn.initializers.normal(), **options
+    )
+    variables = ours.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(key, x))
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-6)
+    half = layers.Dense(contracted=contracted, dtype=jnp.bfloat16, **options)
+    assert half.apply(variables, x).dtype == jnp.bfloat16
