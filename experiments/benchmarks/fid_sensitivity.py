@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -77,13 +78,13 @@ def runnable(dtype: str) -> bool:
     return dtype != "tf32" or jax.default_backend() == "gpu"
 
 
-def table(samples: np.ndarray, reference: np.ndarray) -> list[dict]:
+def rows(samples: np.ndarray, reference: np.ndarray) -> Iterator[dict]:
     """A row a change: the distance, beside that with the reference left as it is in BASE."""
-    rows, base = [], None
+    base = None
     for change in CHANGES:
         options = BASE | change
         if not runnable(options["dtype"]):
-            rows.append({"change": change, "not_run": "TF32 needs a GPU"})
+            yield {"change": change, "not_run": "TF32 needs a GPU"}
             continue
         ours = features(samples, **options)
         theirs = moments(features(reference, **options | {"rounding": "uint8"}))
@@ -92,17 +93,13 @@ def table(samples: np.ndarray, reference: np.ndarray) -> list[dict]:
             base = (ours, theirs)
         else:  # what happens to whom takes features of one tool and statistics of another
             row["against_the_unchanged_reference"] = frechet.distance(moments(ours), base[1])
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        yield row
     ours, theirs = base
     for count in (len(ours) // divisor for divisor in (2, 5, 10, 20)):
         if count < 2:  # which has no covariance
             continue
-        row = {"change": {"num_samples": count},
+        yield {"change": {"num_samples": count},
                "distance": frechet.distance(moments(ours[:count]), theirs)}
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
 
 
 def main(argv) -> None:
@@ -116,13 +113,17 @@ def main(argv) -> None:
         "samples": f"{flags.FLAGS.data} test[:{len(samples)}], noise of {flags.FLAGS.noise}",
         "reference": f"{flags.FLAGS.data} train[:{len(reference)}]",
         "weights": network(BASE["dtype"], BASE["scaling"])[2],
-        "base": BASE, "num_images": len(samples), "rows": table(samples, reference),
-        "seconds": time.perf_counter() - begin,
+        "base": BASE, "num_images": len(samples), "rows": [],
         "device": jax.devices()[0].device_kind, "jax": jax.__version__,
     }
-    if flags.FLAGS.out:
-        os.makedirs(os.path.dirname(flags.FLAGS.out) or ".", exist_ok=True)
-        Path(flags.FLAGS.out).write_text(json.dumps(result, indent=1) + "\n")
+    out = flags.FLAGS.out
+    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+    for row in rows(samples, reference):
+        print(json.dumps(row), flush=True)
+        result["rows"].append(row)
+        result["seconds"] = time.perf_counter() - begin
+        if out:  # as it stands, so that a run that is cut off leaves what it had
+            Path(out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
