@@ -49,6 +49,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
     loaded = weights.load(workdir, step)
     if loaded.config is None:
         raise ValueError(f"{workdir!r} is not a run; --workdir is the folder of one.")
+    check_format(format, loaded)
     results = results_of(workdir, loaded.step)
     card = model_card.text(loaded, results, format)
     os.makedirs(out, exist_ok=True)
@@ -57,7 +58,6 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
         write_safetensors(path, loaded, results, card)
         written = [path]
     elif format == "msgpack":
-        _check_msgpack(loaded)
         weights_file.write_msgpack(path, loaded.params)
         written = [path]
     elif format == "npz":
@@ -89,13 +89,20 @@ def results_of(workdir: str, step: int) -> dict[str, dict]:
     return {name: result for name, result in results.items() if result["step"] == step}
 
 
-def _check_msgpack(loaded: weights.Weights) -> None:
-    if loaded.config.stage not in ("tokenizer", "maskgit"):
+def check_format(format: str, loaded: weights.Weights) -> None:
+    """Raises a ValueError where the format cannot hold the stage."""
+    stage = loaded.config.stage
+    if format == "jax-export" and stage not in FUNCTIONS:
         raise ValueError(
-            f"msgpack is the format of MaskGIT's two stages, not of {loaded.config.stage!r}; "
+            f"jax-export knows the functions of {sorted(FUNCTIONS)}, not of {stage!r}; "
+            "safetensors and npz hold any stage."
+        )
+    if format == "msgpack" and stage not in ("tokenizer", "maskgit"):
+        raise ValueError(
+            f"msgpack is the format of MaskGIT's two stages, not of {stage!r}; "
             "safetensors and npz hold any."
         )
-    if loaded.model_state:
+    if format == "msgpack" and loaded.model_state:
         raise ValueError(
             "MaskGIT's msgpack holds parameters alone, and this run has "
             f"{sorted(loaded.model_state)} beside them (quantizer=vq_ema); safetensors holds all."
@@ -104,14 +111,8 @@ def _check_msgpack(loaded: weights.Weights) -> None:
 
 def write_functions(out: str, loaded: weights.Weights) -> list[str]:
     """Writes the stage's functions as OUT/NAME.jax; returns the paths."""
-    stage = loaded.config.stage
-    if stage not in FUNCTIONS:
-        raise ValueError(
-            f"jax-export knows the functions of {sorted(FUNCTIONS)}, not of {stage!r}; "
-            "safetensors and npz hold any stage."
-        )
     written = []
-    for name, (function, argument) in FUNCTIONS[stage](loaded).items():
+    for name, (function, argument) in FUNCTIONS[loaded.config.stage](loaded).items():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument)
         written.append(os.path.join(out, f"{name}.jax"))
         with open(written[-1], "wb") as file:

@@ -153,4 +153,6 @@ def test_stages_that_a_format_cannot_hold(loaded, trained, tmp_path):
     config.stage = "uvim_lm"
     other = dataclasses.replace(loaded["tokenizer"], config=config)
     with pytest.raises(ValueError, match=r"functions of \['maskgit', 'tokenizer'\], not of 'uvim"):
-        export.write_functions(str(tmp_path), other)
+        export.check_format("jax-export", other)
+    with pytest.raises(ValueError, match="MaskGIT's two stages, not of 'uvim_lm'"):
+        export.check_format("msgpack", other)

@@ -21,3 +21,11 @@ def make(name: str, **kwargs) -> nn.Module:
             f"There is no quantizer {name!r}, only {sorted(QUANTIZERS)}. Did you mean {nearest!r}?"
         )
     return QUANTIZERS[name](**kwargs)
+
+
+def of_config(config) -> nn.Module:
+    """Returns the quantizer of a stage I config; a step calls it `config.accumulate` times."""
+    values = dict(config.quantizer)
+    if values["name"] == "vq_ema":
+        values["microbatches"] = config.accumulate
+    return make(**values)

@@ -133,7 +133,8 @@ class EMAVectorQuantizer(nn.Module):
     """UViM's quantizer: nearest of K unit-length codewords, each a running mean of its tokens.
 
     codebook_size: K, at least 2. channels: D, the width of z and of a codeword.
-    momentum: of the running counts and sums.
+    momentum: of the running counts and sums, a step.
+    microbatches: calls that make up a step; each then fades by its share of the momentum.
     commitment_weight: of mean (codeword - z)^2; UViM's configs set 0.
     standardize: bring every token to mean 0 and variance 1 over its channels first.
     split_threshold: words that count less are revived by `split_idle_words`; 0 switches it off.
@@ -146,6 +147,7 @@ class EMAVectorQuantizer(nn.Module):
     codebook_size: int
     channels: int
     momentum: float = 0.995
+    microbatches: int = 1
     commitment_weight: float = 0.0
     standardize: bool = True
     split_threshold: float = 0.1
@@ -201,7 +203,8 @@ class EMAVectorQuantizer(nn.Module):
     def _update(self, chosen_NK: jax.Array, z_ND: jax.Array) -> None:
         # A word that stays idle without splitting would fade to 0 / 0 after some 17,000 steps. It
         # stops fading at 1e-9, which next to one new token is nothing in float32.
-        decay_K = jnp.where(self.counts.value > 1e-9, self.momentum, 1.0)
+        decay = self.momentum ** (1 / self.microbatches)
+        decay_K = jnp.where(self.counts.value > 1e-9, decay, 1.0)
         counts_K = decay_K * self.counts.value + chosen_NK.sum(axis=0)
         # A product rather than a scatter: the same sum on every run (see VectorQuantizer).
         sums_KD = decay_K[:, None] * self.dictionary.value + _matmul(chosen_NK.T, z_ND)

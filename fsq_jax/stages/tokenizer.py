@@ -18,7 +18,7 @@ from fsq_jax.stages.stage import Stage, TrainState
 
 def make_model(config) -> Tokenizer:
     """The autoencoder that `config.model` and `config.quantizer` describe."""
-    return Tokenizer(quantizer=quantizers.make(**config.quantizer), **config.model)
+    return Tokenizer(quantizer=quantizers.of_config(config), **config.model)
 
 
 def make_encode(config):

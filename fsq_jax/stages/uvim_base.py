@@ -61,7 +61,7 @@ def make_coder(config) -> LabelCoder:
     """The task and the autoencoder that `config.task`, `.quantizer` and `.model` describe."""
     task = tasks.make(**config.task)
     model = LabelAutoencoder(
-        quantizer=quantizers.make(**config.quantizer), kinds=task.kinds, real=task.real,
+        quantizer=quantizers.of_config(config), kinds=task.kinds, real=task.real,
         **config.model,
     )
     return LabelCoder(task, model)

@@ -258,6 +258,23 @@ def test_idle_words_do_not_fade_to_nothing():
     np.testing.assert_allclose(got.codes[0], unit(standardized(z[0])), atol=1e-5)
 
 
+def test_microbatches_fade_the_codebook_as_one_step_does():
+    z = inputs(shape=(16, D))
+
+    def counts(num_microbatches):
+        module = vq.EMAVectorQuantizer(
+            K, D, momentum=0.5, microbatches=num_microbatches, split_threshold=0
+        )
+        state = module.init(jax.random.key(0), z)
+        for part in np.split(z, num_microbatches):
+            _, state = module.apply(state, part, train=True, mutable="codebook_state")
+        return np.asarray(state["codebook_state"]["counts"])
+
+    idle = (counts(1) == 0.5) & (counts(4) < 1)
+    assert idle.any()
+    np.testing.assert_allclose(counts(4)[idle], 0.5, rtol=1e-6)
+
+
 @pytest.mark.parametrize("make", [vq.VectorQuantizer, vq.EMAVectorQuantizer])
 def test_eight_devices_are_one(make):
     mesh = mesh_of_eight()
