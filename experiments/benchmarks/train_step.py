@@ -78,7 +78,7 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
 
 
 def measure(variant: str) -> dict:
-    """What a variant reaches: ms a step, images/s, TFLOP/s, GiB, seconds of compilation."""
+    """What a variant reaches: ms a step, images/s, GiB, seconds of init and of compilation."""
     config, tokens = load_config(variant)
     stage = stages.make(config, abstract=True)
     mesh = sharding.make_mesh()
@@ -87,7 +87,10 @@ def measure(variant: str) -> dict:
     key = jax.random.key(config.seed)
     shapes = runs.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
+    begin = time.perf_counter()
     state = jax.jit(draws.together(stage.init), out_shardings=shardings)(key, batch)
+    jax.block_until_ready(state)
+    init_seconds = time.perf_counter() - begin
     replicated = sharding.replicated(mesh)
     state = state.replace(frozen=sharding.put(random_like(stage.frozen), replicated))
     begin = time.perf_counter()
@@ -111,6 +114,7 @@ def measure(variant: str) -> dict:
         "step_ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],
         "images_per_second": config.batch_size / step,
         "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "init_seconds": init_seconds,
         "compile_seconds": compile_seconds,
         "loss": float(metrics["loss"]),
     }

@@ -159,8 +159,8 @@ def _layer_norm_fwd(x_RD, scale_D, bias_D, epsilon):
 
 def _layer_norm_bwd(epsilon, residuals, grad_RD):
     x_RD, scale_D = residuals
-    # All sums of a row in one pass. Measured from one of its values, so that a large mean does
-    # not cancel.
+    # All sums of a row in one pass, measured from one of its values: the variance is then at least
+    # 1 / D of what it is the difference of, however large the mean.
     shifted_RD = x_RD.astype(jnp.float32) - x_RD[:, :1].astype(jnp.float32)
     grad32_RD = grad_RD.astype(jnp.float32)
     scaled_RD = grad32_RD * scale_D
