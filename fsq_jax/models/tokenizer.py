@@ -25,8 +25,7 @@ def group_norm_swish(
 
     Sums of x and x^2 are taken in float32 in one pass over x; per-channel scale and shift then
     turn the normalisation into one multiply-add. The backward pass keeps nothing but x, in its own
-    dtype, and reads it and the gradient twice: once for the sums, once for what is written. Left
-    to itself XLA keeps the swish's slope in float32 in between.
+    dtype, and reads it and the gradient twice: once for the sums, once for what is written.
     """
     return _group_norm_swish_fwd(x_BHWC, scale_C, bias_C, groups, epsilon)[0]
 
@@ -66,9 +65,12 @@ def _group_norm_swish_bwd(groups, epsilon, residuals, grad_BHWC):
 
     slope_BHWC, normed_BHWC = slopes(x_BHWC, grad_BHWC)
     sums_BC = slope_BHWC.sum((1, 2)), (slope_BHWC * normed_BHWC).sum((1, 2))
-    # The barrier makes XLA compute the slope again rather than write it out in float32.
-    (sum_BC, product_BC), *again = jax.lax.optimization_barrier((sums_BC, x_BHWC, grad_BHWC))
-    slope_BHWC, normed_BHWC = slopes(*again)
+    if x_BHWC.dtype != jnp.float32:
+        # The barrier makes XLA compute the slope again rather than write it out in float32, which
+        # is twice the bytes of x.
+        sums_BC, *again = jax.lax.optimization_barrier((sums_BC, x_BHWC, grad_BHWC))
+        slope_BHWC, normed_BHWC = slopes(*again)
+    sum_BC, product_BC = sums_BC
     pixels = x_BHWC.shape[1] * x_BHWC.shape[2]
     mean_slope_BC = _group_means(sum_BC * scale_C, pixels, groups)
     along_BC = _group_means(product_BC * scale_C, pixels, groups)
