@@ -132,7 +132,7 @@ def test_lines_for_people():
     assert "tokenizer: 52,962,951 parameters" in text
     assert "1,000,000 steps of 512 = 512,000,000 examples, 399.6 epochs; 256 tokens" in text
     assert "time: 1.48 days" in text
-    assert "a step: 675.74 TFLOP, 1319.8 GFLOP an image" in text
+    assert "a step: 675.09 TFLOP, 1318.5 GFLOP an image" in text
     table = describe.arrays(tiny.tokenizer())
     assert "decoder" in table and "Total" in table
 

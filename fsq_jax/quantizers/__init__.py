@@ -24,8 +24,11 @@ def make(name: str, **kwargs) -> nn.Module:
 
 
 def of_config(config) -> nn.Module:
-    """Returns the quantizer of a stage I config; a step calls it `config.accumulate` times."""
+    """Returns the quantizer of a stage I config; a step calls it `config.accumulate` times.
+
+    The description of a stage I in a stage II config says nothing of steps.
+    """
     values = dict(config.quantizer)
     if values["name"] == "vq_ema":
-        values["microbatches"] = config.accumulate
+        values["microbatches"] = config.get("accumulate", 1)
     return make(**values)
