@@ -1,7 +1,7 @@
 """Random draws of one program made together, so that a large model is initialised in seconds.
 
 A model draws every parameter with a key of its own: hundreds of random generators, which XLA writes
-out round by round, merges into kernels of thousands of instructions, and compiles for minutes.
+out round by round, merges into kernels of thousands of instructions, and takes long to compile.
 Draws of one shape differ in nothing but their keys, and so do the steps that derive the keys: they
 are made here by one generator each, mapped over the keys. What is drawn stays the same.
 """

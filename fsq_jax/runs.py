@@ -144,9 +144,8 @@ def preview_batch(config, num_images: int = 32) -> dict[str, np.ndarray]:
 def compiler_options() -> dict[str, bool]:
     """What XLA is told for a train step on the devices at hand.
 
-    On a GPU all matrix products go to cuBLAS, which adds biases and residuals as it writes. XLA
-    would also try Triton's products, which takes long, wins for none of the large ones, and leaves
-    those additions to kernels of their own.
+    On a GPU all matrix products go to cuBLAS, which adds biases and residuals as it writes. With
+    Triton's products to choose from, XLA leaves those additions to kernels of their own.
     """
     return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else {}
 

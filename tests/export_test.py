@@ -50,7 +50,8 @@ def test_the_codebook_of_a_moving_average_travels_with_the_parameters(tmp_path):
         assert_same_arrays(weights.load(path).variables, ours.variables)
     assert "state/counts" in np.load(path).files
     with pytest.raises(ValueError, match=r"this run has \['codebook_state'\] beside them"):
-        export.export(workdir, "msgpack", str(tmp_path))
+        export.export(workdir, "msgpack", str(tmp_path / "msgpack"))
+    assert not (tmp_path / "msgpack").exists()
 
 
 def test_safetensors_say_what_they_are(trained, tmp_path):

@@ -17,6 +17,7 @@ import jax
 from absl import app, flags
 
 from experiments.benchmarks import apart, train_step
+from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import runs, sharding, stages
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "64"], "Sizes of a batch.")
@@ -36,7 +37,7 @@ def measure(variant: str, size: int) -> dict:
     # Sampling reads the averaged weights alone: neither the others nor the optimiser's are made.
     weights = {"ema_params": shapes.ema_params, "frozen": stage.frozen}
     state = shapes.replace(
-        params=None, opt_state=None, step=0, **jax.device_put(train_step.random_like(weights))
+        params=None, opt_state=None, step=0, **jax.device_put(random_like(weights))
     )
     begin = time.perf_counter()
     sample = jax.jit(stage.predict["sample"]).lower(state, batch, key).compile()

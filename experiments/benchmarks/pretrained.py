@@ -20,6 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import apart
+from experiments.benchmarks.random_arrays import random_variables
 from fsq_jax import imported
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.models.tokenizer import Tokenizer
@@ -39,13 +40,6 @@ def networks(smoke: bool) -> tuple[Tokenizer, MaskedTransformer]:
         return tokenizer, MaskedTransformer(vocab_size=16 + 5 + 1, num_positions=65, **sizes)
     tokenizer = Tokenizer(VectorQuantizer(codebook_size=1024, channels=256))
     return tokenizer, MaskedTransformer(vocab_size=2025, num_positions=257)
-
-
-def random_variables(model, *inputs) -> dict:
-    """Random arrays in the place of all that a model's `init` makes."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: 0.02 * rng.standard_normal(s.shape, np.float32), shapes)
 
 
 def write_random(model, path: str, *inputs) -> int:

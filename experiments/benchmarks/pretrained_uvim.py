@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from experiments.benchmarks import apart
-from experiments.benchmarks.pretrained import random_variables
+from experiments.benchmarks.random_arrays import random_variables
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.pretrained import weights_file

@@ -3,8 +3,8 @@
 python -m experiments.benchmarks.speeds --out=experiments/results/speed/h100 --seconds=540
 
 What is in --out already is not measured again, so that a machine that is lent for minutes can be
-used in several goes; what is missing longest comes first. Nothing is begun that would not end
-within --seconds. With several GPUs as many measurements run at once, each on its own.
+used in several goes; the longest come first. Nothing is begun that would not end within --seconds.
+With several GPUs as many measurements run at once, each on its own.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Measurement:
 
 
 def step(name: str, variant: str, seconds: int) -> Measurement:
-    """A training step of full size; FLOPs are counted elsewhere, on no lent machine's time."""
+    """A training step of full size, timed alone; `--notime` counts the FLOPs on any CPU."""
     arguments = ("--noflops", "--steps=2", "--blocks=2", f"--timeout={seconds - 15}", variant)
     return Measurement(name, "train_step", arguments, seconds)
 

@@ -23,12 +23,14 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import apart
+from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import describe, draws, runs, sharding, stages
 
 _OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a block.")
 _TIMEOUT = flags.DEFINE_integer("timeout", 240, "Seconds after which a variant is given up.")
+_TIME = flags.DEFINE_bool("time", True, "Time the step.")
 _FLOPS = flags.DEFINE_bool("flops", True, "Count a step's FLOPs, on the CPU, after it was timed.")
 _ONE = flags.DEFINE_bool("one", False, "Measure the one variant given, in this process.")
 
@@ -45,14 +47,6 @@ def load_config(variant: str):
     overrides = runs.parse_overrides(c for c in changes if c != "--tokens")
     runs.override(config, overrides)
     return describe.with_classes(config), tokens
-
-
-def random_like(shapes, seed: int = 0):
-    """Small random arrays in the place of shapes: frozen weights whose values do not matter."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda s: (0.02 * rng.standard_normal(s.shape)).astype(s.dtype), shapes
-    )
 
 
 def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.ndarray]:
@@ -156,10 +150,14 @@ def main(argv) -> None:
     jax.config.update("jax_platforms", "cpu")  # the device is for the processes of the variants
     for variant in argv[1:]:
         options = ["--one", f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
-        result = {"variant": variant} | apart.run("train_step", options, _TIMEOUT.value)
-        if "step_ms" in result and _FLOPS.value:
+        result = {"variant": variant}
+        if _TIME.value:
+            result |= apart.run("train_step", options, _TIMEOUT.value)
+        if _FLOPS.value and "error" not in result:
             flops = count_flops(variant)
-            result |= {"tflop_per_step": flops / 1e12, "tflops": flops / result["step_ms"] / 1e9}
+            result["tflop_per_step"] = flops / 1e12
+            if _TIME.value:
+                result["tflops"] = flops / result["step_ms"] / 1e9
         apart.record(result, _OUT.value)
 
 

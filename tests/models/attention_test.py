@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,6 +63,21 @@ def test_only_inputs_are_kept_for_the_backward_pass():
         lambda q, k, v: lib.attention(q, k, v, dropout_rate=0.1, key=key), q, k, v
     )
     assert max(leaf.size for leaf in jax.tree.leaves(backward)) <= q.size
+
+
+@pytest.mark.parametrize("dtype, atol", [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_gradients_are_those_of_jax(dtype, atol):
+    q, k, v = _qkv((2, 6, 2, 8))
+    weight = np.random.default_rng(1).standard_normal(q.shape)
+
+    def grads(attend, *arrays):
+        return jax.grad(lambda *qkv: (attend(*qkv) * weight).sum(), argnums=(0, 1, 2))(*arrays)
+
+    ours = functools.partial(lib.attention, implementation="xla")
+    expected = grads(jax.nn.dot_product_attention, q, k, v)
+    found = grads(ours, *(x.astype(dtype) for x in (q, k, v)))
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got.astype(np.float32), want, atol=atol, rtol=atol)
 
 
 def test_dropout_gradient_uses_the_forward_mask():

@@ -126,6 +126,25 @@ def test_group_norm_matches_flax_with_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_group_norm_of_bfloat16_has_the_gradients_of_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 + 2 * rng.standard_normal((2, 4, 6, 16)), jnp.bfloat16)
+    params = {"scale": rng.random(16, np.float32), "bias": rng.random(16, np.float32)}
+    weights = rng.standard_normal(x.shape).astype(np.float32)
+
+    def grads(x):
+        def value(params, x):
+            return jnp.sum(weights * GroupNorm(4).apply({"params": params}, x))
+
+        return jax.grad(value, (0, 1))(params, x)
+
+    for half, full in zip(
+        jax.tree.leaves(grads(x)), jax.tree.leaves(grads(x.astype(jnp.float32))), strict=True
+    ):
+        # Incoming gradients are rounded to 8 bits, and sums of 48 of them keep that error.
+        np.testing.assert_allclose(half.astype(np.float32), full, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize(("num_groups", "width", "groups"), [(32, 48, 16), (8, 20, 4), (2, 8, 2)])
 def test_groups_divide_the_width(num_groups, width, groups):
     x = np.random.default_rng(0).standard_normal((1, 4, 4, width)).astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from fsq_jax.models.uvim_lm import CodeLanguageModel
+from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
 from fsq_jax.sampling import autoregressive
 from tests.tiny import random_variables
 
@@ -92,6 +92,21 @@ def test_steps_with_a_cache_give_the_logits_of_all_at_once(quickly, dtype, atol)
     steps = jax.jit(functools.partial(walk, model))(IMAGE, CODES)
     assert steps.dtype == jnp.float32 and full.std() > 0.3
     np.testing.assert_allclose(steps, full, atol=atol)
+
+
+def test_rounding_the_weights_once_changes_no_logit(quickly):
+    model, tokens = MODEL.clone(dtype=jnp.bfloat16), jnp.zeros(2, jnp.int32)
+
+    @jax.jit
+    def first_logits(image):
+        step, cache = decoding(model, drawn()["params"], image)
+        plain = functools.partial(model.apply, drawn())
+        return step(cache, tokens, 0)[0], plain(
+            plain(image, method="start"), tokens, 0, method="step"
+        )[0]
+
+    got, expected = first_logits(IMAGE)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_greedy_codes_are_the_likeliest_given_themselves(quickly):
