@@ -179,7 +179,7 @@ def evals(every: int, features: str, limit: int) -> dict:
 
 
 def distance(features: str, limit: int) -> dict:
-    """How images are held against real ones; see `fsq_jax.protocols` for the names."""
+    """How images are held against real ones; see `fsq_jax.scoring.protocols` for the names."""
     return dict(
         features=features,  # inception: FID; efficientnet, random: other distances
         protocol="adm",

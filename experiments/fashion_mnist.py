@@ -20,11 +20,14 @@ import numpy as np
 from absl import flags
 
 from experiments import figures, gpus, report
-from fsq_jax import errors, pages, runs, sample
+from fsq_jax import sample
 from fsq_jax.evaluators import codebook
-from fsq_jax.evaluators.features import FeatureNetwork
 from fsq_jax.evaluators.generation import sample_moments
-from fsq_jax.logging import say
+from fsq_jax.evaluators.run_scorer import RunScorer
+from fsq_jax.reports import html
+from fsq_jax.runs import inputs, predictor
+from fsq_jax.runtime import cli
+from fsq_jax.runtime.progress import log
 
 QUANTIZERS = {"fsq": "quantizer=fsq,levels=8-5-5-5", "vq": "quantizer=vq,codebook_size=1024"}
 GUIDANCE = (0.0, 0.1, 0.2, 0.5, 1.0)
@@ -56,10 +59,10 @@ def train(workdir: str, data_dir: str, quantizer: str, changes: list[str]) -> di
     seconds = {}
     for folder, command in commands(workdir, data_dir, quantizer).items():
         begin = time.monotonic()
-        say(" ".join(["python", *command]))
-        with open(f"{folder}.log", "a") as log:
+        log(" ".join(["python", *command]))
+        with open(f"{folder}.log", "a") as output:
             command = [sys.executable, *command, *changes]
-            subprocess.run(command, check=True, stderr=log, stdout=log, env=environment)
+            subprocess.run(command, check=True, stderr=output, stdout=output, env=environment)
         seconds[os.path.basename(folder)] = time.monotonic() - begin
     return seconds
 
@@ -76,14 +79,14 @@ def sweep(workdir: str, out: str, quantizer: str, num_samples: int) -> list[dict
         with open(path) as file:
             rows = json.load(file)
     for guidance in GUIDANCE[len(rows):]:
-        config, _, run = runs.load(folder, overrides={"sampling.guidance": guidance})
-        network = FeatureNetwork(run, config.evals.generation.features)
+        config, _, run = predictor.load(folder, overrides={"sampling.guidance": guidance})
+        network = RunScorer(run, config.evals.generation.features)
         if reference is None:
             reference = network.reference("train", config.evals.generation.reference_limit)
         moments = sample_moments(run, network, num_samples)
         value, protocol = network.distance(moments, reference, "train")
         rows.append({"guidance": guidance, network.metric: value, "protocol": protocol})
-        say(f"{quantizer}: guidance {guidance}, {network.metric} {value:.3f}")
+        log(f"{quantizer}: guidance {guidance}, {network.metric} {value:.3f}")
         with open(path, "w") as file:
             json.dump(rows, file, indent=2)
     return rows
@@ -92,10 +95,10 @@ def sweep(workdir: str, out: str, quantizer: str, num_samples: int) -> list[dict
 def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     """Writes the pictures: reconstructions, samples, codes, curves, the sweep of guidance."""
     folder = lambda name, q: os.path.join(workdir, f"{name}_{q}")  # noqa: E731
-    loaded = {q.upper(): runs.load(folder("tokenizer", q))[2] for q in QUANTIZERS}
+    loaded = {q.upper(): predictor.load(folder("tokenizer", q))[2] for q in QUANTIZERS}
     pictures = {"reconstructions": figures.reconstructions_figure(loaded)}
     counts = {name: codebook.count_codes(run) for name, run in loaded.items()}
-    pictures["codes"] = pages.codes_figure(counts, loaded["FSQ"].info["levels"])
+    pictures["codes"] = html.codes_figure(counts, loaded["FSQ"].info["levels"])
     pictures["tokenizer_curves"] = figures.curves_figure(
         {q.upper(): folder("tokenizer", q) for q in QUANTIZERS},
         ("reconstruction", "adversarial", "discriminator"),
@@ -105,10 +108,10 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     )
     for quantizer in QUANTIZERS:
         best = min(sweeps[quantizer], key=lambda row: row["fd_efficientnet"])["guidance"]
-        config, _, run = runs.load(
+        config, _, run = predictor.load(
             folder("mg", quantizer), overrides={"sampling.guidance": best}
         )
-        names = runs.make_source(config.data, "train").class_names
+        names = inputs.open_split(config.data, "train").class_names
         labels_N = np.repeat(np.arange(len(names), dtype=np.int32), 12)
         images = sample.sample(run, labels_N)
         pictures[f"samples_{quantizer}"] = figures.samples_figure(
@@ -117,7 +120,7 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     pictures["guidance"] = sweep_figure(sweeps)
     for name, figure in pictures.items():
         with open(os.path.join(out, f"{name}.png"), "wb") as file:
-            file.write(pages.png(figure))
+            file.write(html.png(figure))
 
 
 def sweep_figure(sweeps: dict[str, list[dict]]) -> matplotlib.figure.Figure:
@@ -169,4 +172,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "experiments/results/fashion_mnist", "Folder of the results.")
     flags.DEFINE_bool("parallel", False, "Train FSQ and VQ at once, on a GPU each or sharing one.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Samples of each setting in the sweep.")
-    errors.run(main)
+    cli.run(main)

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from fsq_jax import pages
-from fsq_jax.evaluators.run import Run
-from fsq_jax.logging import grid, read_metrics
+from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.reports import html
+from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.metric_writer import read_metrics
 
 
 def curves_figure(
@@ -25,7 +26,7 @@ def curves_figure(
     logarithmic scale.
     """
     lines = {name: read_metrics(path, split) for name, path in workdirs.items()}
-    figure, axes = pages.panels(len(metrics), 3, (4.2, 3.0))
+    figure, axes = html.panels(len(metrics), 3, (4.2, 3.0))
     for axis, metric in zip(axes, metrics, strict=True):
         drawn = []
         for name, records in lines.items():
@@ -46,15 +47,15 @@ def curves_figure(
 def rows_figure(rows: Mapping[str, np.ndarray], num_images: int = 12) -> Figure:
     """A row a name: its first images [N,H,W,3] beside each other, the same ones in each row."""
     num_images = min(num_images, *map(len, rows.values()))
-    figure, axes = pages.panels(len(rows), 1, (11.0, 11.0 / num_images + 0.05))
+    figure, axes = html.panels(len(rows), 1, (11.0, 11.0 / num_images + 0.05))
     for axis, (name, images_NHWC) in zip(axes, rows.items(), strict=True):
-        axis.imshow(grid(images_NHWC[:num_images], num_images), interpolation="nearest")
+        axis.imshow(image_grid(images_NHWC[:num_images], num_images), interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
-        pages.bare(axis)
+        html.bare(axis)
     return figure
 
 
-def reconstructions_figure(tokenizers: Mapping[str, Run], num_images: int = 12) -> Figure:
+def reconstructions_figure(tokenizers: Mapping[str, Predictor], num_images: int = 12) -> Figure:
     """Held-out images in the first row, and below them each tokenizer's reconstructions."""
     rows = {}
     for name, run in tokenizers.items():
@@ -77,9 +78,9 @@ def samples_figure(
     classes = np.unique(labels_N)
     of_class = [images_NHWC[labels_N == c] for c in classes]
     tall = -(-max(map(len, of_class)) // tile) / tile
-    figure, axes = pages.panels(len(classes), columns, (1.9, 1.9 * tall + 0.25))
+    figure, axes = html.panels(len(classes), columns, (1.9, 1.9 * tall + 0.25))
     for axis, c, images in zip(axes, classes, of_class, strict=True):
-        axis.imshow(grid(images, tile), interpolation="nearest")
+        axis.imshow(image_grid(images, tile), interpolation="nearest")
         axis.set_title(class_names[c], fontsize=10)
-        pages.bare(axis)
+        html.bare(axis)
     return figure

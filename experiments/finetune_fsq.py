@@ -18,9 +18,12 @@ from absl import flags
 
 from configs import maskgit_tokenizer
 from experiments import figures
-from fsq_jax import checkpoint, errors, export, results_file, train
-from fsq_jax.logging import read_metrics, say
+from fsq_jax import export, train
 from fsq_jax.pretrained import maskgit, weights
+from fsq_jax.runtime import cli
+from fsq_jax.runtime.metric_writer import read_metrics
+from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.workdir import load_config, load_results
 
 RUNS = {"from_vq": "FSQ, started from the VQ's weights", "scratch": "FSQ, from scratch"}
 LEVELS = "8-6-5"
@@ -81,7 +84,7 @@ def main(argv) -> None:
         if options.pretrained:
             config.model.num_groups = 32
         config.init_from = path if name == "from_vq" else ""
-        say(RUNS[name])
+        log(RUNS[name])
         train.train(config, folder)
     os.makedirs(options.out, exist_ok=True)
     figure = figures.curves_figure(
@@ -106,8 +109,8 @@ def record(path: str, folders: dict[str, str]) -> dict:
         "start": start | {"path": os.path.basename(path)},
         "losses": curves,
         "step_at_which_from_vq_is_at_the_lowest_loss_from_scratch": min(reached, default=None),
-        "results": {name: results_file.load(folder) for name, folder in folders.items()},
-        "config": checkpoint.load_config(folders["from_vq"]).to_dict()
+        "results": {name: load_results(folder) for name, folder in folders.items()},
+        "config": load_config(folders["from_vq"]).to_dict()
         | {"init_from": os.path.basename(path)},
         "device": jax.devices()[0].device_kind,
     }
@@ -120,4 +123,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("size", 32, "Image size in pixels.")
     flags.DEFINE_integer("vq_steps", 300, "Steps of the VQ tokenizer.")
     flags.DEFINE_integer("steps", 200, "Steps of each FSQ run.", lower_bound=2)
-    errors.run(main)
+    cli.run(main)

@@ -11,7 +11,9 @@ import flax
 import jax
 import numpy as np
 
-from fsq_jax import pages, protocols, results_file
+from fsq_jax.reports import html
+from fsq_jax.runtime.workdir import load_results
+from fsq_jax.scoring import protocols
 
 NOT_RUN = "not run"
 # Metric -> (title, format), in the order of a table; metrics that are not here follow them.
@@ -54,13 +56,13 @@ METRICS = {
 Workdirs = Mapping[str, str | Sequence[str]]
 
 
-def load_results(workdirs: str | Sequence[str]) -> dict[str, dict]:
+def combined_results(workdirs: str | Sequence[str]) -> dict[str, dict]:
     """The results.json of a workdir, or of several (a tokenizer, its transformer) in one."""
     paths = [workdirs] if isinstance(workdirs, str) else workdirs
-    return {name: result for path in paths for name, result in results_file.load(path).items()}
+    return {name: result for path in paths for name, result in load_results(path).items()}
 
 
-def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -> pages.Table:
+def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -> html.Table:
     """A row a metric, a column a run.
 
     Args:
@@ -69,9 +71,9 @@ def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -
 
     Raises:
       ValueError: with the keys that differ, for numbers that were measured differently; the model,
-        its sampler, seed and machine may differ (see `fsq_jax.protocols`).
+        its sampler, seed and machine may differ (see `fsq_jax.scoring.protocols`).
     """
-    results = {name: load_results(paths) for name, paths in workdirs.items()}
+    results = {name: combined_results(paths) for name, paths in workdirs.items()}
     if metrics is None:
         found = {metric for result in results.values() for metric in result}
         metrics = [m for m in METRICS if m in found] + sorted(found - set(METRICS))
@@ -86,26 +88,26 @@ def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -
             for result in results.values()
         ]
         rows.append((title, *cells))
-    return pages.Table(("", *results), rows)
+    return html.Table(("", *results), rows)
 
 
-def protocol_table(workdirs: Workdirs) -> pages.Table:
+def protocol_table(workdirs: Workdirs) -> html.Table:
     """How each number of `comparison_table` was measured, a row for runs that share a protocol."""
     runs_of = {}
     for run, paths in workdirs.items():
-        for metric, result in load_results(paths).items():
+        for metric, result in combined_results(paths).items():
             told = {k: v for k, v in result["protocol"].items() if k != "level_histograms"}
             text = "; ".join(f"{name}={value}" for name, value in protocols.flat(told).items())
             protocol = f"step={result['step']}; {text}"
             runs_of.setdefault((metric.split("/")[0], protocol), {})[run] = None
     rows = [(group, ", ".join(names), text) for (group, text), names in runs_of.items()]
-    return pages.Table(("metrics", "runs", "protocol"), rows)
+    return html.Table(("metrics", "runs", "protocol"), rows)
 
 
-def environment_table() -> pages.Table:
+def environment_table() -> html.Table:
     """Device and versions of the process that calls it."""
     devices = jax.devices()
-    return pages.Table(("", ""), [
+    return html.Table(("", ""), [
         ("device", f"{len(devices)} x {devices[0].device_kind}; {os.cpu_count()} CPU cores"),
         ("platform", platform.platform()),
         ("Python", platform.python_version()),
@@ -113,10 +115,10 @@ def environment_table() -> pages.Table:
     ])
 
 
-def times_table(seconds: Mapping[str, float]) -> pages.Table:
+def times_table(seconds: Mapping[str, float]) -> html.Table:
     """Minutes of each part, and their sum."""
     def cell(value):
         return f"{int(value) // 60}:{int(value) % 60:02d}"
 
     rows = [(name, cell(value)) for name, value in seconds.items()]
-    return pages.Table(("part", "min:s"), [*rows, ("in all", cell(sum(seconds.values())))])
+    return html.Table(("part", "min:s"), [*rows, ("in all", cell(sum(seconds.values())))])

@@ -24,8 +24,10 @@ import numpy as np
 from absl import flags
 
 from experiments import figures, gpus, report
-from fsq_jax import checkpoint, errors, pages, results_file
-from fsq_jax.logging import say
+from fsq_jax.reports import html
+from fsq_jax.runtime import cli
+from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.workdir import is_evaluated, load_config, load_results
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def prepare_scenes(workdir: str) -> str:
     wanted = [split for split in ("train", "validation")
               if not os.path.exists(os.path.join(out, split))]
     if wanted:
-        say(f"Rendering scenes to {out} …")
+        log(f"Rendering scenes to {out} …")
         command = [
             "-m", "fsq_jax.prepare", "--data=scenes", "--size=128", f"--out={out}",
             f"--splits={','.join(SCENES[split] for split in wanted)}",
@@ -138,7 +140,7 @@ def finished(path: str) -> bool:
     run = os.path.dirname(path)
     if not path.endswith("results.json") or not os.path.exists(path):
         return os.path.exists(path)
-    return results_file.evaluated(run, checkpoint.load_config(run).steps)
+    return is_evaluated(run, load_config(run).steps)
 
 
 def train(workdir: str, row: Row, todo: Mapping[str, list[str]], told: Mapping[str, str]) -> str:
@@ -149,14 +151,14 @@ def train(workdir: str, row: Row, todo: Mapping[str, list[str]], told: Mapping[s
         run = os.path.dirname(done)
         os.makedirs(run, exist_ok=True)
         begin = time.monotonic()
-        say(f"{row.name}: python {' '.join(command)}")
-        with open(os.path.join(run, "log.txt"), "a") as log:
+        log(f"{row.name}: python {' '.join(command)}")
+        with open(os.path.join(run, "log.txt"), "a") as output:
             code = subprocess.run(
-                [sys.executable, *command], stdout=log, stderr=log, env=os.environ | told
+                [sys.executable, *command], stdout=output, stderr=output, env=os.environ | told
             ).returncode
-        say(f"{row.name}: {os.path.basename(done)} after {time.monotonic() - begin:.0f} s")
+        log(f"{row.name}: {os.path.basename(done)} after {time.monotonic() - begin:.0f} s")
         if code or not finished(done):
-            return f"{row.name} failed with exit status {code}; see {log.name}."
+            return f"{row.name} failed with exit status {code}; see {output.name}."
     return ""
 
 
@@ -180,12 +182,12 @@ def train_all(workdir: str, rows: Sequence[Row], scale: str, data: str, changes)
 def collect(workdir: str, rows: Sequence[Row]) -> dict[str, dict]:
     """{row: {stage: its results.json}}, {} for what was not run."""
     return {
-        row.name: {stage: results_file.load(folder(workdir, row, stage)) for stage in STAGES}
+        row.name: {stage: load_results(folder(workdir, row, stage)) for stage in STAGES}
         for row in rows
     }
 
 
-def tables(rows: Sequence[Row], results: Mapping[str, Mapping]) -> dict[str, pages.Table]:
+def tables(rows: Sequence[Row], results: Mapping[str, Mapping]) -> dict[str, html.Table]:
     """{task: its table}: a row a variant, metrics of both stages, and the paper's beside them."""
     made = {}
     for task in dict.fromkeys(row.task for row in rows):
@@ -208,7 +210,7 @@ def tables(rows: Sequence[Row], results: Mapping[str, Mapping]) -> dict[str, pag
                 form = report.METRICS[metric][1]
                 line.append(form.format(result["value"]) if result else report.NOT_RUN)
             cells.append((*line, row.paper, row.paper_usage))
-        made[task] = pages.Table(
+        made[task] = html.Table(
             (task, *header, f"paper's stage II, {PAPER_METRICS[task]}", "paper's usage"), cells
         )
     return made
@@ -226,7 +228,7 @@ def pictures(workdir: str, rows: Sequence[Row]) -> dict[str, bytes]:
                 panels |= {"input": arrays["input"], VARIANTS[row.variant]: arrays["prediction"]}
                 truth = arrays["truth"]
         if panels:
-            made[task] = pages.png(figures.rows_figure(panels | {"truth": truth}))
+            made[task] = html.png(figures.rows_figure(panels | {"truth": truth}))
     return made
 
 
@@ -297,4 +299,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
     flags.DEFINE_string("workdir", "", "Folder of the runs; runs/uvim_SCALE by default.")
     flags.DEFINE_string("out", "", "Folder of the results; experiments/results/uvim_SCALE.")
-    errors.run(main)
+    cli.run(main)

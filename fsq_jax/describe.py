@@ -18,8 +18,10 @@ from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 
-from fsq_jax import errors, runs, stages
+from fsq_jax import stages
 from fsq_jax.data import splits
+from fsq_jax.runs import inputs, startup
+from fsq_jax.runtime import cli
 from fsq_jax.tasks.unlabelled import blank_labels
 
 # Training images of data sets that need not be at hand; others are counted where they lie.
@@ -101,7 +103,7 @@ def training_flops(config, batch) -> float:
     if "attention" in plain.model:
         plain.model.attention = "xla"
     stage = stages.make(plain, abstract=True)
-    state = runs.abstract_state(plain, stage, batch).replace(frozen=stage.frozen)
+    state = startup.abstract_state(plain, stage, batch).replace(frozen=stage.frozen)
     key = jax.eval_shape(lambda: jax.random.key(plain.seed))
     costs = jax.jit(stage.update).lower(state, batch, key).cost_analysis()
     return float(costs["flops"])
@@ -120,20 +122,20 @@ def shapes_of(config):
     """(stage, its state, a batch of images and labels), all without values."""
     stage = stages.make(config, abstract=True)
     batch = jax.eval_shape(lambda: blank_batch(config, config.batch_size))
-    return stage, runs.abstract_state(config, stage, batch).replace(frozen=stage.frozen), batch
+    return stage, startup.abstract_state(config, stage, batch).replace(frozen=stage.frozen), batch
 
 
 def blank_batch(config, size: int) -> dict[str, jax.Array]:
     """A batch of `size` black images with all that the config's batches carry."""
     shape = (size, config.data.size, config.data.size)
     batch = {"image": jnp.zeros((*shape, 3)), "label": jnp.zeros(size, jnp.int32)}
-    return batch | blank_labels(runs.features(config), shape)
+    return batch | blank_labels(inputs.features(config), shape)
 
 
 def _source(config):
     """The training data, or None where it isn't here."""
     try:
-        return runs.make_source(config.data, config.data.train_split)
+        return inputs.open_split(config.data, config.data.train_split)
     except (ValueError, OSError):
         return None
 
@@ -194,4 +196,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("gpus", 1, "Devices that the days are worked out for.", lower_bound=1)
     flags.DEFINE_float("images_per_second", 0.0, "Speed measured on one device; gives the days.")
     flags.mark_flags_as_required(["config"])
-    errors.run(main)
+    cli.run(main)

@@ -19,9 +19,10 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from fsq_jax import errors, runs, sharding
 from fsq_jax.data import cached_views
-from fsq_jax.stages import frozen
+from fsq_jax.runs import inputs
+from fsq_jax.runtime import cli, sharding
+from fsq_jax.stages import stage_1
 
 
 def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> str:
@@ -42,18 +43,18 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     folder = os.path.join(out, "train")
     if os.path.exists(folder):
         raise ValueError(f"{folder!r} is there already; remove it, or name another --out.")
-    trained = frozen.load(workdir, step=step)
+    trained = stage_1.load(workdir, step=step)
     config, mesh = trained.config, sharding.make_mesh()
     data = config.data
     variables = sharding.put(trained.variables, sharding.replicated(mesh))
     to_tokens = jax.jit(trained.encode)
-    source = runs.eval_source(config, "train")
-    augment, plain = runs.transforms_of(config)
+    source = inputs.eval_source(config, "train")
+    augment, plain = inputs.transforms_of(config)
 
     tokens_NVL, labels_N = [], None
     for view in range(views):
         transform = cached_views.view(augment, plain, config.seed, view, views)
-        batches = runs.every_record(config, source, transform)
+        batches = inputs.every_record(config, source, transform)
         rows, labels = [], []
         for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
             put = sharding.put_batch(batch, mesh)
@@ -99,4 +100,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_integer("views", 1, "Crops and flips of each image; 1: the image as it is.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
-    errors.run(main)
+    cli.run(main)

@@ -17,7 +17,12 @@ import json
 import jax
 from absl import flags
 
-from fsq_jax import codebook_page, errors, evaluators, imported, results_file, runs, sharding
+from fsq_jax import evaluators
+from fsq_jax.reports import codebook as codebook_page
+from fsq_jax.runs import predictor, published
+from fsq_jax.runs.config import parse_overrides
+from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime.workdir import save_results
 
 
 def evaluate(
@@ -34,10 +39,10 @@ def evaluate(
     Raises:
       ValueError: where there is no such run, checkpoint or evaluator.
     """
-    config, _, run = runs.load(workdir, step, overrides)
+    config, _, run = predictor.load(workdir, step, overrides)
     results = measure(config, run, names)
     if jax.process_index() == 0:
-        results_file.save(workdir, results)
+        save_results(workdir, results)
     if "codebook/usage" in results:
         codebook_page.write(config, run)
     return results
@@ -62,7 +67,7 @@ def evaluate_file(
       names: which of the evaluators that there are for its stage; all by default.
       out: JSON file.
     """
-    config, _, run = imported.load(path, tokenizer, overrides)
+    config, _, run = published.load(path, tokenizer, overrides)
     results = measure(config, run, names)
     if out and jax.process_index() == 0:
         with open(out, "w") as file:
@@ -74,9 +79,9 @@ def main(argv) -> None:
     del argv
     sharding.initialize_distributed()
     options = flags.FLAGS
-    imported.check_choice(options, "what to evaluate")
-    overrides = imported.data_overrides(options.data, options.data_dir, options.size)
-    overrides |= runs.parse_overrides(options.set)
+    published.check_choice(options, "what to evaluate")
+    overrides = published.data_overrides(options.data, options.data_dir, options.size)
+    overrides |= parse_overrides(options.set)
     if options.pretrained:
         results = evaluate_file(
             options.pretrained, options.tokenizer, options.evals, overrides, options.out
@@ -101,4 +106,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
     flags.DEFINE_multi_string("set", [], "KEY=VALUE over the run's config, such as "
                               "sampling.guidance=1.0; may be given several times.")
-    errors.run(main)
+    cli.run(main)

@@ -23,10 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsq_jax import errors, model_card, results_file
+from fsq_jax.formats import safetensors_file, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
-from fsq_jax.pretrained import safetensors, weights, weights_file
-from fsq_jax.stages import tokenizer
+from fsq_jax.pretrained import weights
+from fsq_jax.reports import model_card
+from fsq_jax.runtime import cli
+from fsq_jax.runtime.workdir import load_results
+from fsq_jax.stages import maskgit_tokenizer
 
 FORMATS = ("safetensors", "msgpack", "npz", "jax-export")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -73,7 +76,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
 
 def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: str) -> None:
     """Writes all arrays by path, and what is known of them as metadata."""
-    safetensors.write(path, weights_file.flatten(loaded.variables), {
+    safetensors_file.write(path, weights_file.flatten(loaded.variables), {
         "format": "fsq_jax",
         "config": json.dumps(loaded.config.to_dict()),
         "step": str(loaded.step),
@@ -85,7 +88,7 @@ def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: s
 
 def results_of(workdir: str, step: int) -> dict[str, dict]:
     """What results.json holds of a step."""
-    results = results_file.load(workdir)
+    results = load_results(workdir)
     return {name: result for name, result in results.items() if result["step"] == step}
 
 
@@ -127,7 +130,7 @@ def _batch(*shape: int, dtype) -> jax.ShapeDtypeStruct:
 
 
 def _tokenizer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable, object]]:
-    model, size = tokenizer.make_model(loaded.config), loaded.config.data.size
+    model, size = maskgit_tokenizer.make_model(loaded.config), loaded.config.data.size
     side = size // model.downsampling
 
     def encode(images_BHWC):
@@ -172,4 +175,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("format", "safetensors", FORMATS, "What to write.")
     flags.DEFINE_string("out", None, "Folder to write to.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
-    errors.run(main)
+    cli.run(main)

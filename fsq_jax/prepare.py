@@ -18,8 +18,9 @@ import os
 import tqdm
 from absl import flags
 
-from fsq_jax import errors
-from fsq_jax.data import array_source, sources, splits, transforms
+from fsq_jax.data import array_source, splits, transforms
+from fsq_jax.data.open import open_dataset
+from fsq_jax.runtime import cli
 
 
 def prepare(
@@ -57,7 +58,7 @@ def prepare(
     there = [folder for folder in folders if os.path.exists(folder)]
     if there:
         raise ValueError(f"{there[0]!r} is there already; remove it, or name another --out.")
-    opened = [sources.make_source(data, split, size, data_dir) for split in split_names]
+    opened = [open_dataset(data, split, size, data_dir) for split in split_names]
     for source, split, folder in zip(opened, split_names, folders, strict=True):
         if "image" not in source[0]:
             raise ValueError(f"{data} has no images.")
@@ -85,4 +86,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
     flags.DEFINE_enum("transform", "square", transforms.KINDS, "How pictures come to their size.")
     flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes; 0 for this one alone.")
-    errors.run(main)
+    cli.run(main)

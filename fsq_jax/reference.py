@@ -13,11 +13,13 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from fsq_jax import errors, protocols, sharding
-from fsq_jax.data import pipeline, sources, transforms
-from fsq_jax.data.source import Source
-from fsq_jax.evaluators.statistics import Statistics
-from fsq_jax.evaluators.suite import NETWORKS, Suite
+from fsq_jax.data import pipeline, transforms
+from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.open import open_dataset
+from fsq_jax.runtime import cli, sharding
+from fsq_jax.scoring import protocols
+from fsq_jax.scoring.accumulator import Statistics
+from fsq_jax.scoring.scorer import NETWORKS, Scorer
 
 
 class Subset:
@@ -79,10 +81,10 @@ def build(
     sharding.check_batch_size(batch_size)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
-    suite = Suite(mesh, protocol.replace(
+    suite = Scorer(mesh, protocol.replace(
         inception_score="", precision_recall=False, kernel_distance=False
     ), weights)
-    source = sources.make_source(data, split, size, data_dir)
+    source = open_dataset(data, split, size, data_dir)
     if len(source) < 2:
         raise ValueError(f"A reference needs at least 2 images; {data} {split} has {len(source)}.")
     subset = Subset(images, 1 if first else source.num_classes)
@@ -101,7 +103,7 @@ def build(
 
 
 def gather(
-    suite: Suite, mesh: jax.sharding.Mesh, source: Source, size: int, subset: Subset,
+    suite: Scorer, mesh: jax.sharding.Mesh, source: Dataset, size: int, subset: Subset,
     batch_size: int, workers: int,
 ) -> Statistics:
     """The statistics of all images of a source, of which `subset` gets its share."""
@@ -144,4 +146,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("weights", "", "File of Inception's weights; $FSQ_JAX_INCEPTION if not.")
     flags.DEFINE_integer("batch_size", 128, "Over all devices.", 1)
     flags.DEFINE_integer("workers", 0, "Processes that read the data.", 0)
-    errors.run(main)
+    cli.run(main)

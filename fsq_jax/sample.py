@@ -27,15 +27,18 @@ import tqdm
 from absl import flags
 from PIL import Image
 
-from fsq_jax import drawing, errors, imported, runs, sharding, tasks
-from fsq_jax.data import images as image_files
-from fsq_jax.data import transforms
-from fsq_jax.evaluators.run import Run
-from fsq_jax.logging import grid
+from fsq_jax import tasks
+from fsq_jax.data import decode, transforms
+from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runs import inputs, predictor, published
+from fsq_jax.runs.config import parse_overrides
+from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import context
 
 
-def sample(run: Run, labels_N: np.ndarray, seed: int = 0, known: dict | None = None) -> np.ndarray:
+def sample(run: Predictor, labels_N: np.ndarray, seed: int = 0, known: dict | None = None) -> np.ndarray:
     """Images [N,H,W,3] in [0, 1] of the labels, each drawn anew.
 
     Args:
@@ -62,7 +65,7 @@ def sample(run: Run, labels_N: np.ndarray, seed: int = 0, known: dict | None = N
 def class_names(config) -> Sequence[str]:
     """The names of a run's classes; their numbers where its data isn't here, or has others."""
     try:
-        names = runs.make_source(config.data, config.data.eval_split).class_names
+        names = inputs.open_split(config.data, config.data.eval_split).class_names
     except (ValueError, OSError):
         names = ()
     numbers = [str(label) for label in range(config.num_classes)]
@@ -94,11 +97,11 @@ def read_image(config, path: str) -> np.ndarray:
     if not os.path.exists(path):
         raise ValueError(f"There is no image {path!r}.")
     with open(path, "rb") as file:
-        record = {"image": image_files.decode(file.read(), path)}
+        record = {"image": decode.decode_image(file.read(), path)}
     return transforms.evaluation(config.data.size, config.data.transform)(record, None)["image"]
 
 
-def known_tokens(config, run: Run, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
+def known_tokens(config, run: Predictor, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
     """{"tokens" [L], "known" [L]} of an image, where white pixels of the mask are to be redrawn.
 
     A token is redrawn as soon as one of its pixels is.
@@ -115,7 +118,7 @@ def known_tokens(config, run: Run, image_path: str, mask_path: str) -> dict[str,
     return {"tokens": sharding.to_host(out["tokens"])[0], "known": ~redrawn}
 
 
-def predicted_labels(config, run: Run, num: int, image_path: str = "") -> dict[str, np.ndarray]:
+def predicted_labels(config, run: Predictor, num: int, image_path: str = "") -> dict[str, np.ndarray]:
     """{"input", "prediction", "truth"}, pictures [N,H,W,3] in [0, 1], of a run of UViM.
 
     Args:
@@ -158,12 +161,12 @@ def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
 
 def load(options) -> tuple:
     """(config, Run) of a masked transformer or of UViM, as the flags name it."""
-    imported.check_choice(options, "what to sample from")
-    overrides = runs.parse_overrides(options.set)
+    published.check_choice(options, "what to sample from")
+    overrides = parse_overrides(options.set)
     if options.pretrained:
-        config, _, run = imported.load(options.pretrained, options.tokenizer, overrides)
+        config, _, run = published.load(options.pretrained, options.tokenizer, overrides)
     else:
-        config, _, run = runs.load(options.workdir, options.step, overrides)
+        config, _, run = predictor.load(options.workdir, options.step, overrides)
     return config, run
 
 
@@ -185,7 +188,7 @@ def main(argv) -> None:
         )
 
 
-def sample_images(config, run: Run, options) -> None:
+def sample_images(config, run: Predictor, options) -> None:
     """Draws what the flags ask of a masked transformer, and writes it."""
     if bool(options.image) != bool(options.mask):
         raise ValueError("--image and --mask go together: what to complete, and where.")
@@ -198,10 +201,10 @@ def sample_images(config, run: Run, options) -> None:
         known = known_tokens(config, run, options.image, options.mask)
     images = sample(run, labels_N, options.seed, known)
     arrays = {"arr_0": images, "arr_1": labels_N}
-    write(grid(images[:400]), arrays, options.out, options.npz)
+    write(image_grid(images[:400]), arrays, options.out, options.npz)
 
 
-def sample_labels(config, run: Run, options) -> None:
+def sample_labels(config, run: Predictor, options) -> None:
     """Predicts what the flags ask of a run of UViM, and writes it."""
     unread = [name for name in ("labels", "mask") if getattr(options, name)]
     if unread:
@@ -209,7 +212,7 @@ def sample_labels(config, run: Run, options) -> None:
     run = dataclasses.replace(run, seed=options.seed)
     panels = predicted_labels(config, run, options.num or 8, options.image)
     triples = np.concatenate(list(panels.values()), axis=2)
-    write(grid(triples[:400], columns=2), panels, options.out, options.npz)
+    write(image_grid(triples[:400], columns=2), panels, options.out, options.npz)
 
 
 def write(picture: np.ndarray, arrays: dict[str, np.ndarray], out: str, npz: str) -> None:
@@ -248,4 +251,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
     flags.DEFINE_multi_string("set", [], "KEY=VALUE over the run's config, such as "
                               "sampling.num_steps=16; may be given several times.")
-    errors.run(main)
+    cli.run(main)

@@ -17,12 +17,12 @@ import jax
 import tqdm
 from absl import flags
 
-from fsq_jax import errors, pages, protocols, sharding
-from fsq_jax.data import image_sets
-from fsq_jax.evaluators import statistics
-from fsq_jax.evaluators.statistics import Statistics
-from fsq_jax.evaluators.suite import NETWORKS, Suite
-from fsq_jax.logging import say
+from fsq_jax.reports import html
+from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime.progress import log
+from fsq_jax.scoring import image_sets, protocols, reference_file
+from fsq_jax.scoring.accumulator import Statistics
+from fsq_jax.scoring.scorer import NETWORKS, Scorer
 
 
 def score(
@@ -45,14 +45,14 @@ def score(
     images = image_sets.open_images(samples)
     size = images.height, images.width
     of_statistics = is_statistics(reference)
-    suite = Suite(sharding.make_mesh(), protocol, weights)
+    suite = Scorer(sharding.make_mesh(), protocol, weights)
     if of_statistics:
         real = suite.load_reference(reference, batch_size, size)
     else:
         real = gather(suite, reference, size, batch_size, reference=True)
     seen = gather(suite, samples, size, batch_size)
     if protocol.num_samples not in (0, seen.count):
-        say(
+        log(
             f"Protocol {protocol.name} asks for {protocol.num_samples} samples, these are "
             f"{seen.count}: the numbers don't compare with published ones."
         )
@@ -70,11 +70,11 @@ def is_statistics(path: str) -> bool:
         return False
     if not os.path.exists(path):
         raise ValueError(f"There is no reference {path!r}.")
-    return "mu" in statistics.names(path)
+    return "mu" in reference_file.names(path)
 
 
 def gather(
-    suite: Suite, path: str, size: tuple[int, int], batch_size: int, reference: bool = False
+    suite: Scorer, path: str, size: tuple[int, int], batch_size: int, reference: bool = False
 ) -> Statistics:
     """The statistics of images at `path`, which are to be of that size, with a progress bar."""
     images = image_sets.open_images(path)
@@ -91,11 +91,11 @@ def gather(
     )
     seen = suite.add_blocks(suite.empty(reference), bar, batch_size)
     name = os.path.basename(os.path.normpath(path))
-    digest = "" if os.path.isdir(path) or not reference else statistics.sha256(path)
+    digest = "" if os.path.isdir(path) or not reference else reference_file.sha256(path)
     return seen.described(name, sha256=digest)
 
 
-def table(results: dict[str, dict[str, dict]]) -> pages.Table:
+def table(results: dict[str, dict[str, dict]]) -> html.Table:
     """A row a metric, a column for each of {what was measured: its scores}.
 
     Raises:
@@ -109,7 +109,7 @@ def table(results: dict[str, dict[str, dict]]) -> pages.Table:
         rows.append([metric] + [
             f"{has[name]['value']:.6g}" if name in has else "" for name in results
         ])
-    return pages.Table(("", *results), rows)
+    return html.Table(("", *results), rows)
 
 
 def read_scores(path: str) -> dict[str, dict]:
@@ -153,4 +153,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 64, "Images at once, over all devices.", 1)
     flags.DEFINE_string("json", "", "File to write the scores to, each with its protocol.")
     flags.DEFINE_list("beside", [], "Files of older scores, for columns beside these.")
-    errors.run(main)
+    cli.run(main)

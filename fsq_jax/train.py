@@ -8,9 +8,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from fsq_jax import checkpoint, draws, errors, evaluators, results_file, runs, sharding, stages
-from fsq_jax.logging import MetricWriter, Progress, StepReporter, say
-from fsq_jax.preemption import StopSignal
+from fsq_jax import evaluators, stages
+from fsq_jax.runs import inputs, predictor, startup
+from fsq_jax.runs.config import resolve_config
+from fsq_jax.runtime import batch_random_init, checkpoint, cli, sharding
+from fsq_jax.runtime.metric_writer import MetricWriter
+from fsq_jax.runtime.preemption import StopSignal
+from fsq_jax.runtime.progress import Progress, StepReporter, log
+from fsq_jax.runtime.workdir import is_evaluated, load_results, metric_values, save_results
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
@@ -20,17 +25,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
       ValueError: where the config can't be run, or `workdir` holds a run of another config.
       FloatingPointError: where a metric is not finite; the checkpoints before it are kept.
     """
-    config = runs.resolve(config)
+    config = resolve_config(config)
     stage = stages.make(config)
     mesh = sharding.make_mesh()
     key = jax.random.key(config.seed)
-    batches = runs.train_batches(config)
+    batches = inputs.train_batches(config)
     batch = sharding.put_batch(next(batches), mesh)
 
     # Shapes first, shardings from them, then the arrays: each is made where it will live.
-    shapes = runs.abstract_state(config, stage, batch)
-    start = runs.initial_weights(config, workdir, shapes)
-    runs.claim_workdir(workdir, config, stage)
+    shapes = startup.abstract_state(config, stage, batch)
+    start = startup.initial_weights(config, workdir, shapes)
+    startup.claim_workdir(workdir, config, stage)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
     first = checkpoints.latest_step or 0
@@ -39,14 +44,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         batches.set_state(data_state)
         if first < config.steps:
             batch = sharding.put_batch(next(batches), mesh)
-        say(f"Going on from step {first} of {workdir}.")
+        log(f"Going on from step {first} of {workdir}.")
     else:
-        state = jax.jit(draws.together(stage.init), out_shardings=shardings)(key, batch)
+        state = jax.jit(batch_random_init.together(stage.init), out_shardings=shardings)(key, batch)
         state = start.put_over(state, shardings, workdir)
     frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
     update = jax.jit(
-        stage.update, donate_argnums=0, compiler_options=runs.compiler_options(),
+        stage.update, donate_argnums=0, compiler_options=startup.compiler_options(),
         out_shardings=(shardings.replace(frozen=frozen), sharding.replicated(mesh)),
     )
     predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
@@ -55,20 +60,20 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     writer = MetricWriter(workdir, step=first, active=main_host)
     progress = Progress(config.steps, initial=first, title=config.stage, active=main_host)
     reporter = StepReporter(writer, progress, config.log_every, config.batch_size)
-    preview_batch = sharding.put_batch(runs.preview_batch(config), mesh)
+    preview_batch = sharding.put_batch(inputs.preview_batch(config), mesh)
     stop = StopSignal()
 
     def save(step, results):
         reporter.pause()  # which raises, rather than save, where a number is not finite
-        checkpoints.save(state, {"position": step}, results_file.values(results))
+        checkpoints.save(state, {"position": step}, metric_values(results))
 
     def evaluate(step, only_due) -> dict:
         reporter.pause()
-        run = runs.evaluation(config, stage, predict, state, mesh, workdir)
+        run = predictor.evaluation(config, stage, predict, state, mesh, workdir)
         results = evaluators.evaluate(config.evals, run, step if only_due else None)
-        writer.scalars(step, "eval", results_file.values(results))
+        writer.scalars(step, "eval", metric_values(results))
         if main_host:
-            results_file.save(workdir, results)
+            save_results(workdir, results)
         return results
 
     try:
@@ -90,9 +95,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
             if stopping or (step % config.checkpoint_every == 0 and not last):
                 save(step, results)
             if stopping:
-                say(f"Stopped at step {step}; the same command goes on from there.")
+                log(f"Stopped at step {step}; the same command goes on from there.")
                 break
-        if first == config.steps and not results_file.evaluated(workdir, first):
+        if first == config.steps and not is_evaluated(workdir, first):
             evaluate(first, only_due=False)  # training was done, but not this
         reporter.flush()
     finally:
@@ -101,7 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         writer.close()
         batches.close()
         stop.close()
-    return results_file.load(workdir)
+    return load_results(workdir)
 
 
 def main(argv) -> None:
@@ -116,4 +121,4 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder that the run writes and resumes from.")
     flags.mark_flags_as_required(["config", "workdir"])
-    errors.run(main)
+    cli.run(main)

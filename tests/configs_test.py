@@ -11,8 +11,9 @@ from ml_collections import config_flags
 
 from configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from experiments.benchmarks import train_step
-from fsq_jax import describe, runs, stages
+from fsq_jax import describe, stages
 from fsq_jax.data import scenes
+from fsq_jax.runs.config import resolve_config
 from tests import tiny
 
 CONFIGS = {
@@ -349,7 +350,7 @@ def test_smoke_language_model_trains_in_bfloat16():
 
 def test_resolve_counts_classes_and_refuses_what_can_only_fail_later(monkeypatch):
     config = maskgit_transformer.get_config("scale=smoke")
-    assert runs.resolve(config).num_classes == 30 and config.num_classes == 0
+    assert resolve_config(config).num_classes == 30 and config.num_classes == 0
     for change, message in (
         ({"batch_size": 12}, "batch_size=12 is not a multiple of 8 devices"),
         ({"log_every": 0}, "log_every=0 must be at least 1."),
@@ -358,14 +359,14 @@ def test_resolve_counts_classes_and_refuses_what_can_only_fail_later(monkeypatch
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(change)
         with pytest.raises(ValueError, match=message):
-            runs.resolve(changed)
+            resolve_config(changed)
     paper = maskgit_transformer.get_config("scale=paper")
     monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
     with pytest.raises(ValueError, match=(
         "evals.generation: FID needs Inception's weights.*"
         "--config.evals.generation.features=efficientnet needs no file"
     )):
-        runs.resolve(paper)
+        resolve_config(paper)
     config.evals.fid = dict(every=5)
     with pytest.raises(ValueError, match=r"Evaluators \['fid'\] are unknown; there are"):
-        runs.resolve(config)
+        resolve_config(config)

@@ -46,7 +46,8 @@ def trained(tmp_path_factory, compiled):
     20 held-out images in batches of 8: the last one is ragged. The transformer has seen each class
     often enough to tell it from the others.
     """
-    from fsq_jax import checkpoint, train
+    from fsq_jax import train
+    from fsq_jax.runtime.workdir import load_config, save_config
     from tests import tiny
 
     folder = tmp_path_factory.mktemp("trained")
@@ -74,7 +75,7 @@ def trained(tmp_path_factory, compiled):
             workdir = str(folder / name)
             config.evals = {}  # left to the tests that want them
             train.train(config, workdir)
-            config = checkpoint.load_config(workdir)
+            config = load_config(workdir)
             config.evals = evals[name]
-            checkpoint.save_config(workdir, config)
+            save_config(workdir, config)
     return types.SimpleNamespace(**{name: str(folder / name) for name in evals})

@@ -10,9 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from fsq_jax import checkpoint, export, results_file, runs, sharding
-from fsq_jax.pretrained import safetensors, weights, weights_file
+from fsq_jax import export
+from fsq_jax.formats import safetensors_file, weights_file
+from fsq_jax.pretrained import weights
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
+from fsq_jax.runs import predictor
+from fsq_jax.runtime import sharding
+from fsq_jax.runtime.workdir import load_config, parse_config
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -62,12 +66,12 @@ def test_safetensors_say_what_they_are(trained, tmp_path):
     workdir = tmp_path / "run"
     os.symlink(trained.tokenizer, workdir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results_file, "load", lambda _: results)
+        patch.setattr(export, "load_results", lambda _: results)
         path, card = export.export(str(workdir), "safetensors", str(tmp_path / "out"))
-    metadata = safetensors.read(path)[1]
+    metadata = safetensors_file.read(path)[1]
     assert json.loads(metadata["results"]) == {"codebook/usage": results["codebook/usage"]}
-    config = checkpoint.parse_config(metadata["config"], path)
-    assert config == checkpoint.load_config(trained.tokenizer)
+    config = parse_config(metadata["config"], path)
+    assert config == load_config(trained.tokenizer)
     assert metadata["step"] == "3"
     text = open(card).read()
     assert metadata["model_card"] == text
@@ -82,7 +86,7 @@ def test_exported_msgpack_is_maskgits_layout(trained, loaded, tmp_path):
     settings = dict(levels=(5, 3), num_groups=2)
     assert "load_maskgit_tokenizer(FILE, num_groups=2, levels=(5, 3))" in open(card).read()
     ours = load_maskgit_tokenizer(path, **settings)
-    run = runs.load(trained.tokenizer)[2]
+    run = predictor.load(trained.tokenizer)[2]
     batch, expected = next(iter(run.outputs("reconstruct")))
     indices = ours.encode(np.asarray(batch["image"]))
     np.testing.assert_array_equal(indices, expected["indices"])

@@ -12,7 +12,10 @@ from absl import flags
 from PIL import Image
 
 from configs import maskgit_tokenizer, maskgit_transformer
-from fsq_jax import checkpoint, encode, evaluate, runs, sample, train
+from fsq_jax import encode, evaluate, sample, train
+from fsq_jax.runs import predictor
+from fsq_jax.runs.config import parse_overrides
+from fsq_jax.runtime.workdir import load_config
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -138,14 +141,14 @@ def test_evaluation(trained):
     assert message(evaluate.evaluate, trained.tokenizer, None, 99) == (
         f"{trained.tokenizer!r} has no checkpoint of step 99; there are [3]."
     )
-    load = lambda **overrides: runs.load(trained.transformer, overrides=overrides)  # noqa: E731
+    load = lambda **overrides: predictor.load(trained.transformer, overrides=overrides)  # noqa: E731
     assert message(load, **{"sampling.guidnce": 1.0}) == (
         "The config has no 'sampling.guidnce'; did you mean 'sampling.guidance'?"
     )
     assert message(load, **{"sampling.num_steps": 2.5}) == (
         "sampling.num_steps=2.5 is not of type int, as 4 is."
     )
-    assert message(runs.parse_overrides, ["sampling.guidance"]) == (
+    assert message(parse_overrides, ["sampling.guidance"]) == (
         "'sampling.guidance' is not of the form KEY=VALUE."
     )
 
@@ -171,7 +174,7 @@ def test_sampling(trained, generator_run, monkeypatch, tmp_path):
     image = str(tmp_path / "in.png")
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
     mask = str(tmp_path / "mask.png")
-    config = checkpoint.load_config(trained.transformer)
+    config = load_config(trained.transformer)
     known = lambda: message(  # noqa: E731
         sample.known_tokens, config, generator_run, image, mask
     )
@@ -182,7 +185,7 @@ def test_sampling(trained, generator_run, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def generator_run(trained):
-    return runs.load(trained.transformer)[2]
+    return predictor.load(trained.transformer)[2]
 
 
 def test_a_damaged_image(tmp_path):

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from fsq_jax.data import sources
+from fsq_jax.data.open import open_dataset
 from tests import tiny
 
 
@@ -20,7 +20,7 @@ def test_command(tmp_path):
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(out / "train"), str(out / "validation")]
-    assert len(sources.make_source(f"arrays:{out}", "train", 8)) == 20
+    assert len(open_dataset(f"arrays:{out}", "train", 8)) == 20
     again = run(*arguments)
     assert again.returncode == 1 and again.stdout == ""
     assert again.stderr == (

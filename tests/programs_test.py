@@ -11,18 +11,17 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from fsq_jax import (
-    checkpoint,
-    encode,
-    evaluate,
-    evaluators,
-    results_file,
-    runs,
-    sample,
-    stages,
-    train,
+from fsq_jax import encode, evaluate, evaluators, sample, stages, train
+from fsq_jax.data.open import open_dataset
+from fsq_jax.runs import inputs, predictor
+from fsq_jax.runs.config import parse_overrides
+from fsq_jax.runtime.workdir import (
+    is_evaluated,
+    load_config,
+    load_results,
+    metric_values,
+    save_results,
 )
-from fsq_jax.data import sources
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quickly")
 @pytest.fixture(scope="module")
 def generator(trained):
     """(config, run) of the masked transformer."""
-    config, _, run = runs.load(trained.transformer)
+    config, _, run = predictor.load(trained.transformer)
     return config, run
 
 
@@ -41,7 +40,7 @@ def copied(workdir: str, folder) -> str:
 
 def test_evaluate_takes_results_into_the_file(trained, tmp_path):
     workdir = copied(trained.tokenizer, tmp_path)
-    results_file.save(workdir, {"other": {"value": 1.0, "protocol": {}, "step": 1}})
+    save_results(workdir, {"other": {"value": 1.0, "protocol": {}, "step": 1}})
     first = evaluate.evaluate(workdir, ["codebook"])
     assert set(first) == {"codebook/usage", "codebook/perplexity", "codebook/used"}
     assert all(result["step"] == 3 for result in first.values())
@@ -50,29 +49,29 @@ def test_evaluate_takes_results_into_the_file(trained, tmp_path):
     assert saved["codebook/usage"] == first["codebook/usage"]
     usage = f"{first['codebook/usage']['value']:.2%}"
     assert usage in (tmp_path / "run" / "codebook" / "index.html").read_text()
-    results_file.save(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
-    assert results_file.values(results_file.load(workdir))["other"] == 2.0
-    assert results_file.evaluated(workdir, 3) and not results_file.evaluated(workdir, 2)
+    save_results(workdir, {"other": {"value": 2.0, "protocol": {}, "step": 3}})
+    assert metric_values(load_results(workdir))["other"] == 2.0
+    assert is_evaluated(workdir, 3) and not is_evaluated(workdir, 2)
 
 
 def test_overrides_reach_the_sampler(trained, tmp_path):
     workdir = copied(trained.transformer, tmp_path)
     values = {}
     for guidance in (0.0, 8.0):
-        overrides = runs.parse_overrides([f"sampling.guidance={guidance}"])
+        overrides = parse_overrides([f"sampling.guidance={guidance}"])
         results = evaluate.evaluate(workdir, ["generation"], overrides=overrides)
         result = results["sampling/fd_random"]
         assert result["protocol"]["sampling"]["guidance"] == guidance
         values[guidance] = result["value"]
     assert values[0.0] != values[8.0]
-    assert checkpoint.load_config(workdir).sampling.guidance == 0.0  # the run's own stays
+    assert load_config(workdir).sampling.guidance == 0.0  # the run's own stays
 
 
 def test_guidance_changes_samples(trained):
     batch = {"label": np.resize(np.arange(30, dtype=np.int32), 64)}
     tokens = []
     for guidance in (0.0, 8.0):
-        run = runs.load(trained.transformer, overrides={"sampling.guidance": guidance})[2]
+        run = predictor.load(trained.transformer, overrides={"sampling.guidance": guidance})[2]
         out = run.predict["sample"](run.state, run.put(batch), jax.random.key(0))
         tokens.append(jax.device_get(out["tokens"]))
     assert (tokens[0] != tokens[1]).mean() > 0.1
@@ -80,10 +79,10 @@ def test_guidance_changes_samples(trained):
 
 def test_settings_of_an_override_are_checked(trained):
     with pytest.raises(ValueError, match="has no 'sampling.guidnce'; did you mean 'sampling.guid"):
-        runs.load(trained.transformer, overrides={"sampling.guidnce": 1.0})
+        predictor.load(trained.transformer, overrides={"sampling.guidnce": 1.0})
     with pytest.raises(ValueError, match="sampling.guidance='high' is not of type float, as 0.0"):
-        runs.load(trained.transformer, overrides={"sampling.guidance": "high"})
-    parsed = runs.parse_overrides(["a.b=1", "c=x", "d=(1, 2)", "e=True", "f=g=h"])
+        predictor.load(trained.transformer, overrides={"sampling.guidance": "high"})
+    parsed = parse_overrides(["a.b=1", "c=x", "d=(1, 2)", "e=True", "f=g=h"])
     assert parsed == {"a.b": 1, "c": "x", "d": (1, 2), "e": True, "f": "g=h"}
 
 
@@ -101,7 +100,7 @@ def run_sample(workdir: str, **options) -> None:
 
 def test_sample_writes_a_grid_and_adm_arrays(trained, tmp_path):
     out, npz = tmp_path / "new" / "grid.png", tmp_path / "samples.npz"
-    names = sources.make_source("scenes", "validation", 16).class_names
+    names = open_dataset("scenes", "validation", 16).class_names
     run_sample(trained.transformer, labels=f"3,{names[7]}", num=11, out=str(out), npz=str(npz))
     arrays = np.load(npz)
     assert arrays.files == ["arr_0", "arr_1"]
@@ -142,7 +141,7 @@ def test_names_of_classes_without_the_data(generator):
 
 def test_inpainting_keeps_what_is_known(trained, generator, tmp_path):
     config, run = generator
-    record = runs.make_source(config.data, "validation")[0]
+    record = inputs.open_split(config.data, "validation")[0]
     image, mask = tmp_path / "in.png", tmp_path / "mask.png"
     Image.fromarray(record["image"]).save(image)
     white = np.zeros((16, 16), np.uint8)
@@ -156,7 +155,7 @@ def test_inpainting_keeps_what_is_known(trained, generator, tmp_path):
     own = run.outputs("tokens", limit=1)
     np.testing.assert_array_equal(known["tokens"], jax.device_get(next(own)[1]["tokens"])[0])
     drawn = []
-    run = runs.load(trained.transformer, overrides={"sampling.guidance": 30.0})[2]
+    run = predictor.load(trained.transformer, overrides={"sampling.guidance": 30.0})[2]
     for label in (2, 9):  # another class at the same place: editing
         batch = {"label": np.full(8, label, np.int32)}
         batch |= {name: np.broadcast_to(value, (8, 16)) for name, value in known.items()}
@@ -187,7 +186,7 @@ def test_cache_holds_the_tokenizers_own_tokens(trained, cache, generator, tmp_pa
     tokens = np.load(os.path.join(folder, "tokens.npy"))
     assert tokens.shape == (32, 1, 16) and tokens.dtype == np.int32
     np.testing.assert_array_equal(tokens[:, 0], np.concatenate(expected))
-    source = runs.make_source(generator[0].data, "train[:32]")
+    source = inputs.open_split(generator[0].data, "train[:32]")
     labels = [source[i]["label"] for i in range(32)]
     assert np.load(os.path.join(folder, "labels.npy")).tolist() == labels
 
@@ -200,7 +199,7 @@ def test_cache_holds_the_tokenizers_own_tokens(trained, cache, generator, tmp_pa
 
 
 def on_cache(trained, cache, **changes):
-    config = checkpoint.load_config(trained.transformer)
+    config = load_config(trained.transformer)
     config.update_from_flattened_dict(
         {"token_cache": cache, "steps": 2, "checkpoint_every": 2, "log_every": 1} | changes
     )
@@ -212,7 +211,7 @@ def test_training_on_a_cache(trained, cache, tmp_path):
     workdir = str(tmp_path)
     train.train(on_cache(trained, cache), workdir)
     assert [line["step"] for line in tiny.lines(workdir, "train")] == [1, 2]
-    run = runs.load(workdir)[2]
+    run = predictor.load(workdir)[2]
     assert evaluators.evaluate({"compression": {"every": 0}}, run)
 
 
@@ -244,10 +243,10 @@ def test_a_workdir_belongs_to_one_run(trained):
 
 
 def test_a_checkpoint_is_chosen_by_its_step(trained):
-    assert runs.load(trained.transformer)[2].step == 40
-    assert runs.load(trained.transformer, 20)[2].step == 20
+    assert predictor.load(trained.transformer)[2].step == 40
+    assert predictor.load(trained.transformer, 20)[2].step == 20
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; there are \[20, 40\]."):
-        runs.load(trained.transformer, 7)
+        predictor.load(trained.transformer, 7)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +261,7 @@ def uvim(tmp_path_factory):
 def label(workdir: str, **options) -> None:
     """What `fsq_jax.sample` does with a run of UViM and these flags (Grain reads the real ones)."""
     values = dict(labels="", num=0, out="", npz="", image="", mask="", seed=0)
-    config, _, run = runs.load(workdir)
+    config, _, run = predictor.load(workdir)
     sample.sample_labels(config, run, types.SimpleNamespace(**values | options))
 
 
@@ -273,7 +272,7 @@ def test_labels_are_drawn_beside_input_and_truth(uvim, tmp_path):
     arrays = np.load(npz)
     assert arrays.files == ["input", "prediction", "truth"]
     assert all(arrays[name].shape == (5, 8, 8, 3) for name in arrays.files)
-    record = sources.make_source("scenes", "validation", 8)[0]
+    record = open_dataset("scenes", "validation", 8)[0]
     np.testing.assert_array_equal(arrays["input"][0], record["image"])
     with pytest.raises(ValueError, match="--labels is for masked transformers; uvim_base reads"):
         label(uvim.base, labels="3", out=str(out))

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from fsq_jax import checkpoint, results_file
+from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.workdir import load_results
 from tests import tiny
 
 # The program itself, but for a signal that it sends itself once a step's metrics are written.
@@ -68,7 +69,7 @@ def test_killed_three_times_and_terminated_once(undisturbed, folder, tmp_path):
     assert "SIGTERM: saving a checkpoint" in error and "Stopped at step 8" in error
     assert steps(tmp_path)[-1] == 8
     assert checkpoint.load_weights(tmp_path)[0] == 8
-    assert not results_file.load(tmp_path)
+    assert not load_results(tmp_path)
 
     status, error = train(config, folder, tmp_path, signal.SIGKILL, 10)
     assert status == -signal.SIGKILL and "Going on from step 8" in error
@@ -93,6 +94,6 @@ def assert_same_run(workdir, reference):
     """To the last bit: metrics, results, averaged weights."""
     assert tiny.lines(workdir) == tiny.lines(reference)
     assert steps(workdir) == [*range(1, 13), 12]  # the last line is the evaluation's
-    assert results_file.load(workdir) == results_file.load(reference)
+    assert load_results(workdir) == load_results(reference)
     prints = [checkpoint.fingerprint(checkpoint.load_weights(w)[1]) for w in (workdir, reference)]
     assert prints[0] == prints[1]

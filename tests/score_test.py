@@ -8,9 +8,9 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from fsq_jax import protocols, reference, score
-from fsq_jax.data import sources
-from fsq_jax.evaluators import statistics
+from fsq_jax import reference, score
+from fsq_jax.data.open import open_dataset
+from fsq_jax.scoring import protocols, reference_file
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -45,12 +45,12 @@ def folder(tmp_path_factory):
 
 
 def test_a_reference_says_what_it_is_of(folder):
-    saved = statistics.load(folder / "ref.npz")
+    saved = reference_file.load(folder / "ref.npz")
     assert saved.statistics.origin == protocols.Reference(
         "scenes", "train[:40]", 40, "", "20 first"
     )
     assert saved.told["features"]["name"] == "random" and saved.size == (16, 16)
-    source = sources.make_source("scenes", "train", 16)
+    source = open_dataset("scenes", "train", 16)
     with np.load(folder / "ref.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], [source[i]["image"] for i in range(20)])
 
@@ -105,7 +105,7 @@ def test_images_against_images(folder):
     assert abs(same["fd_random"]["value"]) < 1e-3
     assert same["precision_random"]["value"] == same["recall_random"]["value"] == 1
     own = same["fd_random"]["protocol"]["reference"]
-    assert own["sha256"] == statistics.sha256(samples) and own["name"] == "samples.npz"
+    assert own["sha256"] == reference_file.sha256(samples) and own["name"] == "samples.npz"
 
 
 def test_scores_stand_beside_each_other_only_where_they_compare(folder):

@@ -12,7 +12,10 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
-from fsq_jax import checkpoint, describe, logging, stages
+from fsq_jax import describe, stages
+from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
+from fsq_jax.runtime.workdir import save_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 _COMMON = dict(
@@ -95,7 +98,7 @@ def untrained(config, workdir) -> str:
     """A run that was saved before its first update: enough to be some stage II's stage I."""
     stage = stages.make(config)
     state = jax.jit(stage.init)(jax.random.key(0), describe.blank_batch(config, 1))
-    checkpoint.save_config(workdir, config)
+    save_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(state, {"position": 0}, {})
     checkpoints.close()
@@ -130,7 +133,7 @@ def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
       folder, workdir: paths.
       environment: over the present one; one simulated device by default.
     """
-    checkpoint.save_config(folder, config)
+    save_config(folder, config)
     file = pathlib.Path(folder, "config.py")
     file.write_text(
         "from fsq_jax import checkpoint\n\n\n"
@@ -151,8 +154,8 @@ def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
 def lines(workdir, split=None) -> list[dict]:
     """A run's metrics.jsonl without what a clock says."""
     return [
-        {k: v for k, v in line.items() if k not in logging.WALL_CLOCK}
-        for line in logging.read_metrics(str(workdir), split)
+        {k: v for k, v in line.items() if k not in WALL_CLOCK}
+        for line in read_metrics(str(workdir), split)
     ]
 
 

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsq_jax import checkpoint, results_file, runs, sharding, train
-from fsq_jax.logging import MetricWriter
+from fsq_jax import train
+from fsq_jax.runs import inputs, predictor
+from fsq_jax.runtime import checkpoint, sharding
+from fsq_jax.runtime.metric_writer import MetricWriter
+from fsq_jax.runtime.workdir import load_config, load_results
 from tests import tiny
 
 
@@ -41,14 +44,14 @@ def checkpoints(workdir):
 
 def test_a_run_leaves_its_config_metrics_results_pictures_and_checkpoints(finished):
     workdir, results = finished
-    assert checkpoint.load_config(str(workdir)).to_dict() == make_config().to_dict()
+    assert load_config(str(workdir)).to_dict() == make_config().to_dict()
     lines = tiny.lines(workdir)
     assert [(line["step"], line["split"][0]) for line in lines] == [
         (1, "t"), (2, "t"), (3, "t"), (3, "e"), (4, "t"), (5, "t"), (6, "t"), (6, "e")
     ]
     assert {"loss", "reconstruction", "tokenizer_gradient_norm"} <= set(lines[0])
     assert {"codebook/usage", "codebook/perplexity"} <= set(lines[-1])
-    assert results == results_file.load(str(workdir))
+    assert results == load_results(str(workdir))
     assert all(result["step"] == 6 and result["protocol"] for result in results.values())
     names = sorted(path.name for path in (workdir / "samples").iterdir())
     assert names == ["reconstruction_0000004.png", "reconstruction_0000006.png"]
@@ -77,7 +80,7 @@ def test_a_lost_evaluation_is_made_again(finished):
     before = tiny.lines(workdir)
     os.remove(workdir / "results.json")
     assert train.train(make_config(), str(workdir)) == results
-    assert results_file.load(str(workdir)) == results
+    assert load_results(str(workdir)) == results
     assert tiny.lines(workdir) == before
 
 
@@ -108,9 +111,9 @@ def test_what_is_not_finite_is_never_saved(finished, tmp_path, monkeypatch):
         def __getattr__(self, name):
             return getattr(self._batches, name)
 
-    whole = runs.train_batches
+    whole = inputs.train_batches
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "train_batches", lambda config: Poisoned(whole(config)))
+        patch.setattr(predictor, "train_batches", lambda config: Poisoned(whole(config)))
         with pytest.raises(FloatingPointError, match="Step 4: .*loss.* not finite .*loss=nan"):
             train.train(make_config(), str(tmp_path))
     assert checkpoints(tmp_path) == [2]

@@ -18,7 +18,9 @@ from absl import app, flags
 
 from experiments.benchmarks import apart, train_step
 from experiments.benchmarks.random_arrays import random_like
-from fsq_jax import runs, sharding, stages
+from fsq_jax import stages
+from fsq_jax.runs import startup
+from fsq_jax.runtime import sharding
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "64"], "Sizes of a batch.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Batches that are timed.", lower_bound=1)
@@ -33,7 +35,7 @@ def measure(variant: str, size: int) -> dict:
         train_step.random_batch(config, stage, tokens=False, size=size), sharding.make_mesh(1)
     )
     key = jax.random.key(config.seed)
-    shapes = runs.abstract_state(config, stage, batch)
+    shapes = startup.abstract_state(config, stage, batch)
     # Sampling reads the averaged weights alone: neither the others nor the optimiser's are made.
     weights = {"ema_params": shapes.ema_params, "frozen": stage.frozen}
     state = shapes.replace(

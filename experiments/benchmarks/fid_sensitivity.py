@@ -22,11 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from fsq_jax.data import sources
+from fsq_jax.data.open import open_dataset
+from fsq_jax.features import inception_weights, resizing
+from fsq_jax.features.inception import SIZE, to_uint8
 from fsq_jax.metrics import frechet
-from fsq_jax.models import resizing
-from fsq_jax.models.inception import SIZE, to_uint8
-from fsq_jax.pretrained import inception
 
 BASE = dict(resize="tf1", scaling="128", dtype="float32", rounding="uint8")
 CHANGES = (
@@ -41,7 +40,7 @@ CHANGES = (
 def load_images(split: str) -> np.ndarray:
     """Images float32 [N,H,W,3] in [0, 1] of a split."""
     spec = f"{split}[:{flags.FLAGS.count}]"
-    source = sources.make_source(flags.FLAGS.data, spec, 32, flags.FLAGS.data_dir)
+    source = open_dataset(flags.FLAGS.data, spec, 32, flags.FLAGS.data_dir)
     return np.stack([source[i]["image"] for i in range(len(source))]).astype(np.float32) / 255
 
 
@@ -50,9 +49,9 @@ def network(dtype: str, scaling: str):
     """(apply, variables, weights) of images at the size of the network: resizes share it."""
     options = dict(dtype=dtype, scaling=scaling, resize="none")
     if flags.FLAGS.weights == "random":
-        apply, variables, info = inception.load_random(**options)
+        apply, variables, info = inception_weights.load_random(**options)
     else:
-        apply, variables, info = inception.load(flags.FLAGS.weights or None, **options)
+        apply, variables, info = inception_weights.load(flags.FLAGS.weights or None, **options)
     weights = {name: info[name] for name in ("name", "weights_sha256")}
     return jax.jit(lambda variables, images: apply(variables, images).pool_BF), variables, weights
 

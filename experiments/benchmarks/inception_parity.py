@@ -21,13 +21,13 @@ from absl import app, flags
 from PIL import Image
 
 from experiments.benchmarks import torch_side
-from fsq_jax.data import sources
+from fsq_jax.data.open import open_dataset
+from fsq_jax.features import inception_weights
+from fsq_jax.features.resizing import resize
 from fsq_jax.metrics import frechet
 from fsq_jax.metrics.inception_score import inception_score
 from fsq_jax.metrics.kernel_distance import kernel_distance
 from fsq_jax.metrics.precision_recall import precision_recall
-from fsq_jax.models.resizing import resize
-from fsq_jax.pretrained import inception
 
 SPLITS = ("train", "test")
 
@@ -35,7 +35,7 @@ SPLITS = ("train", "test")
 def load_images(split: str) -> np.ndarray:
     """uint8 images [N,H,W,3] of a split."""
     spec = f"{split}[:{flags.FLAGS.count}]"
-    source = sources.make_source(flags.FLAGS.data, spec, 32, flags.FLAGS.data_dir)
+    source = open_dataset(flags.FLAGS.data, spec, 32, flags.FLAGS.data_dir)
     return np.stack([source[i]["image"] for i in range(len(source))])
 
 
@@ -53,7 +53,7 @@ def kept(work: Path, side: str, split: str, apply, images) -> dict[str, np.ndarr
 
 def ours(**options):
     """Images to {"pool", "logits"} by fsq_jax."""
-    apply, variables, _ = inception.load_random(**options)
+    apply, variables, _ = inception_weights.load_random(**options)
     apply = jax.jit(apply)
 
     def extract(images):
@@ -128,7 +128,7 @@ def compare(work: Path) -> dict:
     return {
         "images": f"{flags.FLAGS.data} train[:{flags.FLAGS.count}] and test[:{flags.FLAGS.count}], "
                   f"{'x'.join(map(str, few.shape[1:]))}",
-        "weights": {"name": inception.RANDOM, "sha256": inception.RANDOM_SHA256},
+        "weights": {"name": inception_weights.RANDOM, "sha256": inception_weights.RANDOM_SHA256},
         "features": {
             name: difference(*(np.concatenate([s[name] for s in features[side]])
                                for side in ("jax", "torch")))

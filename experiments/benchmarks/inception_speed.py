@@ -83,9 +83,9 @@ def our_features(one: dict) -> dict:
     """images/s of the 2,048 features and the logits, by fsq_jax."""
     import jax
 
-    from fsq_jax.pretrained import inception
+    from fsq_jax.features import inception_weights
 
-    apply, variables, _ = inception.load_random(dtype=one["dtype"])
+    apply, variables, _ = inception_weights.load_random(dtype=one["dtype"])
     compiled = jax.jit(lambda v, x: (lambda f: (f.pool_BF, f.logits_BV))(apply(v, x)))
     images = jax.device_put(noise(one["batch"], one["side"]))
     times = timed(lambda: jax.block_until_ready(compiled(variables, images)), one["seconds"])
@@ -134,10 +134,10 @@ def whole_fid(one: dict) -> dict:
     """Seconds of the FID of samples that lie on the host as uint8, and its parts."""
     import jax
 
+    from fsq_jax.features import inception_weights
     from fsq_jax.metrics import frechet
-    from fsq_jax.pretrained import inception
 
-    apply, variables, _ = inception.load_random(dtype=one["dtype"])
+    apply, variables, _ = inception_weights.load_random(dtype=one["dtype"])
     compiled = jax.jit(lambda v, x: apply(v, x).pool_BF)
     some = noise(2 * one["batch"], one["side"])
     rng = np.random.default_rng(1)

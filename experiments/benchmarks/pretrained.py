@@ -21,12 +21,12 @@ from absl import app, flags
 
 from experiments.benchmarks import apart
 from experiments.benchmarks.random_arrays import random_variables
-from fsq_jax import imported
+from fsq_jax.formats import weights_file
+from fsq_jax.models.maskgit_tokenizer import Tokenizer
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
-from fsq_jax.models.tokenizer import Tokenizer
-from fsq_jax.pretrained import weights_file
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
 from fsq_jax.quantizers.vq import VectorQuantizer
+from fsq_jax.runs import published
 
 
 def networks(smoke: bool) -> tuple[Tokenizer, MaskedTransformer]:
@@ -68,7 +68,7 @@ def measure(
 ) -> dict:
     """What sampling with the pair reaches, with the transformer's activations in `dtype`."""
     begin = time.perf_counter()
-    config, _, run = imported.load(paths["transformer"], paths["tokenizer"], {
+    config, _, run = published.load(paths["transformer"], paths["tokenizer"], {
         "eval_batch_size": batch_size, "model.dtype": dtype, "sampling.num_steps": num_steps,
     })
     jax.block_until_ready(run.state.ema_params)

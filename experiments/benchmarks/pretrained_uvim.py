@@ -19,9 +19,9 @@ from absl import app, flags
 
 from experiments.benchmarks import apart
 from experiments.benchmarks.random_arrays import random_variables
+from fsq_jax.formats import weights_file
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import weights_file
 from fsq_jax.pretrained.uvim import load_uvim_base, load_uvim_lm
 from fsq_jax.quantizers.vq import EMAVectorQuantizer
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from fsq_jax.pretrained import inception
+from fsq_jax.features import inception_weights
 
 
 def import_torch(tf32: bool = False):
@@ -47,7 +47,7 @@ def _fidelity(name: str):
 def write_random(path: str | Path) -> None:
     """Writes our random weights as torch.save does, with the names that both packages use."""
     torch = import_torch()
-    state = inception.random_state_dict()
+    state = inception_weights.random_state_dict()
     torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
 
 

@@ -24,7 +24,10 @@ from absl import app, flags
 
 from experiments.benchmarks import apart
 from experiments.benchmarks.random_arrays import random_like
-from fsq_jax import describe, draws, runs, sharding, stages
+from fsq_jax import describe, stages
+from fsq_jax.runs import inputs, startup
+from fsq_jax.runs.config import override_config, parse_overrides
+from fsq_jax.runtime import batch_random_init, sharding
 
 _OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
@@ -44,8 +47,8 @@ def load_config(variant: str):
     spec.loader.exec_module(module)
     config = module.get_config(argument)
     tokens = "--tokens" in changes
-    overrides = runs.parse_overrides(c for c in changes if c != "--tokens")
-    runs.override(config, overrides)
+    overrides = parse_overrides(c for c in changes if c != "--tokens")
+    override_config(config, overrides)
     return describe.with_classes(config), tokens
 
 
@@ -63,7 +66,7 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
         "segments": lambda: rng.integers(0, 8, (*shape, 2)).astype(np.int32),
     }
     if not tokens:
-        wanted = ("image", *runs.features(config))
+        wanted = ("image", *inputs.features(config))
         return {name: noise[name]() for name in wanted} | {"label": label}
     length = (config.data.size // stage.info["downsampling"]) ** 2
     codes = rng.integers(0, stage.info["codebook_size"], (shape[0], length)).astype(np.int32)
@@ -79,16 +82,16 @@ def measure(variant: str) -> dict:
     batch = random_batch(config, stage, tokens)
     batch = sharding.put_batch(batch, mesh)
     key = jax.random.key(config.seed)
-    shapes = runs.abstract_state(config, stage, batch)
+    shapes = startup.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
     begin = time.perf_counter()
-    state = jax.jit(draws.together(stage.init), out_shardings=shardings)(key, batch)
+    state = jax.jit(batch_random_init.together(stage.init), out_shardings=shardings)(key, batch)
     jax.block_until_ready(state)
     init_seconds = time.perf_counter() - begin
     replicated = sharding.replicated(mesh)
     state = state.replace(frozen=sharding.put(random_like(stage.frozen), replicated))
     begin = time.perf_counter()
-    update = jax.jit(stage.update, donate_argnums=0, compiler_options=runs.compiler_options())
+    update = jax.jit(stage.update, donate_argnums=0, compiler_options=startup.compiler_options())
     update = update.lower(state, batch, key).compile()
     compile_seconds = time.perf_counter() - begin
     for _ in range(2):

@@ -17,7 +17,7 @@ each, which reads depth off the image.
 from absl import flags
 
 from experiments.quickstart import maskgit, uvim
-from fsq_jax import errors
+from fsq_jax.runtime import cli
 
 
 def main(argv) -> None:
@@ -40,4 +40,4 @@ if __name__ == "__main__":
     flags.DEFINE_float(
         "steps_scale", 1.0, "Multiplies training steps and records; 0.01 shows that all runs."
     )
-    errors.run(main)
+    cli.run(main)

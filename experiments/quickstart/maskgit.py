@@ -23,9 +23,11 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import encode, pages, runs, sample
+from fsq_jax import encode, sample
 from fsq_jax.evaluators import codebook
-from fsq_jax.logging import say
+from fsq_jax.reports import html
+from fsq_jax.runs import inputs, predictor
+from fsq_jax.runtime.progress import log
 
 LEVELS = (8, 6, 5)
 CODEBOOK_SIZE = 240  # of FSQ and VQ alike
@@ -130,7 +132,7 @@ def run(
         config = transformer_config(paths[q], tokens, scale, data)
         do(f"{q}_maskgit", lambda c=config, q=q: train_once(c, paths[f"{q}_maskgit"]))
     begin = time.monotonic()
-    say(f"{TITLES['report']} …")
+    log(f"{TITLES['report']} …")
     pictures = draw(paths, transformers)
     sections = {
         "What this is": [INTRODUCTION],
@@ -160,11 +162,11 @@ def encode_once(tokenizer: str, out: str) -> bool:
 
 def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure]:
     """The report's pictures: reconstructions, samples, codes and curves."""
-    tokenizers = {name.upper(): runs.load(paths[name])[2] for name in QUANTIZERS}
+    tokenizers = {name.upper(): predictor.load(paths[name])[2] for name in QUANTIZERS}
     counts = {name: codebook.count_codes(run) for name, run in tokenizers.items()}
     pictures = {
         "reconstructions": figures.reconstructions_figure(tokenizers),
-        "codes": pages.codes_figure(counts, LEVELS),
+        "codes": html.codes_figure(counts, LEVELS),
         "tokenizer_curves": figures.curves_figure(
             {name.upper(): paths[name] for name in QUANTIZERS}, ("reconstruction", "loss")
         ),
@@ -174,8 +176,8 @@ def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure
         ),
     }
     for quantizer in transformers:
-        config, _, run = runs.load(paths[f"{quantizer}_maskgit"])
-        class_names = runs.make_source(config.data, "train").class_names
+        config, _, run = predictor.load(paths[f"{quantizer}_maskgit"])
+        class_names = inputs.open_split(config.data, "train").class_names
         labels_N = np.repeat(np.arange(len(class_names), dtype=np.int32), SAMPLES_OF_A_CLASS)
         pictures[f"{quantizer}_samples"] = figures.samples_figure(
             sample.sample(run, labels_N), labels_N, class_names

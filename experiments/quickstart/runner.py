@@ -9,8 +9,12 @@ import ml_collections
 from matplotlib.figure import Figure
 
 from experiments import report
-from fsq_jax import pages, results_file, runs, stages, train
-from fsq_jax.logging import say
+from fsq_jax import stages, train
+from fsq_jax.reports import html
+from fsq_jax.runs import startup
+from fsq_jax.runs.config import resolve_config
+from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.workdir import is_evaluated
 
 TIMES = "times.json"
 QUANTIZERS = ("fsq", "vq")
@@ -40,7 +44,7 @@ def scaled(number: int, scale: float, least: int) -> int:
 
 def timed(workdir: str, part: str, title: str, work: Callable[[], bool]) -> None:
     """Does a part; where there was anything to do, adds its seconds to those in times.json."""
-    say(f"{title} …")
+    log(f"{title} …")
     begin = time.monotonic()
     if work():
         times = load_times(workdir)
@@ -64,9 +68,9 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
     Raises:
       ValueError: where `workdir` holds a run of another config.
     """
-    config = runs.resolve(config)
-    runs.claim_workdir(workdir, config, stages.make(config))
-    if results_file.evaluated(workdir, config.steps):
+    config = resolve_config(config)
+    startup.claim_workdir(workdir, config, stages.make(config))
+    if is_evaluated(workdir, config.steps):
         return False
     train.train(config, workdir)
     return True
@@ -93,12 +97,12 @@ def write_report(
     os.makedirs(folder, exist_ok=True)
     for name, picture in pictures.items():
         with open(os.path.join(folder, f"{name}.png"), "wb") as file:
-            file.write(pages.png(picture))
+            file.write(html.png(picture))
     table, minutes = report.comparison_table(workdirs), report.times_table(times)
     with open(os.path.join(folder, "table.md"), "w") as file:
         file.write(table.text() + "\n")
     first, *rest = sections.items()
-    page = pages.page("fsq_jax: quickstart", dict([
+    page = html.page("fsq_jax: quickstart", dict([
         first,
         ("FSQ beside VQ", [table]),
         *rest,

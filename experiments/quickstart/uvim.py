@@ -21,9 +21,11 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import pages, runs, sample
+from fsq_jax import sample
 from fsq_jax.evaluators import codebook
-from fsq_jax.logging import say
+from fsq_jax.reports import html
+from fsq_jax.runs import predictor
+from fsq_jax.runtime.progress import log
 
 LEVELS = (8, 6, 5)
 CODES = {"fsq": "quantizer=fsq,levels=8-6-5", "vq": "quantizer=vq_ema,codebook_size=240"}
@@ -96,7 +98,7 @@ def run(workdir: str, scale: float = 1.0, data: str = "data=scenes") -> str:
     for quantizer in QUANTIZERS:
         do(f"{quantizer}_lm", lm_config(quantizer, paths[quantizer], scale, data))
     begin = time.monotonic()
-    say(f"{TITLES['report']} …")
+    log(f"{TITLES['report']} …")
     pictures = draw(paths)
     sections = {
         "What this is": [INTRODUCTION],
@@ -122,7 +124,7 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
     for quantizer in QUANTIZERS:
         name = quantizer.upper()
         for title, part in (("true code", quantizer), ("image", f"{quantizer}_lm")):
-            config, _, run = runs.load(paths[part])
+            config, _, run = predictor.load(paths[part])
             panels = sample.predicted_labels(config, run, num=12)
             rows.setdefault("input", panels["input"])
             rows.setdefault("truth", panels["truth"])
@@ -136,6 +138,6 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
         for suffix, metrics in (("", ("loss",)), ("_lm", ("loss", "accuracy")))
     }
     return {
-        "depth": figures.rows_figure(rows), "codes": pages.codes_figure(counts, LEVELS),
+        "depth": figures.rows_figure(rows), "codes": html.codes_figure(counts, LEVELS),
         "base_curves": curves[""], "lm_curves": curves["_lm"],
     }

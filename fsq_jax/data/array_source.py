@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from fsq_jax.data import images
-from fsq_jax.data.source import Source, existing_folder, sub_folders
+from fsq_jax.data import decode
+from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import resolve
 from fsq_jax.data.transforms import Record, Transform
 
@@ -32,7 +32,7 @@ _MAX_CROWDS = 32  # instances that are crowds in one record; the rest of a row i
 _CHUNK = 16  # records that a worker takes at once
 
 
-def open_source(path: str, split: str) -> Source:
+def open_source(path: str, split: str) -> Dataset:
     """PATH/train, PATH/validation as `write` left them."""
     root, where = existing_folder(path, "arrays"), f"arrays:{path}"
     splits = tuple(name for name in sub_folders(root) if (root / name / "meta.json").is_file())
@@ -49,7 +49,7 @@ def open_source(path: str, split: str) -> Source:
         raise ValueError(f"{folder} has arrays of different lengths: {lengths}.")
     meta = json.loads((folder / "meta.json").read_text())
     names = tuple(meta["class_names"])
-    return Source(where, split, names, records, 0, lengths["image"], splits, meta)
+    return Dataset(where, split, names, records, 0, lengths["image"], splits, meta)
 
 
 @dataclasses.dataclass
@@ -76,7 +76,7 @@ class _ArrayRecords:
 
 
 def write(
-    source: Source, folder: str | pathlib.Path, fit: Transform, meta: Mapping[str, Any],
+    source: Dataset, folder: str | pathlib.Path, fit: Transform, meta: Mapping[str, Any],
     workers: int = 0,
 ) -> Iterator[int]:
     """Writes a source's records into a new folder, and yields how many more have been written.
@@ -120,7 +120,7 @@ def write(
 class _Writer:
     """Writes chunks of records into arrays that are there; it travels to worker processes."""
 
-    source: Source
+    source: Dataset
     folder: pathlib.Path
     fit: Transform
 
@@ -138,7 +138,7 @@ class _Writer:
             shapes = {name: value.shape for name, value in row.items()}
             expected = {name: array.shape[1:] for name, array in self.arrays.items()}
             if shapes != expected:
-                raise images.RecordError(
+                raise decode.RecordError(
                     f"Record {index} of {self.source.name} is of shapes {shapes}; the first one is "
                     f"of {expected}."
                 )
@@ -155,7 +155,7 @@ class _Writer:
         for name, value in row.items():
             kept = value.astype(_TYPES[name])
             if name != "depth" and not np.array_equal(kept, value):
-                raise images.RecordError(
+                raise decode.RecordError(
                     f"Record {index} of {self.source.name} has {name} up to {value.max()}, more "
                     f"than {np.dtype(_TYPES[name])} holds."
                 )

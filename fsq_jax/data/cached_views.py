@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fsq_jax.data import transforms
-from fsq_jax.data.source import Source
+from fsq_jax.data.dataset import Dataset
 
 
 def view(augment: transforms.Transform, plain: transforms.Transform, seed: int, number: int,
@@ -22,7 +22,7 @@ def view(augment: transforms.Transform, plain: transforms.Transform, seed: int, 
     return plain if views == 1 else transforms.reseeded(augment, seed + number)
 
 
-def paired(images: Source, tokens: Source) -> Source:
+def paired(images: Dataset, tokens: Dataset) -> Dataset:
     """The records of `images` with "tokens_VL" of the cache, and "record", their position.
 
     Raises ValueError where the two are not of the same length.
@@ -52,8 +52,8 @@ def _random_view(each, record, rng):
 
 @dataclasses.dataclass(frozen=True)
 class _Paired:
-    images: Source
-    tokens: Source
+    images: Dataset
+    tokens: Dataset
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self.tokens[index]

@@ -5,14 +5,14 @@ import hashlib
 import pathlib
 from typing import Any
 
-from fsq_jax.data import images
-from fsq_jax.data.source import Source, existing_folder, sub_folders
+from fsq_jax.data import decode
+from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import SPLIT_NAMES, resolve
 
 _HELD_OUT = 0.05  # of a folder that has no folder for validation
 
 
-def open_source(path: str, split: str) -> Source:
+def open_source(path: str, split: str) -> Dataset:
     """PATH/train and PATH/validation (or val, test) where there is a PATH/train; else PATH, cut in
     two by the names of its files. Images beside the sub-folders of classes are left out."""
     root, where = existing_folder(path, "folder"), f"folder:{path}"
@@ -23,21 +23,21 @@ def open_source(path: str, split: str) -> Source:
     split = resolve(split, splits, where)
     folder = root / split if by_folder else root
     classes = sub_folders(root / "train") if by_folder else folders
-    files = images.list_images(folder)
+    files = decode.list_images(folder)
     if classes and not (by_folder and split != "train"):
         files = [file for file in files if "/" in file]
     if not by_folder:
         files = _hash_split(files, split)
     if not files:
         raise ValueError(
-            f"{where} holds no images for the split {split!r} ({' '.join(images.EXTENSIONS)})."
+            f"{where} holds no images for the split {split!r} ({' '.join(decode.EXTENSIONS)})."
         )
     numbers = {name: number for number, name in enumerate(classes)}
     strange = [f for f in files if classes and f.split("/")[0] not in numbers]
     if strange:
         raise ValueError(f"{folder / strange[0]} is of no class of {where}/train: {classes}.")
     records = _FolderRecords(folder, files, [numbers.get(f.split("/")[0], 0) for f in files])
-    return Source(where, split, tuple(classes) or ("image",), records, 0, len(files), splits)
+    return Dataset(where, split, tuple(classes) or ("image",), records, 0, len(files), splits)
 
 
 def _hash_split(files: list[str], split: str) -> list[str]:
@@ -59,5 +59,5 @@ class _FolderRecords:
         try:
             encoded = path.read_bytes()
         except OSError as error:
-            raise images.RecordError(f"{path} cannot be read ({error.strerror}).") from error
-        return {"image": images.decode(encoded, str(path)), "label": self.labels[index]}
+            raise decode.RecordError(f"{path} cannot be read ({error.strerror}).") from error
+        return {"image": decode.decode_image(encoded, str(path)), "label": self.labels[index]}

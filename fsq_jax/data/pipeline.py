@@ -23,8 +23,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from fsq_jax.data.images import RecordError
-from fsq_jax.data.source import Source
+from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.decode import RecordError
 from fsq_jax.data.transforms import MAPS, Transform
 
 Batch = dict[str, np.ndarray]
@@ -33,7 +33,7 @@ _MAX_THREADS = 2  # Python's lock lets few of them work at once; workers are for
 
 
 def train_batches(
-    source: Source,
+    source: Dataset,
     transform: Transform,
     *,
     batch_size: int,
@@ -91,7 +91,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 def eval_batches(
-    source: Source,
+    source: Dataset,
     transform: Transform,
     *,
     batch_size: int,
@@ -182,7 +182,7 @@ def _next(iterator: grain.DatasetIterator) -> Batch:
 class _Records:
     """A source whose records are checked to hold what is asked for."""
 
-    source: Source
+    source: Dataset
     features: tuple[str, ...]
 
     def __len__(self) -> int:

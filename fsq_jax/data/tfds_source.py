@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fsq_jax.data import images, segments
-from fsq_jax.data.source import Source
+from fsq_jax.data import decode, segments
+from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.splits import listed, resolve
 
 _COCO_THINGS = 80  # COCO lists its things before its stuff
@@ -23,7 +23,7 @@ def _prepared(data_dir: str) -> list[str]:
     return [path.name for path in folder.iterdir()] if data_dir and folder.is_dir() else []
 
 
-def open_source(name: str, split: str, data_dir: str) -> Source:
+def open_source(name: str, split: str, data_dir: str) -> Dataset:
     """A split of the TFDS data set `name` under `data_dir` ("" for TFDS's own default).
 
     Its label must be a ClassLabel to count; without one every record has label 0 of 1 class.
@@ -51,7 +51,7 @@ def open_source(name: str, split: str, data_dir: str) -> Source:
     data, names = _read(builder, name, split, shown)
     meta = _segment_classes(builder.info.features)
     records = _TfdsRecords(data, f"tfds:{name} {split}", len(names), names == ("image",))
-    return Source(f"tfds:{name}", split, names, records, 0, len(data), known, meta)
+    return Dataset(f"tfds:{name}", split, names, records, 0, len(data), known, meta)
 
 
 def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, ...]]:
@@ -98,17 +98,17 @@ class _TfdsRecords:
         try:
             record = dict(self.data[index])
         except Exception as error:
-            raise images.RecordError(f"{where} cannot be read ({error}).") from error
-        record["image"] = images.to_rgb(record["image"], where)
+            raise decode.RecordError(f"{where} cannot be read ({error}).") from error
+        record["image"] = decode.to_rgb(record["image"], where)
         record["label"] = 0 if self.unlabelled else int(record["label"])
         if not 0 <= record["label"] < self.num_classes:
-            raise images.RecordError(
+            raise decode.RecordError(
                 f"{where} has label {record['label']}; expected 0 to {self.num_classes - 1}."
             )
         if "depth" in record:
             record["depth"] = np.asarray(record["depth"], np.float32)
         if "panoptic_image" in record:
-            png = images.to_rgb(record.pop("panoptic_image"), f"The panoptic image of {where}")
+            png = decode.to_rgb(record.pop("panoptic_image"), f"The panoptic image of {where}")
             record["segments"], record["crowd"] = segments.from_panoptic(
                 png, record.pop("panoptic_objects")
             )

@@ -7,13 +7,13 @@ from fsq_jax.evaluators import (
     colorization,
     compression,
     depth,
-    features,
     generation,
     panoptic,
     reconstruction,
+    run_scorer,
     validation,
 )
-from fsq_jax.evaluators.run import Run
+from fsq_jax.evaluators.predictor import Predictor
 
 EVALUATORS = {
     "codebook": codebook.evaluate,
@@ -41,10 +41,10 @@ def check(evals: Mapping[str, Mapping]) -> None:
     unknown = sorted(set(evals) - set(EVALUATORS))
     if unknown:
         raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
-    features.check_evals(evals)
+    run_scorer.check_evals(evals)
 
 
-def evaluate(evals: Mapping[str, Mapping], run: Run, step: int | None = None) -> dict[str, dict]:
+def evaluate(evals: Mapping[str, Mapping], run: Predictor, step: int | None = None) -> dict[str, dict]:
     """{metric: {"value", "protocol", "step"}} of the evaluators that are due.
 
     Args:

@@ -5,12 +5,12 @@ import functools
 import jax
 import numpy as np
 
-from fsq_jax import sharding
-from fsq_jax.evaluators.run import Run
+from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics import codebook
+from fsq_jax.runtime import sharding
 
 
-def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
+def count_codes(run: Predictor, split: str = "", limit: int = 0) -> np.ndarray:
     """How often each code occurs in a split, int64 [codebook_size]."""
     count = jax.jit(functools.partial(codebook.count, codebook_size=run.info["codebook_size"]))
     total = np.zeros(run.info["codebook_size"], np.int64)
@@ -19,7 +19,7 @@ def count_codes(run: Run, split: str = "", limit: int = 0) -> np.ndarray:
     return total
 
 
-def count_codes_by_class(run: Run, num_classes: int) -> np.ndarray:
+def count_codes_by_class(run: Predictor, num_classes: int) -> np.ndarray:
     """How often each code occurs in the held-out images of each class, int64 [classes, codes]."""
     counts = np.zeros((num_classes, run.info["codebook_size"]), np.int64)
     for batch, outputs in run.outputs("indices"):
@@ -31,7 +31,7 @@ def count_codes_by_class(run: Run, num_classes: int) -> np.ndarray:
     return counts
 
 
-def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
+def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """codebook/usage and codebook/perplexity, with FSQ each level's share in the protocol.
 
     Args:

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from fsq_jax.data import transforms
-from fsq_jax.evaluators.features import FeatureNetwork
-from fsq_jax.evaluators.run import Run, masked_means
+from fsq_jax.evaluators.masked_means import masked_means
+from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.metrics.frechet import Moments
 from fsq_jax.metrics.image_quality import psnr
 
@@ -13,7 +14,7 @@ _FRECHET_SIZE = 256  # ColTran's: larger pictures shrink to it
 
 
 def evaluate(
-    run: Run,
+    run: Predictor,
     features: str = "",
     num_images: int = 5_000,
     reference_split: str = "",
@@ -48,7 +49,7 @@ def evaluate(
         return values, protocol
     if not reference_split:
         raise ValueError(f"A distance over the features of {features!r} needs a reference_split.")
-    network = FeatureNetwork(run, features, "coltran")
+    network = RunScorer(run, features, "coltran")
     size = run.protocol["size"]
     name = "fid5k" if features == "inception" else network.metric
     values[f"colorization/{name}"], frechet = network.distance(
@@ -61,7 +62,7 @@ def evaluate(
     }
 
 
-def _coloured(run: Run, network: FeatureNetwork, limit: int, size: int) -> Moments:
+def _coloured(run: Predictor, network: RunScorer, limit: int, size: int) -> Moments:
     """Moments of the features of pictures that the run has coloured."""
     if size > _FRECHET_SIZE and size % _FRECHET_SIZE:
         raise ValueError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
@@ -73,7 +74,7 @@ def _coloured(run: Run, network: FeatureNetwork, limit: int, size: int) -> Momen
     return moments
 
 
-def _real(run: Run, network: FeatureNetwork, split: str, limit: int, size: int) -> Moments:
+def _real(run: Predictor, network: RunScorer, split: str, limit: int, size: int) -> Moments:
     """Moments of the features of real images; they are in 8 bits from the start."""
     moments = network.no_images()
     for batch in map(run.put, run.batches(split, limit, transforms.coltran(size))):

@@ -1,10 +1,11 @@
 """How well a masked transformer models held-out tokens: bits a token, and its training loss."""
 
 from fsq_jax.evaluators import validation
-from fsq_jax.evaluators.run import Run, masked_means
+from fsq_jax.evaluators.masked_means import masked_means
+from fsq_jax.evaluators.predictor import Predictor
 
 
-def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
+def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """compression/bits_per_token, validation/loss (nats) and validation/accuracy.
 
     Bits are the ideal code length under M2T's deterministic masking schedule, which is the paper's

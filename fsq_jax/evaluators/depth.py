@@ -3,12 +3,12 @@
 import numpy as np
 
 from fsq_jax.data.transforms import resize_nearest
-from fsq_jax.evaluators.run import Run
+from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics.depth_error import depth_error
 
 
 def evaluate(
-    run: Run, limit: int = 0, min_depth: float = 0.001, max_depth: float = 10.0
+    run: Predictor, limit: int = 0, min_depth: float = 0.001, max_depth: float = 10.0
 ) -> tuple[dict[str, float], dict]:
     """depth/rmse (m), depth/abs_rel, depth/log10, depth/delta1, depth/delta2, depth/delta3: means
     over images of each image's own value, as UViM takes them.

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from fsq_jax import protocols
-from fsq_jax.evaluators.features import FeatureNetwork
-from fsq_jax.evaluators.run import Run
-from fsq_jax.evaluators.statistics import Statistics
+from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.evaluators.run_scorer import RunScorer
+from fsq_jax.scoring import protocols
+from fsq_jax.scoring.accumulator import Statistics
 
 
 def balanced_labels(num_samples: int, num_classes: int, batch_size: int) -> Iterator[dict]:
@@ -26,7 +26,7 @@ def balance(num_samples: int, num_classes: int) -> str:
     return f"{each} of each of {num_classes} classes"
 
 
-def samples(run: Run, num_samples: int) -> Iterator[tuple[dict, dict]]:
+def samples(run: Predictor, num_samples: int) -> Iterator[tuple[dict, dict]]:
     """(batch of labels, sampled "image" and "tokens"), on the mesh."""
     key = jax.random.key(run.seed)
     labels = balanced_labels(num_samples, run.info["num_classes"], run.batch_size)
@@ -35,7 +35,7 @@ def samples(run: Run, num_samples: int) -> Iterator[tuple[dict, dict]]:
         yield batch, run.predict["sample"](run.state, batch, jax.random.fold_in(key, i))
 
 
-def sample_moments(run: Run, network: FeatureNetwork, num_samples: int) -> Statistics:
+def sample_moments(run: Predictor, network: RunScorer, num_samples: int) -> Statistics:
     """Statistics of the features of `num_samples` samples, balanced over the classes."""
     moments = network.no_images()
     for batch, outputs in samples(run, num_samples):
@@ -44,7 +44,7 @@ def sample_moments(run: Run, network: FeatureNetwork, num_samples: int) -> Stati
 
 
 def evaluate(
-    run: Run, features: str, num_samples: int = 0, reference_split: str = "train",
+    run: Predictor, features: str, num_samples: int = 0, reference_split: str = "train",
     reference_limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
 ) -> tuple[dict[str, float], dict]:
     """sampling/fid, sfid, inception_score, precision, recall of samples, as many of each class.
@@ -65,7 +65,7 @@ def evaluate(
     num_samples = num_samples or protocols.named(protocol).num_samples
     if not num_samples:
         raise ValueError(f"Protocol {protocol} takes any number of samples: set num_samples.")
-    network = FeatureNetwork(run, features, protocol, weights, every_metric=True)
+    network = RunScorer(run, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
     values, told = network.measure(
         sample_moments(run, network, num_samples), real,

@@ -3,11 +3,11 @@
 import math
 
 from fsq_jax.data.transforms import resize_nearest
-from fsq_jax.evaluators.run import Run
+from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics.panoptic_quality import PanopticQuality, merge_stuff
 
 
-def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
+def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """panoptic/pq, panoptic/sq, panoptic/rq in percent, over all classes, and with _things and
     _stuff over these alone.
 

@@ -2,13 +2,14 @@
 
 import jax
 
-from fsq_jax.evaluators.features import FeatureNetwork
-from fsq_jax.evaluators.run import Run, masked_means
+from fsq_jax.evaluators.masked_means import masked_means
+from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.metrics.image_quality import psnr, ssim
 
 
 def evaluate(
-    run: Run, features: str, reference_split: str = "train", reference_limit: int = 0,
+    run: Predictor, features: str, reference_split: str = "train", reference_limit: int = 0,
     limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
 ) -> tuple[dict[str, float], dict]:
     """reconstruction/psnr (dB), reconstruction/ssim, reconstruction/fid (or fd_FEATURES).
@@ -27,7 +28,7 @@ def evaluate(
         "reconstruction/psnr": psnr(images, reconstructions),
         "reconstruction/ssim": ssim(images, reconstructions),
     })
-    network = FeatureNetwork(run, features, protocol, weights) if features else None
+    network = RunScorer(run, features, protocol, weights) if features else None
     seen = network.no_images() if network else None
 
     def measured():

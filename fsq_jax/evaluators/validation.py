@@ -1,9 +1,10 @@
 """The training loss of a stage II on held-out images."""
 
-from fsq_jax.evaluators.run import Run, masked_means
+from fsq_jax.evaluators.masked_means import masked_means
+from fsq_jax.evaluators.predictor import Predictor
 
 
-def evaluate(run: Run, limit: int = 0) -> tuple[dict[str, float], dict]:
+def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """validation/loss (nats a token) and validation/accuracy, as in training but for chance.
 
     Args:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fsq_jax import sharding
+from fsq_jax.runtime import sharding
 
 
 def kernel_distance(

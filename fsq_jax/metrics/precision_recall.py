@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fsq_jax import sharding
+from fsq_jax.runtime import sharding
 
 _EPS = 4e-6  # what rounding leaves of a zero distance, beside the squared norms
 

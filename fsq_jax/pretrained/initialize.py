@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fsq_jax import sharding
-from fsq_jax.logging import say
-from fsq_jax.pretrained import layouts, vit, weights
+from fsq_jax.pretrained import parameter_trees, vit, weights
+from fsq_jax.runtime import sharding
+from fsq_jax.runtime.progress import log
 
 PyTree = Any
 
@@ -47,7 +47,7 @@ class Start:
         if not self.path:
             return state
         if jax.process_index() == 0:
-            say(self.text())
+            log(self.text())
             with open(os.path.join(workdir, "init_from.json"), "w") as file:
                 json.dump(self.record(), file, indent=2)
         name = _trained_network(state.params, state.ema_params)
@@ -93,7 +93,7 @@ def load(shapes: PyTree, path: str) -> Start:
     """The `Start` of a run with the weights at a path: see `weights.load`, and `fit`."""
     loaded = weights.load(path)
     variables = loaded.variables
-    if layouts.identify(loaded.params) == "vit":  # a part of UViM's stage II, by other names
+    if parameter_trees.identify(loaded.params) == "vit":  # a part of UViM's stage II, by other names
         encoder = vit.image_encoder(path, loaded.params, shapes.ema_params)
         variables = {"params": encoder}
     return fit(shapes, variables, path, loaded.fingerprint)

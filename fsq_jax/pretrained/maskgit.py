@@ -20,9 +20,10 @@ import ml_collections
 import numpy as np
 
 from fsq_jax import quantizers
+from fsq_jax.formats import weights_file
+from fsq_jax.models.maskgit_tokenizer import Tokenizer
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
-from fsq_jax.models.tokenizer import Tokenizer
-from fsq_jax.pretrained import layouts, weights_file
+from fsq_jax.pretrained import parameter_trees
 
 PyTree = Any
 
@@ -119,7 +120,7 @@ def load_maskgit_transformer(path: str, codebook_size: int = 0) -> PretrainedTra
         num_positions=config.num_positions,
         **config.model,
     )
-    layouts.check_shapes(path, model, params, jnp.zeros((1, model.num_positions), jnp.int32))
+    parameter_trees.check_shapes(path, model, params, jnp.zeros((1, model.num_positions), jnp.int32))
     return PretrainedTransformer(
         model, _on_device(params), config.codebook_size, config.num_classes
     )
@@ -130,7 +131,7 @@ def _tokenizer(config) -> Tokenizer:
     return Tokenizer(quantizer=quantizers.make(**config.quantizer), **config.model)
 
 
-@layouts.named_arrays
+@parameter_trees.named_arrays
 def tokenizer_config(
     path: str, params: Mapping, levels: tuple[int, ...] = (), num_groups: int = 32
 ) -> ml_collections.ConfigDict:
@@ -138,7 +139,7 @@ def tokenizer_config(
 
     Arguments and errors are those of `load_maskgit_tokenizer`.
     """
-    layouts.expect(path, params, "maskgit_tokenizer")
+    parameter_trees.expect(path, params, "maskgit_tokenizer")
     config = ml_collections.ConfigDict({
         "stage": "tokenizer",
         "model": _tokenizer_sizes(path, params) | {"num_groups": num_groups},
@@ -157,7 +158,7 @@ def tokenizer_config(
         )
     model = _tokenizer(config)
     image = jnp.zeros((1, model.downsampling, model.downsampling, 3))
-    layouts.check_shapes(path, model, params, image)
+    parameter_trees.check_shapes(path, model, params, image)
     return config
 
 
@@ -197,7 +198,7 @@ def _shortcut(*networks: Mapping) -> str:
     return "output"  # all widths are alike, and there is no such block
 
 
-@layouts.named_arrays
+@parameter_trees.named_arrays
 def transformer_config(
     path: str, params: Mapping, codebook_size: int = 0
 ) -> ml_collections.ConfigDict:
@@ -206,7 +207,7 @@ def transformer_config(
     Beside what a run's config has there are `num_positions` and `codebook_size`. Arguments and
     errors are those of `load_maskgit_transformer`.
     """
-    layouts.expect(path, params, "maskgit_transformer")
+    parameter_trees.expect(path, params, "maskgit_transformer")
     rows, width = np.shape(params["Embed_0"]["word_embeddings"]["embedding"])
     num_positions = np.shape(params["Embed_0"]["position_embeddings"]["embedding"])[0]
     layer = params["TransformerLayer_0"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from fsq_jax.pretrained import layouts, maskgit, uvim
+from fsq_jax.pretrained import maskgit, parameter_trees, uvim
 from fsq_jax.pretrained.weights import Weights
 
 STAGES = ("maskgit_tokenizer", "uvim_base")
@@ -26,15 +26,15 @@ def stage_1_config(loaded: Weights, overrides: Mapping | None = None) -> ml_coll
     if loaded.config is not None:
         return loaded.config
     overrides = overrides or {}
-    layout = layouts.identify(loaded.params)
+    layout = parameter_trees.identify(loaded.params)
     levels = tuple(overrides.get("quantizer.levels", ()))
     if layout == "uvim_base":
         return _uvim_base(loaded.path, levels)
     if layout == "maskgit_tokenizer":
         groups = overrides.get("model.num_groups", 32)
         return maskgit.tokenizer_config(loaded.path, loaded.params, levels, groups)
-    known = " or ".join(layouts.LAYOUTS[name][0] for name in STAGES)
-    raise ValueError(f"{loaded.path} holds {layouts.name(loaded.params)}; expected {known}.")
+    known = " or ".join(parameter_trees.LAYOUTS[name][0] for name in STAGES)
+    raise ValueError(f"{loaded.path} holds {parameter_trees.name(loaded.params)}; expected {known}.")
 
 
 def uvim_lm_config(path: str) -> ml_collections.ConfigDict:

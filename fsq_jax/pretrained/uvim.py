@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsq_jax import quantizers
+from fsq_jax.formats import weights_file
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
-from fsq_jax.pretrained import layouts, weights_file
+from fsq_jax.pretrained import parameter_trees
 from fsq_jax.sampling import autoregressive
 
 PyTree = Any
@@ -117,7 +118,7 @@ def load_uvim_base(
     num_patches, image = _input(path, params, model.patch)
     shape = (1, num_patches, *((3,) if model.real else ()), model.patch**2)
     labels = dict.fromkeys(model.kinds, jnp.zeros(shape, jnp.int32))
-    layouts.check_shapes(path, model, params, labels, image)
+    parameter_trees.check_shapes(path, model, params, labels, image)
     return PretrainedBase(model, _on_device(variables))
 
 
@@ -131,13 +132,13 @@ def load_uvim_lm(path: str) -> PretrainedLanguageModel:
     model = _lm_model(path, params)
     _, image = _input(path, params, model.patch)
     codes = jnp.zeros((1, model.num_codes), jnp.int32)
-    layouts.check_shapes(path, model, params, image, codes)
+    parameter_trees.check_shapes(path, model, params, image, codes)
     return PretrainedLanguageModel(model, _on_device({"params": params}))
 
 
-@layouts.named_arrays
+@parameter_trees.named_arrays
 def _base_model(path, params, state, code_side, levels) -> LabelAutoencoder:
-    layouts.expect(path, params, "uvim_base")
+    parameter_trees.expect(path, params, "uvim_base")
     if "bottleneck_downsample" in params:
         raise ValueError(
             f"{path} maps patches to codes by a learned matrix; expected a model that resizes "
@@ -186,9 +187,9 @@ def _quantizer(path, params, state, levels):
     return quantizers.make("vq_ema", codebook_size=dictionary[0], channels=channels)
 
 
-@layouts.named_arrays
+@parameter_trees.named_arrays
 def _lm_model(path, params) -> CodeLanguageModel:
-    layouts.expect(path, params, "uvim_lm")
+    parameter_trees.expect(path, params, "uvim_lm")
     return CodeLanguageModel(
         vocab_size=np.shape(params["decoder"]["EmbedTargets"]["embedding"])[0],
         num_codes=np.shape(params["pos_embedding_decoder"])[1],

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fsq_jax.pretrained import layouts
+from fsq_jax.pretrained import parameter_trees
 
 PyTree = Any
 _NUMBERED = re.compile(r"(.+)_(\d+)")
@@ -49,7 +49,7 @@ def image_encoder(
         "EmbedPatches": vit["embedding"],
         "pos_embedding_encoder": positions,
     }
-    layouts.check_tree(path, theirs, {name: params[name] for name in theirs})
+    parameter_trees.check_tree(path, theirs, {name: params[name] for name in theirs})
     return jax.tree.map(lambda x: np.asarray(x, np.float32), theirs)
 
 

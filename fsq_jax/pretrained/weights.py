@@ -7,8 +7,9 @@ from typing import Any
 
 import ml_collections
 
-from fsq_jax import checkpoint
-from fsq_jax.pretrained import weights_file
+from fsq_jax.formats import weights_file
+from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.workdir import load_config, parse_config
 
 PyTree = Any
 
@@ -58,7 +59,7 @@ def load(path: str, step: int | None = None) -> Weights:
       ValueError: there is nothing of the kind, or it can't be read.
     """
     if is_run(path):
-        config = checkpoint.load_config(path)
+        config = load_config(path)
         step, weights = checkpoint.load_weights(path, step)
         # LeCam's averages belong to the discriminator, which isn't among these weights.
         state = {k: v for k, v in weights["model_state"].items() if k != "lecam"}
@@ -68,6 +69,6 @@ def load(path: str, step: int | None = None) -> Weights:
         raise ValueError(f"{path} holds {sorted(variables)[:4]} at the top; expected 'params'.")
     config = None
     if "config" in metadata:  # written by fsq_jax.export
-        config = checkpoint.parse_config(metadata["config"], path)
+        config = parse_config(metadata["config"], path)
     step = json.loads(metadata.get("step", "0"))
     return Weights(path, variables.pop("params"), variables, step, config)

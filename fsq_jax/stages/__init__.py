@@ -1,11 +1,11 @@
 """The training stages, by the name that `config.stage` gives."""
 
-from fsq_jax.stages import maskgit, tokenizer, uvim_base, uvim_lm
+from fsq_jax.stages import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.stages.stage import Stage
 
 STAGES = {
-    "tokenizer": tokenizer.make,
-    "maskgit": maskgit.make,
+    "tokenizer": maskgit_tokenizer.make,
+    "maskgit": maskgit_transformer.make,
     "uvim_base": uvim_base.make,
     "uvim_lm": uvim_lm.make,
 }

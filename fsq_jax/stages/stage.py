@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from fsq_jax import optim
+from fsq_jax.stages import optim
 
 PyTree = Any
 

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fsq_jax import drawing, optim, quantizers, tasks
+from fsq_jax import quantizers, tasks
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.vit import patchify, unpatchify
+from fsq_jax.stages import optim
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
+from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import blank_labels, context
 
 

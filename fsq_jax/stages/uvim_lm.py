@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from fsq_jax import losses, optim
+from fsq_jax.metrics import losses
 from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
 from fsq_jax.sampling import autoregressive
-from fsq_jax.stages import frozen, uvim_base
+from fsq_jax.stages import optim, stage_1, uvim_base
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
 from fsq_jax.tasks.unlabelled import context
 
@@ -160,14 +160,14 @@ def _make_predict(models: Models) -> dict:
     }
 
 
-def _load_base(config) -> frozen.Frozen:
+def _load_base(config) -> stage_1.Frozen:
     """Stage I from its run, held against what this run does with it."""
     if not config.base.workdir:
         raise ValueError(
             "A language model of codes needs a trained stage I: "
             "--config=configs/uvim_lm.py:base=WORKDIR."
         )
-    trained = frozen.load_pinned(config, "base", "uvim_base")
+    trained = stage_1.load_pinned(config, "base", "uvim_base")
     differing = {
         f"task.{name}": (theirs, config.task.get(name))
         for name, theirs in trained.config.task.items() if theirs != config.task.get(name)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from fsq_jax import losses
+from fsq_jax.metrics import losses
 
 _LUMA = (0.2989, 0.5870, 0.1140)  # as TensorFlow weighs red, green and blue
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from fsq_jax import losses
+from fsq_jax.metrics import losses
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fsq_jax import prepare
-from fsq_jax.data import array_source, sources, transforms
-from fsq_jax.data.images import RecordError
-from fsq_jax.data.source import Source
+from fsq_jax.data import array_source, transforms
+from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.decode import RecordError
+from fsq_jax.data.open import open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def assert_same(record, expected):
 
 
 def test_arrays_hold_what_was_rendered(prepared):
-    scenes = sources.make_source("scenes", "train[4:39]", 12)
-    source = sources.make_source(f"arrays:{prepared}", "train", 12)
+    scenes = open_dataset("scenes", "train[4:39]", 12)
+    source = open_dataset(f"arrays:{prepared}", "train", 12)
     assert len(source) == 35 and source.class_names == scenes.class_names
     assert source.splits == ("train", "validation")
     assert {name: source.meta[name] for name in scenes.meta} == scenes.meta
@@ -41,7 +42,7 @@ def test_arrays_hold_what_was_rendered(prepared):
     copy = pickle.loads(pickle.dumps(source))
     assert len(pickle.dumps(source)) < 3000
     assert_same(copy[2], scenes[2])
-    part = sources.make_source(f"arrays:{prepared}:train[30:]", "train[:2]", 12)
+    part = open_dataset(f"arrays:{prepared}:train[30:]", "train[:2]", 12)
     assert_same(part[1], scenes[31])
     meta = json.loads((prepared / "train" / "meta.json").read_text())
     assert (meta["data"], meta["split"], meta["size"]) == ("scenes", "train[4:39]", 12)
@@ -66,7 +67,7 @@ def test_pictures_of_any_size_come_to_one(tmp_path, kind):
             cv2.imwrite(str(tmp_path / "in" / name / f"{i}.png"), image)
     data, out = f"folder:{tmp_path / 'in'}", tmp_path / "out"
     prepare.prepare(data, 8, str(out), ["train"], transform=kind)
-    source, files = (sources.make_source(d, "train", 8) for d in (f"arrays:{out}", data))
+    source, files = (open_dataset(d, "train", 8) for d in (f"arrays:{out}", data))
     assert len(source) == len(files) == 3 and source.class_names == ("a", "b")
     for i in range(3):
         expected = transforms.evaluation(8, kind)(files[i], None)
@@ -75,8 +76,8 @@ def test_pictures_of_any_size_come_to_one(tmp_path, kind):
         assert source[i]["label"] == files[i]["label"]
 
 
-def numbered(records) -> Source:
-    return Source("toy", "train", ("x",), records, 0, len(records), ("train",))
+def numbered(records) -> Dataset:
+    return Dataset("toy", "train", ("x",), records, 0, len(records), ("train",))
 
 
 def test_records_that_do_not_fit(tmp_path):
@@ -98,22 +99,22 @@ def test_crowds_keep_their_ids(tmp_path):
     records = [record | {"crowd": np.array(c, np.int32)} for c in ([3, 1], [])]
     written = array_source.write(numbered(records), tmp_path / "train", lambda r, _: r, {})
     assert list(written) == [2]
-    source = sources.make_source(f"arrays:{tmp_path}", "train", 4)
+    source = open_dataset(f"arrays:{tmp_path}", "train", 4)
     for i, expected in enumerate(records):
         assert_same(source[i], expected)
 
 
 def test_folders_that_are_not_whole(tmp_path):
     with pytest.raises(ValueError, match="holds no arrays: no sub-folder has a meta.json"):
-        sources.make_source(f"arrays:{tmp_path}", "train", 8)
+        open_dataset(f"arrays:{tmp_path}", "train", 8)
     folder = tmp_path / "train"
     folder.mkdir()
     (folder / "meta.json").write_text('{"class_names": ["x"]}')
     with pytest.raises(ValueError, match="lacks image.npy and label.npy"):
-        sources.make_source(f"arrays:{tmp_path}", "train", 8)
+        open_dataset(f"arrays:{tmp_path}", "train", 8)
     np.save(folder / "image.npy", np.zeros((3, 4, 4, 3), np.uint8))
     np.save(folder / "label.npy", np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="different lengths: {'image': 3, 'label': 2}"):
-        sources.make_source(f"arrays:{tmp_path}", "train", 8)
+        open_dataset(f"arrays:{tmp_path}", "train", 8)
     with pytest.raises(ValueError, match="has no split 'validation'; it has train"):
-        sources.make_source(f"arrays:{tmp_path}", "validation", 8)
+        open_dataset(f"arrays:{tmp_path}", "validation", 8)

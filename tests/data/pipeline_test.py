@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fsq_jax.data import pipeline, transforms
-from fsq_jax.data.images import RecordError
-from fsq_jax.data.source import Source
+from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.decode import RecordError
 
 
 @dataclasses.dataclass
@@ -23,7 +23,7 @@ class Numbers:
 
 
 def numbers(length, broken=-1):
-    return Source("numbers", "train", ("n",), Numbers(broken), 0, length, ("train",))
+    return Dataset("numbers", "train", ("n",), Numbers(broken), 0, length, ("train",))
 
 
 def noise(record, rng):
@@ -165,7 +165,7 @@ def test_tokens_take_a_view_by_the_records_own_chance():
         def __getitem__(self, index):
             return {"tokens_VL": np.array([[index, 0], [index, 1]], np.int32), "label": 0}
 
-    source = Source("t", "train", ("n",), Tokens(), 0, 8, ("train",))
+    source = Dataset("t", "train", ("n",), Tokens(), 0, 8, ("train",))
     (batch,) = take(
         pipeline.train_batches(source, transforms.random_view, batch_size=32, seed=0), 1
     )

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 from fsq_jax import prepare
 from fsq_jax.data import pipeline, transforms
-from fsq_jax.data.sources import make_source
+from fsq_jax.data.open import open_dataset
 
 IDS = np.array([7, 256 + 9, 3 * 65536 + 2 * 256 + 1])
 
@@ -92,7 +92,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_depth_is_in_float32(data_dir):
-    source = make_source("tfds:toy_nyu", "validation", 32, data_dir)
+    source = open_dataset("tfds:toy_nyu", "validation", 32, data_dir)
     records = [source[i] for i in range(2)]
     assert {r["depth"].dtype.name for r in records} == {"float32"} and source.num_classes == 1
     found = {tuple(r["depth"].ravel()) for r in records}
@@ -105,7 +105,7 @@ def test_depth_is_in_float32(data_dir):
 
 
 def test_segments_of_each_record(data_dir):
-    source = make_source("tfds:toy_coco", "train", 32, data_dir)
+    source = open_dataset("tfds:toy_coco", "train", 32, data_dir)
     assert source.meta["things"] == list(range(1, 81)) and len(source.meta["segment_names"]) == 134
     seen = set()
     for record in (source[i] for i in range(4)):
@@ -119,14 +119,14 @@ def test_segments_of_each_record(data_dir):
         assert record["segments"].dtype == np.int32
         assert record["crowd"].tolist() == ([3] if i == 3 else [])
     assert seen == {0, 1, 2, 3}
-    kept = make_source(
+    kept = open_dataset(
         "tfds:toy_coco", "train", 32, data_dir, cache=True, features=("segments",)
     )
     assert set(kept[0]) == {"image", "label", "segments", "crowd"}
 
 
 def test_segments_reach_batches_and_disk(data_dir, tmp_path):
-    source = make_source("tfds:toy_coco", "train", 32, data_dir)
+    source = open_dataset("tfds:toy_coco", "train", 32, data_dir)
     transform = transforms.augment(8, 0.05, 4 / 3, kind="uvim")
     batches = pipeline.train_batches(
         source, transform, batch_size=4, seed=0, features=("segments",)
@@ -142,10 +142,10 @@ def test_segments_reach_batches_and_disk(data_dir, tmp_path):
     prepare.prepare(
         "tfds:toy_coco", 6, out, ["validation"], data_dir=data_dir, transform="uvim"
     )
-    arrays = make_source(f"arrays:{out}", "validation", 6)
+    arrays = open_dataset(f"arrays:{out}", "validation", 6)
     squashed = transforms.fit(6, "uvim")
     for i in range(4):
-        expected = squashed(make_source("tfds:toy_coco", "validation", 6, data_dir)[i], None)
+        expected = squashed(open_dataset("tfds:toy_coco", "validation", 6, data_dir)[i], None)
         for name in ("image", "segments", "crowd"):
             np.testing.assert_array_equal(arrays[i][name], expected[name])
     assert arrays.meta["things"] == source.meta["things"]

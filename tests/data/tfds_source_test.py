@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from fsq_jax.data.images import RecordError
-from fsq_jax.data.sources import make_source
+from fsq_jax.data.decode import RecordError
+from fsq_jax.data.open import open_dataset
 
 
 class Toy(tfds.core.GeneratorBasedBuilder):
@@ -54,8 +54,8 @@ def data_dir(tmp_path_factory):
 
 def test_fashion_mnist(shared):
     data = str(shared / "data" / "tfds")
-    train = make_source("tfds:fashion_mnist", "train[:10%]", 32, data)
-    held_out = make_source("tfds:fashion_mnist", "validation", 32, data)
+    train = open_dataset("tfds:fashion_mnist", "train[:10%]", 32, data)
+    held_out = open_dataset("tfds:fashion_mnist", "validation", 32, data)
     assert (len(train), len(held_out), held_out.split) == (6000, 10_000, "test")
     assert train.num_classes == 10 and train.class_names[9] == "Ankle boot"
     image = train[0]["image"]
@@ -67,7 +67,7 @@ def test_fashion_mnist(shared):
 
 
 def test_records_and_a_damaged_one(data_dir):
-    source = make_source("tfds:toy", "train", 32, data_dir)
+    source = open_dataset("tfds:toy", "train", 32, data_dir)
     assert len(source) == 3 and source.class_names == ("x", "y")
     good, messages = {}, []
     for i in range(3):
@@ -82,23 +82,23 @@ def test_records_and_a_damaged_one(data_dir):
     }
     ((index, message),) = messages
     assert message.startswith(f"Record {index} of tfds:toy train is not a whole, readable image")
-    part = make_source("tfds:toy", f"train[{index}:]", 32, data_dir)
+    part = open_dataset("tfds:toy", f"train[{index}:]", 32, data_dir)
     with pytest.raises(RecordError, match=f"Record {index} of tfds:toy train"):
         part[0]  # named by its place in the whole split
 
 
 def test_data_sets_that_are_not_there(data_dir):
     with pytest.raises(ValueError, match="Did you mean 'fashion_mnist'"):
-        make_source("tfds:fashion_mnst", "train", 32, data_dir)
+        open_dataset("tfds:fashion_mnst", "train", 32, data_dir)
     for name in ("imagenet2012", "coco/2017_panoptic", "toy:9.9.9"):
         with pytest.raises(ValueError, match=f"tfds:{name} is not prepared under {data_dir}"):
-            make_source(f"tfds:{name}", "train", 32, data_dir)
+            open_dataset(f"tfds:{name}", "train", 32, data_dir)
     with pytest.raises(ValueError, match="tfds:a b!"):
-        make_source("tfds:a b!", "train", 32, data_dir)
+        open_dataset("tfds:a b!", "train", 32, data_dir)
 
 
 def test_a_data_set_without_what_is_needed(data_dir):
     with pytest.raises(ValueError, match="no feature 'image'; it has number"):
-        make_source("tfds:toy_text", "train", 32, data_dir)
+        open_dataset("tfds:toy_text", "train", 32, data_dir)
     with pytest.raises(ValueError, match="no split 'dev'; it has test, train"):
-        make_source("tfds:toy", "dev", 32, data_dir)
+        open_dataset("tfds:toy", "dev", 32, data_dir)

@@ -7,22 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsq_jax import sharding
-from fsq_jax.data import pipeline, sources, transforms
+from fsq_jax.data import pipeline, transforms
+from fsq_jax.data.open import open_dataset
 from fsq_jax.evaluators import codebook, colorization, depth, panoptic
-from fsq_jax.evaluators.run import Run
+from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics.depth_error import depth_error
 from fsq_jax.metrics.panoptic_quality import PanopticQuality, merge_stuff
+from fsq_jax.runtime import sharding
 
 SIZE, COUNT = 16, 20
 
 
-def make_run(predict, features=(), size_of_scenes=SIZE, crop=None) -> Run:
+def make_run(predict, features=(), size_of_scenes=SIZE, crop=None) -> Predictor:
     """A run on 20 scenes in batches of 8, the last one ragged, over eight devices."""
 
     def source(split):
         names = {"eval": f"validation[:{COUNT}]"}
-        opened = sources.make_source("scenes", names.get(split, split), size_of_scenes)
+        opened = open_dataset("scenes", names.get(split, split), size_of_scenes)
         return opened.mapped(transforms.crop_to(crop)) if crop else opened
 
     def batches(split, limit, transform=None):
@@ -31,7 +32,7 @@ def make_run(predict, features=(), size_of_scenes=SIZE, crop=None) -> Run:
             source(split), transform, batch_size=8, limit=limit or None, features=features
         )
 
-    return Run(
+    return Predictor(
         predict={"prediction": jax.jit(predict), "indices": predict}, state=None, batches=batches,
         source=source, eval_split="eval", mesh=sharding.make_mesh(), batch_size=8,
         info={"codebook_size": 4, "levels": (2, 2)}, protocol={"size": SIZE}, seed=0, step=0,

@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from experiments import finetune_fsq
-from fsq_jax import runs, stages
-from fsq_jax.pretrained import weights_file
+from fsq_jax import stages
+from fsq_jax.formats import weights_file
+from fsq_jax.runs.config import resolve_config
 from tests import tiny
 
 
@@ -15,7 +16,7 @@ from tests import tiny
 def test_configs_build_and_differ_in_the_quantizer_alone(steps):
     fsq, vq = (finetune_fsq.make_config(name, steps, 32) for name in ("fsq", "vq"))
     for config in (fsq, vq):
-        assert stages.make(runs.resolve(config)).info["codebook_size"] == 240
+        assert stages.make(resolve_config(config)).info["codebook_size"] == 240
     fsq, vq = fsq.to_dict(), vq.to_dict()
     assert fsq.pop("quantizer") != vq.pop("quantizer")
     assert fsq == vq

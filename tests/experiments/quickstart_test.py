@@ -8,13 +8,16 @@ import pytest
 from configs import maskgit_tokenizer
 from experiments.quickstart import maskgit as quickstart
 from experiments.quickstart import runner, uvim
-from fsq_jax import describe, quantizers, results_file, runs, stages
+from fsq_jax import describe, quantizers, stages
+from fsq_jax.runs import startup
+from fsq_jax.runs.config import resolve_config
+from fsq_jax.runtime.workdir import save_results
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])
 @pytest.mark.parametrize("scale", [0.001, 0.01, 1.0])
 def test_tokenizer_configs_build(quantizer, scale):
-    config = runs.resolve(quickstart.tokenizer_config(quantizer, scale))
+    config = resolve_config(quickstart.tokenizer_config(quantizer, scale))
     stage = stages.make(config)
     batch = {"image": jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")}
     state = jax.eval_shape(stage.init, jax.random.key(0), batch)
@@ -59,10 +62,10 @@ def test_time_is_kept_only_where_something_was_done(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     config = quickstart.tokenizer_config("fsq", 0.01)
-    resolved = runs.resolve(config)
-    runs.claim_workdir(str(tmp_path), resolved, stages.make(resolved))
+    resolved = resolve_config(config)
+    startup.claim_workdir(str(tmp_path), resolved, stages.make(resolved))
     results = {"codebook/usage": {"value": 1.0, "protocol": {}, "step": config.steps}}
-    results_file.save(str(tmp_path), results)
+    save_results(str(tmp_path), results)
     monkeypatch.setattr(runner.train, "train", lambda *_: pytest.fail("trained again"))
     assert not runner.train_once(config, str(tmp_path))
     with pytest.raises(ValueError, match="another config"):
@@ -73,7 +76,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
 def test_uvim_configs_build_and_differ_in_the_quantizer_alone(scale):
     bases = [uvim.base_config(quantizer, scale) for quantizer in runner.QUANTIZERS]
     for config in bases:
-        stages.make(runs.resolve(config))
+        stages.make(resolve_config(config))
         assert config.optim.warmup_steps < config.steps
     fsq, vq = (config.to_dict() for config in bases)
     sizes = [quantizers.make(**config.pop("quantizer")).codebook_size for config in (fsq, vq)]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import uvim_base, uvim_lm
 from experiments import table2_uvim
-from fsq_jax import checkpoint, results_file
+from fsq_jax.runtime.workdir import save_config, save_results
 
 MODULES = {"uvim_base.py": uvim_base, "uvim_lm.py": uvim_lm}
 
@@ -42,8 +42,8 @@ def test_all_rows_of_the_paper_are_there():
 
 def leave(run, steps, results):
     """A run as it is left behind."""
-    checkpoint.save_config(str(run), ConfigDict({"stage": "uvim_lm", "steps": steps}))
-    results_file.save(str(run), {
+    save_config(str(run), ConfigDict({"stage": "uvim_lm", "steps": steps}))
+    save_results(str(run), {
         name: {"value": value, "protocol": {}, "step": step}
         for name, (value, step) in results.items()
     })

@@ -10,7 +10,7 @@ import scipy.special
 from fsq_jax.metrics import inception_score
 from fsq_jax.metrics.inception_score import Blocks
 
-REFERENCE = Path(__file__).parent.parent / "pretrained" / "reference"
+REFERENCE = Path(__file__).parent.parent / "features" / "reference"
 
 
 def logits(count, classes=7, seed=0):

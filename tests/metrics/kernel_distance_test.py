@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsq_jax import sharding
 from fsq_jax.metrics.kernel_distance import kernel_distance
+from fsq_jax.runtime import sharding
 
-REFERENCE = Path(__file__).parent.parent / "pretrained" / "reference"
+REFERENCE = Path(__file__).parent.parent / "features" / "reference"
 
 
 def points(count, seed, shift=0.0, features=8):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 
-from fsq_jax import sharding
 from fsq_jax.metrics.precision_recall import precision_recall
+from fsq_jax.runtime import sharding
 
-REFERENCE = Path(__file__).parent.parent / "pretrained" / "reference"
+REFERENCE = Path(__file__).parent.parent / "features" / "reference"
 
 
 def points(count, seed, shift=0.0, features=6):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fsq_jax.losses import r1_penalty
+from fsq_jax.metrics.losses import r1_penalty
 from fsq_jax.models.discriminator import Discriminator, blur_pool, layer_width
 from tests.tiny import random_variables
 

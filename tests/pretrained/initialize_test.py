@@ -7,8 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from fsq_jax import checkpoint, export, runs, sharding, stages, train
-from fsq_jax.pretrained import initialize, weights, weights_file
+from fsq_jax import export, stages, train
+from fsq_jax.formats import weights_file
+from fsq_jax.pretrained import initialize, weights
+from fsq_jax.runs import startup
+from fsq_jax.runtime import sharding
+from fsq_jax.runtime.workdir import load_config
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -36,10 +40,10 @@ def started(config, path, workdir):
     stage = stages.make(config)
     images = jax.numpy.zeros((8, config.data.size, config.data.size, 3))
     batch = {"image": images, "label": jax.numpy.zeros(8, int)}
-    shapes = runs.abstract_state(config, stage, batch)
+    shapes = startup.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, sharding.make_mesh(), fsdp=config.fsdp)
     state = jax.jit(stage.init, out_shardings=shardings)(jax.random.key(0), batch)
-    start = runs.initial_weights(config, str(workdir), shapes)
+    start = startup.initial_weights(config, str(workdir), shapes)
     return state, start.put_over(state, shardings, str(workdir)), start
 
 
@@ -87,7 +91,7 @@ def test_the_codebooks_of_moving_averages_are_taken(tmp_path):
 
 
 def test_a_transformer_starts_from_a_run(trained, tmp_path):
-    config = checkpoint.load_config(trained.transformer)
+    config = load_config(trained.transformer)
     config.num_classes = 7  # another vocabulary
     _, state, start = started(config, trained.transformer, tmp_path)
     names = {"params/Embed_0/word_embeddings/embedding", "params/MlmLayer_0/mlm_bias/bias"}
@@ -124,7 +128,7 @@ def test_training_starts_there_and_resumes_from_its_own(vq, tmp_path, monkeypatc
     taken = vq[1].keys() - NEW.keys() - {"params/quantizer/codebook"}
     for name in taken:  # nothing was learnt, at a rate of zero
         np.testing.assert_allclose(after[name], vq[1][name], rtol=1e-6)
-    assert checkpoint.load_config(str(workdir)).init_from == vq[0]
+    assert load_config(str(workdir)).init_from == vq[0]
 
     def unread(*arguments):
         raise AssertionError("A run that goes on reads its own checkpoint alone.")

@@ -9,9 +9,10 @@ import pytest
 from flax import serialization, traverse_util
 from PIL import Image
 
+from fsq_jax.formats import weights_file
+from fsq_jax.models.maskgit_tokenizer import Tokenizer
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
-from fsq_jax.models.tokenizer import Tokenizer
-from fsq_jax.pretrained import layouts, maskgit, weights_file
+from fsq_jax.pretrained import maskgit, parameter_trees
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
 from fsq_jax.quantizers.fsq import FSQ
 from fsq_jax.quantizers.vq import VectorQuantizer
@@ -254,10 +255,10 @@ def test_damaged_and_other_trees_get_a_sentence(tokenizer_file, shared, tmp_path
 
 
 def test_layouts_are_known_by_their_names(shared):
-    assert layouts.identify({"a": {"b": np.zeros(1)}}) is None
+    assert parameter_trees.identify({"a": {"b": np.zeros(1)}}) is None
     files = {"maskgit_tokenizer": "msgpack", "maskgit_transformer": "msgpack",
              "uvim_lm": "npz", "uvim_depth": "npz"}
     for name, suffix in files.items():
         path = shared / "oracles" / name / f"checkpoint.{suffix}"
-        found = layouts.identify(weights_file.read(str(path))[0]["params"])
+        found = parameter_trees.identify(weights_file.read(str(path))[0]["params"])
         assert found == name.replace("depth", "base")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fsq_jax import quantizers
+from fsq_jax.formats import weights_file
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import uvim, weights_file
+from fsq_jax.pretrained import uvim
 from tests.tiny import random_variables
 
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)

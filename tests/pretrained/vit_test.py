@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from fsq_jax.formats import weights_file
 from fsq_jax.models.uvim_lm import CodeLanguageModel
-from fsq_jax.pretrained import initialize, vit, weights_file
+from fsq_jax.pretrained import initialize, vit
 from fsq_jax.stages.stage import TrainState
 from tests.tiny import random_variables
 

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import train_step
-from fsq_jax import checkpoint, encode, runs, stages
-from fsq_jax.stages import frozen
+from fsq_jax import encode, stages
+from fsq_jax.runs import inputs
+from fsq_jax.runs.config import resolve_config
+from fsq_jax.runtime.workdir import save_config
+from fsq_jax.stages import stage_1
 from tests import tiny
 
 
@@ -42,7 +45,7 @@ def test_facts_and_frozen_stage(begun, base):
     assert stage.pins["base.fingerprint"] == stage.info["base"]
     # The oracle's codes are those that stage I gives, whatever the key: nothing is dropped.
     ours = jax.jit(stage.predict["indices"])(state, batch, jax.random.key(0))["indices"]
-    trained = frozen.load(base)
+    trained = stage_1.load(base)
     theirs = jax.jit(trained.encode)(trained.variables, batch)
     np.testing.assert_array_equal(ours, theirs)
     assert ours.shape == (4, 4)
@@ -92,17 +95,17 @@ def test_a_run_on_cached_views_sees_the_same_images_and_codes(base, tmp_path):
     """Each view of the cache is made again: its image's code is the one in the cache."""
     cache = str(tmp_path / "cache")
     encode.encode(base, cache, views=3)
-    config = runs.resolve(tiny.code_model(base, {"token_cache": cache, "batch_size": 16}))
+    config = resolve_config(tiny.code_model(base, {"token_cache": cache, "batch_size": 16}))
     stage, state, _ = start(config)
-    batches, plain = runs.train_batches(config), config.copy_and_resolve_references()
+    batches, plain = inputs.train_batches(config), config.copy_and_resolve_references()
     batch = next(batches)
     batches.close()
     assert set(batch) == {"image", "tokens", "label", "mask"} and batch["tokens"].shape == (16, 4)
     plain.data.flip = False
     indices, by_image = jax.jit(stage.predict["indices"]), {}
     for flipped in (False, True):
-        for views in runs.every_record(plain, runs.eval_source(plain, "train"),
-                                       runs.transforms_of(plain)[1]):
+        for views in inputs.every_record(plain, inputs.eval_source(plain, "train"),
+                                       inputs.transforms_of(plain)[1]):
             views = {n: v[:, :, ::-1] if flipped and n != "label" and v.ndim > 2 else v
                      for n, v in views.items()}
             codes = np.asarray(indices(state, views, None)["indices"])
@@ -132,6 +135,6 @@ def test_a_cache_of_other_views_is_refused(base, tmp_path):
 
 
 def test_a_tokenizer_is_no_stage_of_uvim(tmp_path):
-    checkpoint.save_config(str(tmp_path), tiny.tokenizer())
+    save_config(str(tmp_path), tiny.tokenizer())
     with pytest.raises(ValueError, match="stage 'tokenizer'; a run of stage 'uvim_base' is needed"):
         stages.make(tiny.code_model(tmp_path))

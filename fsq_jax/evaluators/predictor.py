@@ -1,0 +1,74 @@
+"""What an evaluator is given: a trained state, its functions, and the data."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.transforms import Transform
+from fsq_jax.runtime import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A checkpoint with all that is needed to measure something on it.
+
+    Attributes:
+      predict: the stage's functions, compiled: name -> (state, batch, key) -> arrays.
+      state: a `TrainState` on the mesh.
+      batches: (split, limit, transform) -> the records of a split, each once, as padded NumPy
+        batches with "mask"; limit 0 is no limit, and transform None the run's own for evaluation.
+      source: split -> the records that `batches` are made of, at their own size: row i of all
+        batches is record i.
+      eval_split: the split that is held out.
+      mesh: where batches go.
+      batch_size: rows of a batch over all hosts.
+      info: the stage's facts, such as "codebook_size".
+      protocol: what every result of this run is recorded with.
+      seed: of all that is drawn in an evaluation.
+      step: updates that the state has seen.
+      workdir: the run's folder, beside which statistics of its data are kept; "" for none.
+    """
+
+    predict: Mapping[str, Callable]
+    state: Any
+    batches: Callable[..., Iterable[dict[str, np.ndarray]]]
+    source: Callable[[str], Dataset]
+    eval_split: str
+    mesh: jax.sharding.Mesh
+    batch_size: int
+    info: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    seed: int
+    step: int
+    workdir: str = ""
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The batch on the mesh, from this host's rows of it."""
+        return sharding.put_batch(dict(batch), self.mesh)
+
+    def outputs(
+        self, name: str, split: str = "", limit: int = 0, transform: Transform | None = None
+    ) -> Iterator[tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+        """(batch, outputs of `predict[name]`), both on the mesh, over a split (held-out one)."""
+        key = jax.random.key(self.seed)
+        for i, batch in enumerate(self.batches(split or self.eval_split, limit, transform)):
+            batch = self.put(batch)
+            yield batch, self.predict[name](self.state, batch, jax.random.fold_in(key, i))
+
+    def predictions(
+        self, name: str, limit: int = 0
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+        """(outputs of `predict[name]` for one example, its record as `source` has it), on the
+        host, for all of the held-out split: what is measured at a record's own size."""
+        source, index = self.source(self.eval_split), 0
+        for batch, outputs in self.outputs(name, limit=limit):
+            mask_B, outputs = sharding.to_host((batch["mask"], outputs))
+            for row in np.flatnonzero(mask_B):
+                yield {key: value[row] for key, value in outputs.items()}, source[index]
+                index += 1
+
+

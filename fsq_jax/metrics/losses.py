@@ -1,0 +1,125 @@
+"""Losses of the tokenizer, the masked transformer and UViM's tasks, one float32 value per example.
+
+The caller takes the mean over the batch, once, and applies the weights. Only `cross_entropy` gives
+a value for each id, since tasks differ in which of them count.
+
+    B batch  L tokens  V rows of the vocabulary
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+def _mean_per_example(x):
+    return x.reshape(x.shape[0], -1).mean(-1)
+
+
+def squared_error(images_BHWC: jax.Array, reconstruction_BHWC: jax.Array) -> jax.Array:
+    """Returns the mean squared error over the pixels of each image, [B]."""
+    difference = images_BHWC.astype(jnp.float32) - reconstruction_BHWC.astype(jnp.float32)
+    return _mean_per_example(jnp.square(difference))
+
+
+def perceptual_distance(features_real: jax.Array, features_fake: jax.Array) -> jax.Array:
+    """Returns the mean squared error over the features of each image, [B].
+
+    The features are those of a frozen network, [B, ...]; MaskGIT takes the last map of a ResNet-50
+    (`fsq_jax.features.networks.load_perceptual`).
+    """
+    return squared_error(features_real, features_fake)
+
+
+def generator_loss(fake_logits_B: jax.Array) -> jax.Array:
+    """Returns the non-saturating loss softplus(-D(fake)) of the generator, [B]."""
+    return jax.nn.softplus(-fake_logits_B.astype(jnp.float32))
+
+
+def discriminator_loss(real_logits_B: jax.Array, fake_logits_B: jax.Array) -> jax.Array:
+    """Returns softplus(-D(real)) + softplus(D(fake)), [B]."""
+    real, fake = real_logits_B.astype(jnp.float32), fake_logits_B.astype(jnp.float32)
+    return jax.nn.softplus(-real) + jax.nn.softplus(fake)
+
+
+def r1_penalty(
+    logits_fn: Callable[[jax.Array], jax.Array], real_images_BHWC: jax.Array
+) -> jax.Array:
+    """Returns the squared norm of D's gradient at each real image, [B].
+
+    As MaskGIT has it: the sum over pixels of (d D / d x)^2 without the factor 1/2 of Mescheder
+    et al. (2018), its weight (10) applied by the caller. `logits_fn` maps images to logits [B]
+    and must treat examples independently.
+    """
+    images = real_images_BHWC.astype(jnp.float32)
+    gradient = jax.grad(lambda x: logits_fn(x).astype(jnp.float32).sum())(images)
+    return jnp.square(gradient).reshape(gradient.shape[0], -1).sum(-1)
+
+
+@struct.dataclass
+class LecamState:
+    """Running means of the discriminator's logits on real and on fake images, float32 scalars."""
+
+    real: jax.Array
+    fake: jax.Array
+
+
+def lecam_init() -> LecamState:
+    """Returns the state before the first step: both means 0."""
+    return LecamState(real=jnp.zeros((), jnp.float32), fake=jnp.zeros((), jnp.float32))
+
+
+def lecam(
+    real_logits_B: jax.Array,
+    fake_logits_B: jax.Array,
+    state: LecamState,
+    decay: float = 0.999,
+) -> tuple[jax.Array, LecamState]:
+    """Returns the LeCam regulariser of each example, [B], and the state after this batch.
+
+    Tseng et al. (2021), with the rectification of their code: relu(D(real) - mean_fake)^2 +
+    relu(mean_real - D(fake))^2. It reads the means of the state that comes in; the new ones,
+    decay * mean + (1 - decay) * batch mean, carry no gradient.
+    """
+    real, fake = real_logits_B.astype(jnp.float32), fake_logits_B.astype(jnp.float32)
+    penalty = jnp.square(jax.nn.relu(real - state.fake))
+    penalty += jnp.square(jax.nn.relu(state.real - fake))
+    batch = jax.lax.stop_gradient(LecamState(real=real.mean(), fake=fake.mean()))
+    return penalty, jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state, batch)
+
+
+def masked_cross_entropy(
+    logits_BLV: jax.Array,
+    targets_BL: jax.Array,
+    mask_BL: jax.Array,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """Returns the cross-entropy of each example in nats, averaged over its masked tokens, [B].
+
+    The target distribution is (1 - s) one_hot + s / V with s = label_smoothing, over all V columns
+    of the logits. Only tokens where `mask_BL` is true count, and only their targets are read; an
+    example without any gives 0. MaskGIT: s = 0.1.
+    """
+    logits = logits_BLV.astype(jnp.float32)
+    targets = jnp.where(mask_BL, targets_BL, 0)
+    # A select rather than a gather, whose gradient would be a scatter into all of [B,L,V].
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    target_logit = jnp.where(is_target, logits, 0.0).sum(-1)
+    expected_logit = (1 - label_smoothing) * target_logit + label_smoothing * logits.mean(-1)
+    loss_BL = jax.nn.logsumexp(logits, axis=-1) - expected_logit
+    count_B = jnp.maximum(mask_BL.sum(-1), 1)
+    return jnp.where(mask_BL, loss_BL, 0.0).sum(-1) / count_B
+
+
+def cross_entropy(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns -log p of each id, float32 of the ids' shape, of logits with one more axis of C.
+
+    Ids outside [0, C) cost 0, as an all-zero one-hot does.
+    """
+    logits = logits.astype(jnp.float32)
+    # A select rather than a gather, as above.
+    is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
+    target_logit = jnp.where(is_target, logits, 0.0).sum(-1)
+    has_target = (ids >= 0) & (ids < logits.shape[-1])
+    return jnp.where(has_target, jax.nn.logsumexp(logits, axis=-1) - target_logit, 0.0)

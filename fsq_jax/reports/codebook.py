@@ -1,0 +1,138 @@
+"""WORKDIR/codebook/index.html: which codes a tokenizer uses, how often, and for which classes.
+
+Legend: C classes, K codes.
+"""
+
+import glob
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from fsq_jax.evaluators import codebook as evaluator
+from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.metrics import codebook
+from fsq_jax.reports import html
+from fsq_jax.runs import inputs
+from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.workdir import load_results
+from fsq_jax.scoring import protocols
+
+_LISTED = 500  # dead codes that are named
+_CLASSES = 50  # rows of the table of classes
+
+
+def write(config, run: Predictor) -> str:
+    """Writes the page of a tokenizer's run; returns its path.
+
+    Args:
+      config: of the run.
+      run: whose held-out images are encoded.
+    """
+    names = inputs.open_split(config.data, config.data.eval_split).class_names
+    counts_CK = evaluator.count_codes_by_class(run, len(names))
+    path = os.path.join(run.workdir, "codebook", "index.html")
+    if jax.process_index() == 0:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write(page(counts_CK, names, run, bits_of_models(run)))
+        log(f"{path}")
+    return path
+
+
+def bits_of_models(run: Predictor) -> dict[str, float]:
+    """{workdir: bits a token} of the transformers beside this run that were trained on its codes.
+
+    They are told by the fingerprint of the tokenizer's weights, which their results carry.
+    """
+    state = {k: v for k, v in run.state.model_state.items() if k != "lecam"}
+    own = checkpoint.fingerprint({"params": run.state.ema_params, **state})
+    beside = os.path.join(os.path.dirname(os.path.abspath(run.workdir)), "*", "results.json")
+    bits = {}
+    for file in sorted(glob.glob(beside)):
+        workdir = os.path.dirname(file)
+        result = load_results(workdir).get("compression/bits_per_token")
+        if result and result["protocol"].get("tokenizer") == own:
+            bits[os.path.basename(workdir)] = result["value"]
+    return bits
+
+
+def page(
+    counts_CK: np.ndarray, class_names: Sequence[str], run: Predictor, bits: Mapping[str, float]
+) -> str:
+    """The page as HTML.
+
+    Args:
+      counts_CK: how often each code occurs in each class.
+      class_names: C names.
+      run: that was counted.
+      bits: {a model of the tokens: bits a token}.
+    """
+    counts_K, levels = counts_CK.sum(axis=0), tuple(run.info["levels"])
+    name = "FSQ" if levels else "codebook"
+    measured = dict(run.protocol) | {
+        "step": run.step, "split": run.eval_split, "num_tokens": int(counts_K.sum())
+    }
+    rows = [(key, str(value)) for key, value in protocols.flat(measured).items()]
+    return html.page(f"Codes of {run.workdir}", {
+        "In short": [summary_table(counts_K, levels, bits)],
+        "Frequencies": [html.codes_figure({name: counts_K}, levels, name)],
+        "Dead codes": [dead_codes(counts_K)],
+        "Classes": [classes_table(counts_CK, class_names)],
+        "How it was measured": [html.Table(("", ""), rows)],
+    })
+
+
+def summary_table(
+    counts_K: np.ndarray, levels: Sequence[int], bits: Mapping[str, float]
+) -> html.Table:
+    """Usage, perplexity and bits a token: as stored, by frequency alone, and by each model."""
+    size, used = len(counts_K), int((counts_K > 0).sum())
+    perplexity = codebook.perplexity(counts_K)
+    rows = [
+        ("codes", f"{size}" + (f" ({' x '.join(map(str, levels))})" if levels else "")),
+        ("usage", f"{codebook.usage(counts_K):.2%} ({used} of {size})"),
+        ("dead", f"{1 - codebook.usage(counts_K):.2%} ({size - used})"),
+        ("perplexity", f"{perplexity:.1f} ({perplexity / size:.1%} of the codes)"),
+        ("most frequent code", f"{counts_K.argmax()} ({counts_K.max() / counts_K.sum():.2%})"),
+        ("bits a token, all codes alike", f"{math.log2(size):.3f}"),
+        ("bits a token, entropy of the frequencies", f"{math.log2(perplexity):.3f}"),
+    ]
+    rows += [(f"bits a token, transformer {name}", f"{value:.3f}") for name, value in bits.items()]
+    if not bits:
+        rows.append(("bits a token, transformer", "not run"))
+    return html.Table(("", ""), rows)
+
+
+def dead_codes(counts_K: np.ndarray) -> str:
+    """Which codes never occur, as a sentence."""
+    dead = np.flatnonzero(counts_K == 0)
+    if not len(dead):
+        return "Every code occurs."
+    listed = ", ".join(map(str, dead[:_LISTED]))
+    more = f", and {len(dead) - _LISTED} more" if len(dead) > _LISTED else ""
+    return f"{len(dead)} of {len(counts_K)} codes never occur: {listed}{more}."
+
+
+def classes_table(counts_CK: np.ndarray, class_names: Sequence[str]) -> html.Table:
+    """How each class uses the codes, from the narrowest use to the widest."""
+    seen = np.flatnonzero(counts_CK.sum(axis=1))
+    perplexity = {c: codebook.perplexity(counts_CK[c]) for c in seen}
+    order = sorted(seen, key=perplexity.get)
+    caption = f"{len(seen)} of {len(class_names)} classes occur"
+    if len(order) > _CLASSES:
+        order = order[: _CLASSES // 2] + order[-_CLASSES // 2 :]
+        caption += f"; shown are the {_CLASSES // 2} narrowest and the {_CLASSES // 2} widest"
+    rows = [
+        (
+            class_names[c], f"{counts_CK[c].sum()}", f"{codebook.usage(counts_CK[c]):.1%}",
+            f"{perplexity[c]:.1f}", f"{counts_CK[c].argmax()}",
+        )
+        for c in order
+    ]
+    return html.Table(
+        ("class", "tokens", "usage", "perplexity", "most frequent code"), rows, caption
+    )

@@ -1,0 +1,86 @@
+"""The README.md of exported weights: what they are, what they reached, how to read them."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from fsq_jax.formats import weights_file
+from fsq_jax.pretrained import weights
+
+TITLES = {
+    "tokenizer": "Image tokenizer (MaskGIT stage I)",
+    "maskgit": "Masked transformer (MaskGIT stage II)",
+    "uvim_base": "Label autoencoder (UViM stage I)",
+    "uvim_lm": "Language model of label codes (UViM stage II)",
+}
+READING = {
+    "safetensors": "`model.safetensors` holds every array under its path, and the config, the "
+    "results and this card in its metadata. `python -m fsq_jax.evaluate --pretrained=FILE` and "
+    "`--config.init_from=FILE` read it.",
+    "msgpack": "`model.msgpack` is `{{\"params\": tree}}` as flax's `msgpack_restore` reads it, in "
+    "the layout of MaskGIT's checkpoints. {unsaid}",
+    "npz": "`model.npz` holds arrays whose keys are paths, `params/...` and `state/...`, in the "
+    "layout of UViM's checkpoints.",
+    "jax-export": "Each `.jax` file is one function with its weights, for CPU, CUDA and TPU and "
+    "any batch size; JAX alone reads it: "
+    "`jax.export.deserialize(open(FILE, \"rb\").read()).call(x)`.",
+}
+
+
+def text(loaded: weights.Weights, results: Mapping[str, Mapping], format: str) -> str:
+    """The card in Markdown.
+
+    Args:
+      loaded: the weights of a run.
+      results: what was measured at their step, as in results.json.
+      format: in which they are written, see `fsq_jax.export`.
+    """
+    config = loaded.config
+    lines = [f"# {TITLES.get(config.stage, config.stage)}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts(loaded).items()]
+    lines += ["", "## Results", ""]
+    if results:
+        lines += ["| metric | value | protocol |", "|---|---|---|"]
+        for name, result in sorted(results.items()):
+            protocol = json.dumps(result["protocol"], sort_keys=True).replace("|", "\\|")
+            lines.append(f"| {name} | {result['value']:.6g} | `{protocol}` |")
+    else:
+        lines.append(f"Nothing was evaluated at step {loaded.step}.")
+    lines += ["", "## Files", "", READING[format].format(unsaid=_unsaid(config)).strip()]
+    lines += ["", "## Config", "", "```json", json.dumps(config.to_dict(), indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def facts(loaded: weights.Weights) -> dict[str, str]:
+    """{name: text} of what the weights are."""
+    config = loaded.config
+    count = sum(np.size(array) for array in weights_file.flatten(loaded.params).values())
+    known = {
+        "data": f"{config.data.source}, {config.data.train_split}, {config.data.size} pixels",
+        "parameters": f"{count:,}, float32, moving averages",
+        "step": f"{loaded.step} of {config.steps}, batches of {config.batch_size}",
+        "fingerprint": f"`{loaded.fingerprint}`",
+    }
+    if "quantizer" in config:
+        known["quantizer"] = ", ".join(f"{k}={v}" for k, v in config.quantizer.to_dict().items())
+    if config.get("num_classes"):
+        known["classes"] = str(config.num_classes)
+    if config.stage == "maskgit":
+        known["tokenizer"] = f"`{config.tokenizer.fingerprint}`"
+    if config.get("init_from"):
+        known["started from"] = str(config.init_from)
+    return known
+
+
+def _unsaid(config) -> str:
+    """What MaskGIT's layout has no place for, and a reader must be told."""
+    unsaid = {}
+    if config.stage == "tokenizer":
+        unsaid = {"num_groups": config.model.num_groups}
+        if config.quantizer.name == "fsq":
+            unsaid["levels"] = tuple(config.quantizer.levels)
+    if not unsaid:
+        return ""
+    listed = ", ".join(f"{name}={value}" for name, value in unsaid.items())
+    return f"The arrays do not tell {listed}: `load_maskgit_tokenizer(FILE, {listed})`."

@@ -1,0 +1,111 @@
+"""A config's data: which records a run reads, how they are transformed, its batches."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from fsq_jax import tasks
+from fsq_jax.data import cached_views, pipeline, transforms
+from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.open import open_dataset
+
+
+def open_split(data: Mapping, split: str, features: Sequence[str] = ()) -> Dataset:
+    """The source of `config.data`, for one of its splits; a cache keeps `features`, too."""
+    return open_dataset(
+        data["source"], split, data["size"], data_dir=data["data_dir"], cache=data["cache"],
+        features=features,
+    )
+
+
+def features(config) -> tuple[str, ...]:
+    """What batches carry besides images and labels: what the task is trained on."""
+    return tasks.make(**config.task).features if "task" in config else ()
+
+
+def transforms_of(config) -> tuple[transforms.Transform, transforms.Transform]:
+    """(the transform of training, that of evaluation), as `config.data` says."""
+    data, kind = config.data, config.data.transform
+    augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip, kind)
+    return augment, transforms.evaluation(data.size, kind)
+
+
+def train_batches(config) -> pipeline.TrainBatches:
+    """This host's training batches, from the first one on."""
+    source, transform, names = _training(config)
+    return pipeline.train_batches(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        features=names,
+    )
+
+
+def _training(config) -> tuple[Dataset, transforms.Transform, tuple[str, ...]]:
+    """(source, transform, features) that training reads: of images, of a token cache, of both."""
+    data, names = config.data, features(config)
+    augment, plain = transforms_of(config)
+    if not config.get("token_cache"):
+        return open_split(data, data.train_split, names), augment, names
+    tokens = open_dataset(f"tokens:{config.token_cache}", "train", data.size)
+    if "task" not in config:
+        return tokens, transforms.random_view, ()
+    source = cached_views.paired(open_split(data, data.train_split), tokens)
+    views = dict(seed=tokens.meta["seed"], views=tokens.meta["views"])
+    return source, cached_views.random_view(augment, plain, **views), ()
+
+
+def eval_batches(
+    config, split: str, limit: int = 0, transform: transforms.Transform | None = None
+) -> Iterable[dict[str, np.ndarray]]:
+    """This host's batches of a split, each record once, as it is (no augmentation).
+
+    "train" and "eval" stand for the data's own two splits; `transform` takes the place of the
+    config's own.
+    """
+    source = eval_source(config, split)
+    return every_record(config, source, transform or transforms_of(config)[1], limit)
+
+
+def eval_source(config, split: str) -> Dataset:
+    """The records of a split, as they are before any transform.
+
+    "train" and "eval" stand for the data's own two splits; `data.eval_crop` is all that is seen
+    of the latter's.
+    """
+    data = config.data
+    name = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
+    source = open_split(data, name, features(config))
+    if split == "eval" and data.eval_crop:
+        return source.mapped(transforms.crop_to(data.eval_crop))
+    return source
+
+
+def every_record(
+    config, source: Dataset, transform: transforms.Transform, limit: int = 0
+) -> Iterable[dict[str, np.ndarray]]:
+    """This host's batches of a source, each record once, the last batch filled up and masked."""
+    return pipeline.eval_batches(
+        source,
+        transform,
+        batch_size=config.eval_batch_size,
+        limit=limit or None,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        features=features(config),
+    )
+
+
+def preview_batch(config, num_images: int = 32) -> dict[str, np.ndarray]:
+    """The held-out images that previews show, the same at every step; this host's rows."""
+    plain = config.copy_and_resolve_references()
+    plain.data.workers = 0  # for one batch they would not be worth their start
+    batch = next(iter(eval_batches(plain, "eval")))
+    rows = max(1, num_images // jax.device_count()) * jax.local_device_count()
+    return {name: value[:rows] for name, value in batch.items()}

@@ -1,0 +1,87 @@
+"""What a run writes for people and programs: metrics.jsonl, TensorBoard, image grids."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from fsq_jax.runtime.image_grid import image_grid
+
+WALL_CLOCK = ("seconds", "images_per_second")  # the fields in which two equal runs differ
+
+
+class MetricWriter:
+    """Writes scalars and images of a run into its workdir; silent on all hosts but the first.
+
+    Opening it at step s drops every later line of metrics.jsonl: a run that was killed after its
+    last checkpoint writes those steps again, and the file reads as if it never had been.
+    """
+
+    def __init__(self, workdir: str, *, step: int = 0, active: bool = True):
+        self._active = active
+        self._start = time.monotonic()
+        if not active:
+            return
+        self._samples = os.path.join(workdir, "samples")
+        os.makedirs(self._samples, exist_ok=True)
+        path = os.path.join(workdir, "metrics.jsonl")
+        self._there = _drop_after(path, step)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115
+        self._tensorboard = SummaryWriter(
+            os.path.join(workdir, "tensorboard"), purge_step=step + 1 if step else None
+        )
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Appends one line to metrics.jsonl, and the same to TensorBoard under `split/`.
+
+        An evaluation that is made again, after a run was resumed at its step, has its line already.
+        """
+        if not self._active or (step, split) in self._there:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        line = {"step": step, "split": split} | values
+        self._file.write(json.dumps(line | {"seconds": time.monotonic() - self._start}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Saves grids of images [N,H,W,3] in [0, 1] as samples/NAME_STEP.png and in TensorBoard."""
+        if not self._active:
+            return
+        for name, images_NHWC in images.items():
+            picture = image_grid(images_NHWC)
+            Image.fromarray(picture).save(os.path.join(self._samples, f"{name}_{step:07d}.png"))
+            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._active:
+            self._file.close()
+            self._tensorboard.close()
+
+
+def read_metrics(workdir: str, split: str | None = None) -> list[dict]:
+    """The lines of a run's metrics.jsonl, all or those of one split; none before the first."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        lines = [json.loads(line) for line in file if line.endswith("\n")]
+    return [line for line in lines if split is None or line["split"] == split]
+
+
+def _drop_after(path: str, step: int) -> set[tuple[int, str]]:
+    """Rewrites a JSON-lines file without the lines after `step`, and a line half written.
+
+    Returns the (step, split) of those that stay.
+    """
+    kept = [line for line in read_metrics(os.path.dirname(path)) if line["step"] <= step]
+    with open(path + ".tmp", "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+    os.replace(path + ".tmp", path)
+    return {(line["step"], line["split"]) for line in kept}
+
+

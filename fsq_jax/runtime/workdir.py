@@ -1,0 +1,94 @@
+"""The plain files in a run's folder that programs read back: config.json and results.json.
+
+    WORKDIR/config.json     the resolved config
+    WORKDIR/results.json    {metric: {"value", "protocol", "step"}} of its evaluations
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+
+def save_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Writes WORKDIR/config.json."""
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, "config.json")
+    with open(path + ".tmp", "w") as file:
+        json.dump(config.to_dict(), file, indent=2)
+    os.replace(path + ".tmp", path)
+
+
+def load_config(workdir: str) -> ml_collections.ConfigDict:
+    """The resolved config of a run; a ValueError that says so where there is no run."""
+    path = os.path.join(workdir, "config.json")
+    if not os.path.exists(path):
+        raise ValueError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
+    with open(path) as file:
+        return parse_config(file.read(), path)
+
+
+def parse_config(text: str, path: str) -> ml_collections.ConfigDict:
+    """The config in a JSON text that stands in `path`; a ValueError where it is none."""
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable as JSON ({error}).") from error
+    if not isinstance(config, dict) or "stage" not in config:
+        raise ValueError(f"{path} is not a config of fsq_jax: it names no stage.")
+    return ml_collections.ConfigDict(_tuples(config))
+
+
+def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple]:
+    """{dotted key: (our value, their value)} of all in which two configs differ."""
+    flat = [_flatten(_tuples(json.loads(json.dumps(dict(c))))) for c in (ours, theirs)]
+    names = flat[0].keys() | flat[1].keys()
+    pairs = {n: (flat[0].get(n, "absent"), flat[1].get(n, "absent")) for n in sorted(names)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def metric_values(results: Mapping[str, Mapping]) -> dict[str, float]:
+    """{metric: value}, without protocols."""
+    return {name: result["value"] for name, result in results.items()}
+
+
+def load_results(workdir: str) -> dict[str, dict]:
+    """What results.json holds; {} where nothing was evaluated yet."""
+    path = os.path.join(workdir, "results.json")
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        return json.load(file)
+
+
+def is_evaluated(workdir: str, step: int) -> bool:
+    """Whether results.json holds an evaluation of this step."""
+    return any(result["step"] == step for result in load_results(workdir).values())
+
+
+def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
+    """Takes results into WORKDIR/results.json, over older values of the same metrics."""
+    path = os.path.join(workdir, "results.json")
+    merged = load_results(workdir) | dict(results)
+    with open(path + ".tmp", "w") as file:
+        json.dump(merged, file, indent=2)
+    os.replace(path + ".tmp", path)
+
+
+def _tuples(value):
+    """JSON's lists as tuples, which is what configs hold."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,1 @@
+"""FID and its relatives of any images, under a named protocol."""

@@ -1,0 +1,143 @@
+"""Images to be measured, from an .npz or a folder, as uint8 blocks: read as they come, never all.
+
+Legend: B images of a block, N in all, H W height, width.
+"""
+
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from fsq_jax.data import decode
+
+_THREADS = 16  # that decode files; OpenCV lets go of Python's lock
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """A set of RGB images of one size; `blocks` reads them.
+
+    Attributes:
+      path: of the file or folder.
+      num_images, height, width: of the set.
+      channels: "rgb", or "grey, repeated" for arrays of one channel.
+      files: of a folder; () for an .npz.
+    """
+
+    path: str
+    num_images: int
+    height: int
+    width: int
+    channels: str
+    files: tuple[str, ...] = ()
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        """uint8 [B,H,W,3], `rows` at a time; the last one may be smaller.
+
+        Raises:
+          ValueError: for an image that can't be read, is of another size, or, of floats, isn't
+            finite or isn't in [0, 1].
+        """
+        return self._decoded(rows) if self.files else self._streamed(rows)
+
+    def _decoded(self, rows: int) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, self.num_images, rows):
+                yield np.stack(list(pool.map(self._decode, self.files[start : start + rows])))
+
+    def _decode(self, file: str) -> np.ndarray:
+        path = os.path.join(self.path, file)
+        image = decode.decode_image(pathlib.Path(path).read_bytes(), path)
+        if image.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"{path} is of {image.shape[0]} x {image.shape[1]} pixels and other images of "
+                f"{self.path} of {self.height} x {self.width}; measure images of one size."
+            )
+        return image
+
+    def _streamed(self, rows: int) -> Iterator[np.ndarray]:
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            shape, dtype = _header(file, self.path)
+            row = int(np.prod(shape[1:])) * dtype.itemsize
+            for start in range(0, self.num_images, rows):
+                count = min(rows, self.num_images - start)
+                data = file.read(count * row)
+                if len(data) < count * row:
+                    raise ValueError(f"{self.path} ends before its {self.num_images} images do.")
+                block = np.frombuffer(data, dtype).reshape(count, *shape[1:])
+                yield _to_uint8(_to_rgb(block), f"{self.path}, images {start} and on,")
+
+
+def open_images(path: str) -> ImageSet:
+    """The images of an .npz (`arr_0`, as ADM's samples have it) or of a folder, at any depth.
+
+    An array is uint8, or float in [0, 1], of shape [N,H,W,3], [N,H,W,1] or [N,H,W]; the channel of
+    grey ones is repeated, as it is for grey files.
+
+    Raises:
+      ValueError: where there are none, or not of such a kind.
+    """
+    if os.path.isdir(path):
+        files = decode.list_images(pathlib.Path(path))
+        if not files:
+            raise ValueError(f"{path} holds no images ({' '.join(decode.EXTENSIONS)}).")
+        first = os.path.join(path, files[0])
+        height, width, _ = decode.decode_image(pathlib.Path(first).read_bytes(), first).shape
+        return ImageSet(path, len(files), height, width, "rgb", tuple(files))
+    if not os.path.exists(path):
+        raise ValueError(f"There is no file or folder {path!r}.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is neither a folder nor a whole .npz file.")
+    with zipfile.ZipFile(path) as archive:
+        if "arr_0.npy" not in archive.namelist():
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            raise ValueError(f"{path} has no array arr_0 of images, only {names}.")
+        with archive.open("arr_0.npy") as file:
+            shape, dtype = _header(file, path)
+    grey = len(shape) == 3 or shape[3] == 1
+    return ImageSet(path, shape[0], shape[1], shape[2], "grey, repeated" if grey else "rgb")
+
+
+def _header(file, path: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array whose data come next in the file."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
+        }[version]
+        shape, fortran, dtype = read(file)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: arr_0 is not an array that can be read ({error}).") from None
+    fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    if not fits or fortran or not (dtype == np.uint8 or dtype.kind == "f"):
+        raise ValueError(
+            f"{path}: arr_0 is {dtype} of shape {shape}; images are uint8, or floats in [0, 1], of "
+            "shape [N,H,W,3], [N,H,W,1] or [N,H,W]."
+        )
+    if not all(shape):
+        raise ValueError(f"{path}: arr_0 is of shape {shape}, which holds no image.")
+    return shape, dtype
+
+
+def _to_rgb(block: np.ndarray) -> np.ndarray:
+    block = block.reshape(*block.shape[:3], -1)
+    return np.broadcast_to(block, (*block.shape[:3], 3))
+
+
+def _to_uint8(block: np.ndarray, where: str) -> np.ndarray:
+    """Floats in [0, 1] rounded to 8 bits, as a file would hold them."""
+    if block.dtype == np.uint8:
+        return block
+    if not np.isfinite(block).all():
+        raise ValueError(f"{where} have NaN or infinity.")
+    low, high = block.min(), block.max()
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{where} are floats from {low:.4g} to {high:.4g}; floats must be in [0, 1], and "
+            "images from 0 to 255 must be uint8."
+        )
+    return (block * 255 + 0.5).astype(np.uint8)

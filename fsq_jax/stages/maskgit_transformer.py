@@ -1,0 +1,223 @@
+"""MaskGIT stage II: a transformer that fills in masked tokens, given a class.
+
+B batch, L tokens of an image (raster order), S = L + 1 positions with the class token first,
+V codebook size.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fsq_jax.metrics import compression, losses
+from fsq_jax.models.maskgit_tokenizer import Tokenizer
+from fsq_jax.models.maskgit_transformer import MaskedTransformer
+from fsq_jax.sampling import masked
+from fsq_jax.stages import maskgit_tokenizer, optim, stage_1
+from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The two networks of stage II, and the numbers that tie them together."""
+
+    transformer: MaskedTransformer
+    tokenizer: Tokenizer
+    encode: Callable  # (the tokenizer's variables, batch) -> tokens [B, L]
+    num_classes: int
+    side: int  # of the grid of tokens
+
+    @property
+    def codebook_size(self) -> int:
+        return self.tokenizer.quantizer.codebook_size
+
+    @property
+    def mask_id(self) -> int:
+        return self.codebook_size + self.num_classes
+
+    def tokens(self, state: TrainState, batch) -> jax.Array:
+        """Tokens [B, L] of a batch: read from it, or its images encoded by the frozen tokenizer."""
+        if "tokens" in batch:
+            return batch["tokens"]
+        return self.encode(state.frozen, batch)
+
+    def logits_fn(self, params):
+        """tokens_BS -> logits_BSV over codes."""
+        return lambda tokens_BS: self.transformer.apply({"params": params}, tokens_BS)
+
+
+def make(config, abstract: bool = False) -> Stage:
+    """The stage: `init`, `update`, `predict` = {"sample", "bits", "tokens", "loss", "preview"}.
+
+    Args:
+      config: as of configs/maskgit_transformer.py.
+      abstract: takes the tokenizer that the config describes, as shapes, rather than load one.
+    """
+    if abstract:
+        model_1, fingerprint = maskgit_tokenizer.make_model(config.tokenizer), ""
+        encode = maskgit_tokenizer.make_encode(config.tokenizer)
+        image = jax.ShapeDtypeStruct((1, config.data.size, config.data.size, 3), jnp.float32)
+        variables = jax.eval_shape(model_1.init, jax.random.key(0), image)
+    else:
+        trained = _load_tokenizer(config)
+        model_1, encode = trained.model, trained.encode
+        variables, fingerprint = trained.variables, trained.fingerprint
+    side = config.data.size // model_1.downsampling
+    codebook_size = model_1.quantizer.codebook_size
+    transformer = MaskedTransformer(
+        vocab_size=codebook_size + config.num_classes + 1,
+        num_positions=side**2 + 1,
+        num_logits=codebook_size,
+        **config.model,
+    )
+    models = Models(transformer, model_1, encode, config.num_classes, side)
+    optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
+    info = maskgit_tokenizer.describe_codes(config, model_1) | {
+        "num_classes": config.num_classes,
+        "grid": side,
+        "tokenizer": fingerprint,
+        "sampling": config.sampling.to_dict(),
+    }
+    return Stage(
+        init=_make_init(models, optimizer),
+        update=_make_update(models, optimizer, config),
+        predict=_make_predict(models, config.sampling, config.masking),
+        frozen=variables,
+        info=info,
+        pins={"tokenizer.fingerprint": fingerprint},
+    )
+
+
+def _make_init(models: Models, optimizer):
+    def init(key, batch) -> TrainState:
+        del batch  # the shapes are the model's own
+        tokens = jnp.zeros((1, models.side**2 + 1), jnp.int32)
+        params = models.transformer.init(key, tokens)["params"]
+        return first_state(params, optimizer, {})
+
+    return init
+
+
+def _make_update(models: Models, optimizer, config):
+    def gradients(params, carry, batch, key):
+        key_drop, key_loss = jax.random.split(key)
+        label_B = batch["label"]
+        dropped_B = jax.random.bernoulli(key_drop, config.label_dropping, label_B.shape)
+        class_B = jnp.where(dropped_B, models.mask_id, label_B + models.codebook_size)
+
+        def mean_loss(params):
+            values_B = masked_loss(
+                models, params, batch["tokens"], class_B, key_loss, config.masking, train=True
+            )
+            means = {name: value.mean() for name, value in values_B.items()}
+            return means["loss"], means
+
+        grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
+        return grads, carry, metrics
+
+    def update(state: TrainState, batch, key):
+        key = jax.random.fold_in(key, state.step)
+        batch = {"tokens": models.tokens(state, batch), "label": batch["label"]}
+        grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
+            state.params, (), batch, key
+        )
+        state = next_state(state, grads, optimizer, config.ema_decay, state.model_state)
+        return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
+
+    return update
+
+
+def masked_loss(
+    models: Models, params: Any, tokens_BL, class_B, key, masking, train: bool
+) -> dict[str, jax.Array]:
+    """{"loss" in nats, "accuracy"} of masked tokens, each a value an example [B].
+
+    Args:
+      models, params: the transformer and its weights.
+      tokens_BL, class_B: what is to be found, and the class token it is told.
+      key: draws the masks and, in training, dropout.
+      masking: values "min_ratio", "schedule", "label_smoothing".
+    """
+    key_mask, key_dropout = jax.random.split(key)
+    mask_BL = masked.random_mask(
+        key_mask, *tokens_BL.shape, min_ratio=masking.min_ratio, schedule=masking.schedule
+    )
+    inputs_BL = jnp.where(mask_BL, models.mask_id, tokens_BL)
+    logits_BSV = models.transformer.apply(
+        {"params": params},
+        jnp.concatenate([class_B[:, None], inputs_BL], axis=1),
+        train=train,
+        rngs={"dropout": key_dropout},
+    )
+    logits_BLV = logits_BSV[:, 1:]
+    hits_BL = (logits_BLV.argmax(-1) == tokens_BL) & mask_BL
+    return {
+        "loss": losses.masked_cross_entropy(
+            logits_BLV, tokens_BL, mask_BL, masking.label_smoothing
+        ),
+        "accuracy": hits_BL.sum(1) / mask_BL.sum(1),
+    }
+
+
+def _make_predict(models: Models, sampling, masking) -> dict:
+    side, mask_id = models.side, models.mask_id
+
+    def sample(state, batch, key):
+        """Images of the batch's labels, or completions where it brings "tokens" and "known"."""
+        tokens_BS = masked.initial_tokens(
+            batch["label"], side**2, models.codebook_size, models.num_classes
+        )
+        if "known" in batch:
+            tokens_BS = masked.with_known(tokens_BS, batch["tokens"], batch["known"])
+        tokens_BS = masked.decode(
+            masked.guided(models.logits_fn(state.ema_params), sampling.guidance, mask_id),
+            tokens_BS,
+            key,
+            mask_id=mask_id,
+            num_steps=sampling.num_steps,
+            schedule=sampling.schedule,
+            choice_temperature=sampling.choice_temperature,
+        )
+        image = maskgit_tokenizer.decode(models.tokenizer, state.frozen, tokens_BS[:, 1:])
+        return {"image": image, "tokens": tokens_BS[:, 1:]}
+
+    def bits(state, batch, key):
+        """Bits [B] that an image's tokens take under M2T's deterministic schedule."""
+        del key  # nothing is drawn
+        class_B1 = batch["label"][:, None] + models.codebook_size
+        tokens_BS = jnp.concatenate([class_B1, models.tokens(state, batch)], axis=1)
+        bits_B = compression.bits(
+            models.logits_fn(state.ema_params),
+            tokens_BS,
+            compression.groups(side, side, num_steps=min(12, side**2)),
+            codebook_size=models.codebook_size,
+            mask_id=mask_id,
+        )
+        return {"bits": bits_B, "num_tokens": jnp.full(bits_B.shape, side**2)}
+
+    def loss(state, batch, key):
+        """The training loss without dropout and label dropping."""
+        class_B = batch["label"] + models.codebook_size
+        tokens_BL = models.tokens(state, batch)
+        return masked_loss(models, state.ema_params, tokens_BL, class_B, key, masking, train=False)
+
+    return {
+        "sample": sample,
+        "bits": bits,
+        "loss": loss,
+        "tokens": lambda state, batch, key: {"tokens": models.tokens(state, batch)},
+        "preview": lambda state, batch, key: {"sample": sample(state, batch, key)["image"]},
+    }
+
+
+def _load_tokenizer(config) -> stage_1.Frozen:
+    """Stage I from its run, held against what this run does with it."""
+    if not config.tokenizer.workdir:
+        raise ValueError(
+            "A masked transformer needs a trained tokenizer: "
+            "--config=configs/maskgit_transformer.py:tokenizer=WORKDIR."
+        )
+    return stage_1.load_pinned(config, "tokenizer", "tokenizer")

@@ -1,0 +1,77 @@
+"""A mistake ends a program with one sentence and status 1; a bug still shows its frames."""
+
+import sys
+
+import pytest
+from absl import flags
+
+from fsq_jax.runtime import cli
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a main function as a program would; gives (exit status, stderr)."""
+    parsed = flags.FlagValues()
+    flags.DEFINE_integer("number", 0, "", flag_values=parsed)
+    flags.DEFINE_integer("verbosity", 0, "", flag_values=parsed)
+
+    def run(main, *arguments):
+        monkeypatch.setattr(flags, "FLAGS", parsed)
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        monkeypatch.setattr(cli.app, "run", lambda main, flags_parser: main(flags_parser(
+            sys.argv)))
+        status = 0
+        try:
+            cli.run(main)
+        except SystemExit as exit_:
+            status = exit_.code
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+def test_success_says_nothing(call):
+    assert call(lambda argv: None, "--number=3") == (0, "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("batch_size=3 is\n  odd."),
+        ValueError(ValueError("batch_size=3 is odd.")),  # as ml_collections wraps them
+        FloatingPointError("batch_size=3 is odd."),
+        OSError("batch_size=3 is odd."),
+    ],
+)
+def test_mistakes_are_one_sentence(call, error):
+    assert call(raising(error)) == (1, "Error: batch_size=3 is odd.\n")
+
+
+def test_a_missing_file_is_named(call):
+    status, text = call(lambda argv: open("/no/such/file"))
+    assert status == 1 and text.count("\n") == 1 and "/no/such/file" in text
+
+
+def test_bugs_keep_their_frames(call):
+    with pytest.raises(TypeError, match="a bug"):
+        call(raising(TypeError("a bug")))
+
+
+def test_frames_on_request(call, monkeypatch):
+    monkeypatch.setenv("FSQ_JAX_TRACEBACK", "1")
+    with pytest.raises(ValueError):
+        call(raising(ValueError("x")))
+
+
+@pytest.mark.parametrize("argument", ["--numbre=3", "--number=three"])
+def test_flags_are_mistakes_too(call, argument):
+    status, text = call(lambda argv: None, argument)
+    assert status == 1 and text.startswith("Error: ") and text.count("\n") == 1
+    assert argument.strip("-").split("=")[0] in text

@@ -1,0 +1,179 @@
+"""Stage I: each network feels its own loss alone, with every quantizer and every option."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsq_jax import stages
+from fsq_jax.stages import maskgit_tokenizer
+from tests import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compile(tmp_path_factory):
+    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return {"image": np.random.default_rng(0).random((4, 8, 8, 3), np.float32)}
+
+
+def start(config, batch):
+    """(stage, state, compiled update)."""
+    stage = stages.make(config)
+    state = jax.jit(stage.init)(jax.random.key(0), batch).replace(frozen=stage.frozen)
+    return stage, state, jax.jit(stage.update)
+
+
+def run(config, batch, num_steps=1):
+    """(state after, metrics of each step)."""
+    _, state, update = start(config, batch)
+    metrics = []
+    for _ in range(num_steps):
+        state, values = update(state, batch, jax.random.key(0))
+        metrics.append({name: float(value) for name, value in values.items()})
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def trained(batch):
+    """One step with the default losses."""
+    return run(tiny.tokenizer(), batch)
+
+
+def equal(ours, theirs, atol=0.0):
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return all(np.allclose(a, b, rtol=1e-5, atol=atol) for a, b in pairs)
+
+
+def moments(state, name):
+    """Adam's second moments: the squared gradient of the first step, and unlike it not a sign."""
+    return jax.tree.map(jnp.sqrt, state.opt_state[name][0].nu)
+
+
+def test_the_discriminator_feels_only_its_own_loss(trained, batch):
+    other, _ = run(tiny.tokenizer({"loss.adversarial": 5.0, "loss.reconstruction": 2.0}), batch)
+    assert equal(moments(other, "discriminator"), moments(trained[0], "discriminator"), 1e-6)
+    assert not equal(moments(other, "tokenizer"), moments(trained[0], "tokenizer"), 1e-3)
+
+
+def test_the_tokenizer_feels_only_its_own_loss(trained, batch):
+    other, metrics = run(tiny.tokenizer({"loss.r1_every": 4, "loss.lecam": 3.0}), batch)
+    assert equal(moments(other, "tokenizer"), moments(trained[0], "tokenizer"), 1e-6)
+    assert not equal(moments(other, "discriminator"), moments(trained[0], "discriminator"), 1e-3)
+    # R1 is as much stronger as it is rarer.
+    np.testing.assert_allclose(metrics[0]["r1"], 4 * trained[1][0]["r1"], rtol=1e-4)
+
+
+def test_sides_that_have_not_started_stay_where_they_are(batch):
+    config = tiny.tokenizer({
+        "loss.adversarial_start": 2, "loss.discriminator_start": 1, "loss.r1_every": 2,
+        "loss.lecam": 0.1, "loss.lecam_decay": 0.5,
+    })
+    _, state, update = start(config, batch)
+    norms, r1, lecam = [], [], []
+    for step in range(3):
+        before, (state, values) = state, update(state, batch, jax.random.key(0))
+        assert equal(before.params["discriminator"], state.params["discriminator"]) == (step == 0)
+        norms.append(float(values["discriminator_gradient_norm"]))
+        r1.append(float(values["r1"]))
+        lecam.append(state.model_state["lecam"])
+        # The generator's loss counts from step 2 on; the critic's from step 1.
+        expected = values["reconstruction"] + 0.1 * (step >= 2) * values["adversarial"]
+        critic = values["discriminator"] + values["r1"] + 0.1 * values["lecam"]
+        expected += critic if step >= 1 else 0
+        np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            lecam[-1].real, 0.5 * (lecam[-2].real if step else 0) + 0.5 * values["real_logit"],
+            rtol=1e-5,
+        )
+    assert norms[0] == 0 and norms[1] > 0
+    assert r1[0] > 0 and r1[1] == 0 and r1[2] > 0  # every second step
+    assert int(state.step) == 3
+
+
+def test_a_critic_wakes_with_a_step_of_the_usual_length(batch):
+    config = tiny.tokenizer({"loss.discriminator_start": 3})
+    _, state, update = start(config, batch)
+    for _ in range(4):
+        before, (state, _) = state, update(state, batch, jax.random.key(0))
+    change = jax.tree.map(
+        lambda old, new: np.abs(new - old).max(),
+        before.params["discriminator"], state.params["discriminator"],
+    )
+    # Adam's first step is the learning rate, whatever the gradient; with zeros counted it is not.
+    longest = max(jax.tree.leaves(change))
+    np.testing.assert_allclose(longest, config.discriminator_optim.learning_rate, rtol=0.02)
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "vq", "vq_ema"])
+def test_every_quantizer_learns_one_batch(quantizer, batch):
+    config = tiny.tokenizer({"loss.adversarial": 0.0, "optim.learning_rate": 1e-3}, quantizer)
+    config.optim.b1 = 0.9
+    stage, state, update = start(config, batch)
+    assert set(state.params) == {"tokenizer"} and "lecam" not in state.model_state
+    begin, first = state, None
+    for _ in range(15):
+        state, values = update(state, batch, jax.random.key(0))
+        first = first or values
+    assert values["reconstruction"] < 0.9 * first["reconstruction"]
+    assert not equal(begin.params, state.params)
+    assert bool(jax.tree.leaves(state.model_state)) == (quantizer == "vq_ema")
+    if quantizer == "vq_ema":
+        assert not equal(begin.model_state, state.model_state)
+
+    predict = {name: jax.jit(fn)(state, batch, None) for name, fn in stage.predict.items()}
+    reconstruction = predict["reconstruct"]["reconstruction"]
+    assert reconstruction.shape == (4, 8, 8, 3)
+    assert reconstruction.min() >= 0 and reconstruction.max() <= 1
+    indices = predict["reconstruct"]["indices"]
+    assert indices.shape == (4, 4, 4) and indices.max() < stage.info["codebook_size"]
+    np.testing.assert_array_equal(predict["indices"]["indices"], indices)
+    pairs = predict["preview"]["reconstruction"]
+    np.testing.assert_array_equal(pairs[::2], batch["image"])
+    np.testing.assert_array_equal(pairs[1::2], reconstruction)
+
+
+def test_averaged_weights_follow(trained, batch):
+    _, begin, _ = start(tiny.tokenizer(), batch)
+    state = trained[0]
+    expected = jax.tree.map(
+        lambda old, new: 0.999 * old + 0.001 * new, begin.params, state.params)["tokenizer"]
+    assert equal(state.ema_params, expected, 1e-7)
+
+
+def test_accumulation_is_the_whole_batch_in_parts(trained, batch):
+    state, metrics = run(tiny.tokenizer({"accumulate": 2}), batch)
+    for name, value in trained[1][0].items():
+        # Statistics of a batch's codes are no mean of parts; LeCam's averages move with each part.
+        if not name.startswith(("quantizer/", "lecam")):
+            np.testing.assert_allclose(metrics[0][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    for name in ("tokenizer", "discriminator"):
+        assert equal(moments(state, name), moments(trained[0], name), 1e-5)
+
+
+def test_perceptual_loss_reads_frozen_features(batch, monkeypatch):
+    def features(frozen, images):  # in place of a network that takes minutes to compile
+        return images.mean((1, 2)) * frozen["scale"]
+
+    frozen = {"scale": np.float32(3.0)}
+    monkeypatch.setattr(maskgit_tokenizer, "load_perceptual", lambda **_: (features, frozen, ""))
+    config = tiny.tokenizer({"loss.perceptual": 0.5, "loss.adversarial": 0.0})
+    _, state, update = start(config, batch)
+    after, values = update(state, batch, jax.random.key(0))
+    assert values["perceptual"] > 0
+    np.testing.assert_allclose(
+        values["loss"], values["reconstruction"] + 0.5 * values["perceptual"], rtol=1e-5)
+    assert after.frozen["scale"] == 3
+    without, _ = run(tiny.tokenizer({"loss.adversarial": 0.0}), batch)
+    assert not equal(moments(after, "tokenizer"), moments(without, "tokenizer"), 1e-4)
+
+
+def test_unknown_stages_are_refused():
+    config = tiny.tokenizer()
+    config.stage = "uvim"
+    with pytest.raises(ValueError, match="stage='uvim'.*'maskgit', 'tokenizer'"):
+        stages.make(config)

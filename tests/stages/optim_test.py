@@ -1,0 +1,175 @@
+"""Schedules, AdamW on kernels, clipping, moving averages and accumulation against arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fsq_jax.stages import optim
+
+
+def test_warm_up_then_constant():
+    rate = optim.make_schedule(2.0, total_steps=100, warmup_steps=4)
+    np.testing.assert_allclose([rate(s) for s in (0, 1, 3, 4, 99)], [0, 0.5, 1.5, 2, 2])
+
+
+def test_cosine_ends_at_zero():
+    rate = optim.make_schedule(2.0, total_steps=12, warmup_steps=4, schedule="cosine")
+    np.testing.assert_allclose([rate(s) for s in (2, 4, 8, 12)], [1, 2, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(schedule="linear"), "schedule='linear'.*'constant' and 'cosine'"),
+        (dict(warmup_steps=10), "warmup_steps=10.*total_steps=10"),
+    ],
+)
+def test_impossible_schedules_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make_schedule(1.0, total_steps=10, **arguments)
+
+
+def step(optimizer, params, grads):
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+def test_weight_decay_is_for_kernels_alone():
+    params = {
+        name: {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)} for name in ("Conv_0", "norm")
+    }
+    params["embedding"] = jnp.full((2, 3), 2.0)
+    optimizer = optim.make_optimizer(0.1, total_steps=10, weight_decay=0.5)
+    after = step(optimizer, params, jax.tree.map(jnp.zeros_like, params))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after):
+        kernel = "kernel" in jax.tree_util.keystr(path)
+        np.testing.assert_allclose(leaf, 2.0 - 0.1 * 0.5 * 2.0 if kernel else 2.0)
+
+
+def test_clip_is_by_the_norm_of_all_gradients():
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    # Adam hides a gradient's scale in its first step, its moments do not.
+    for clip_norm, expected in ((0.0, (3.0, 4.0)), (1.0, (0.6, 0.8)), (9.0, (3.0, 4.0))):
+        optimizer = optim.make_optimizer(0.1, total_steps=10, b1=0.5, clip_norm=clip_norm)
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+        moments = optax.tree_utils.tree_get(state, "mu")
+        np.testing.assert_allclose([2 * moments["a"][0], 2 * moments["b"][0]], expected, rtol=1e-6)
+
+
+def test_moving_average():
+    average, params = {"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([3.0, 0.0])}
+    moved = optim.moving_average(average, params, 0.75)
+    np.testing.assert_allclose(moved["a"], [1.5, 1.5])
+
+
+def test_accumulation_averages_microbatches_and_carries_state():
+    def grad_fn(params, carry, batch, key):
+        del key
+        loss = lambda p: jnp.square(batch["x"] @ p).mean()  # noqa: E731
+        value, grads = jax.value_and_grad(loss)(params)
+        return grads, carry + batch["x"].shape[0], {"loss": value}
+
+    batch = {"x": np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)}
+    arguments = jnp.arange(5.0), jnp.int32(0), batch, jax.random.key(0)
+    assert optim.accumulate(grad_fn, 1) is grad_fn
+    whole = grad_fn(*arguments)
+    parts = jax.jit(optim.accumulate(grad_fn, 3))(*arguments)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(parts[2]["loss"], whole[2]["loss"], rtol=1e-5)
+    assert parts[1] == 12
+
+
+def test_microbatches_see_each_row_once_and_keys_of_their_own():
+    def grad_fn(params, carry, batch, key):
+        return params, carry.at[batch["row"]].add(1), {"draw": jax.random.uniform(key)}
+
+    arguments = (jnp.zeros(1), jnp.zeros(8, jnp.int32), {"row": jnp.arange(8)}, jax.random.key(0))
+    _, seen, metrics = optim.accumulate(grad_fn, 4)(*arguments)
+    assert (seen == 1).all()
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
+    expected = np.mean([jax.random.uniform(key) for key in keys])
+    np.testing.assert_allclose(metrics["draw"], expected, rtol=1e-6)
+
+
+def half(x):
+    return np.asarray(x, np.float32).astype(jnp.bfloat16).astype(np.float64)
+
+
+class Adafactor:
+    """big_vision's variant in NumPy, for arrays of two dimensions.
+
+    The average is kept in bfloat16 and decays in it, by 0.8984, which is 0.9 in bfloat16.
+    """
+
+    def __init__(self, shape):
+        self.step, self.momentum = 0, np.zeros(shape)
+        self.rows, self.columns, self.full = np.zeros(shape[0]), np.zeros(shape[1]), np.zeros(shape)
+
+    def scale(self, grad, cap):
+        self.step += 1
+        decay = min(cap, 1 - self.step**-0.8)
+        square = grad.astype(np.float64) ** 2 + 1e-30
+        self.rows = decay * self.rows + (1 - decay) * square.mean(axis=1)
+        self.columns = decay * self.columns + (1 - decay) * square.mean(axis=0)
+        self.full = decay * self.full + (1 - decay) * square
+        factored = min(grad.shape) >= 32
+        mean = np.outer(self.rows, self.columns) / self.rows.mean() if factored else self.full
+        kept = half(half(0.9) * half(self.momentum))
+        self.momentum = kept + 0.1 * grad / np.sqrt(mean)
+        return self.momentum
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32), (31, 48)], ids=str)
+def test_adafactor_is_the_loop(shape):
+    rng = np.random.default_rng(0)
+    params = {
+        "encoder": {"kernel": rng.normal(size=shape).astype(np.float32)},
+        "head": {"kernel": rng.normal(size=shape).astype(np.float32)},
+        "table": rng.normal(size=shape).astype(np.float32),
+    }
+    optimizer = optim.make_optimizer(
+        0.1, name="adafactor", total_steps=40, b1=0.9, b2=0.6, weight_decay=0.01, clip_norm=1.0,
+        warmup_steps=2, schedule="cosine", rate_multipliers={"encoder/.*": 0.1, ".*": 1.0},
+    )
+    rate = optim.make_schedule(1.0, total_steps=40, warmup_steps=2, schedule="cosine")
+    state = optimizer.init(params)
+    loops = {name: Adafactor(shape) for name in params}
+    for step in range(6):  # the decay is 1 - t^-0.8 up to t = 3, and then its cap
+        grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+        # Not compiled: a compiler may leave out the rounding of the decayed average.
+        updates, state = optimizer.update(grads, state, params)
+        norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+        for name, loop in loops.items():
+            leaf = lambda tree: tree[name]["kernel"] if name != "table" else tree[name]  # noqa: B023, E731
+            scaled = 0.1 * loop.scale(leaf(grads) / norm, 0.6) * (0.1 if name == "encoder" else 1)
+            decay = 0.0 if name == "table" else 0.01 * leaf(params)
+            expected = -rate(step) * (scaled + decay)
+            error = np.abs(leaf(updates) - expected)
+            # Nearly all agree to float32; now and then the average is rounded the other way.
+            assert error.max() <= 2**-8 * 0.1 * np.abs(loop.momentum).max()
+            assert np.mean(error > 1e-5 * np.abs(expected) + 1e-8) < 0.01
+        params = optax.apply_updates(params, updates)
+    kept = optax.tree_utils.tree_get(state, "ema")
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.bfloat16)}
+    factored = optax.tree_utils.tree_get(state, "v_row")["table"].size > 1
+    assert factored == (min(shape) >= 32)
+
+
+def test_rates_by_path():
+    params = {"encoder": {"a": jnp.zeros(2), "b": jnp.zeros(2)}, "head": jnp.zeros(2)}
+    factors = (("encoder/a", 0.5), ("encoder/.*", 0.1))  # pairs, as a config holds them
+    optimizer = optim.make_optimizer(1.0, total_steps=9, rate_multipliers=factors)
+    after = step(optimizer, params, jax.tree.map(jnp.ones_like, params))
+    np.testing.assert_allclose(after["encoder"]["a"], -0.5, rtol=1e-5)  # the first that fits
+    np.testing.assert_allclose(after["encoder"]["b"], -0.1, rtol=1e-5)
+    np.testing.assert_allclose(after["head"], -1, rtol=1e-5)
+    with pytest.raises(ValueError, match="'encoder' fits no parameter, such as 'encoder/a'"):
+        optim.make_optimizer(1.0, total_steps=9, rate_multipliers={"encoder": 0.1}).init(params)
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(ValueError, match="name='sgd'.*'adam' and 'adafactor'"):
+        optim.make_optimizer(1.0, total_steps=9, name="sgd")
