@@ -124,8 +124,7 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
         name = quantizer.upper()
         for title, part in (("true code", quantizer), ("image", f"{quantizer}_lm")):
             run = runs.load(paths[part])
-            config = run.config
-            panels = sample.predicted_labels(config, run, num=12)
+            panels = sample.predicted_labels(run, num=12)
             rows.setdefault("input", panels["input"])
             rows.setdefault("truth", panels["truth"])
             rows[f"{name}, {title}"] = panels["prediction"]

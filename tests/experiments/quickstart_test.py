@@ -41,7 +41,7 @@ def test_transformer_config_builds():
     config.num_classes = 30
     stage = tiny.stage_of_shapes(config)
     state = jax.eval_shape(stage.init, jax.random.key(0), {})
-    assert state.params and stage.info["grid"] == 8
+    assert state.params and stage.facts.grid == 8
     assert config.optim.warmup_steps < config.steps
 
 
