@@ -193,7 +193,7 @@ PAPER_BASE = {
     "model.dtype": "float32", "optim.name": "adafactor", "optim.b1": 0.9, "optim.b2": 0.95,
     "optim.clip_norm": 1.0, "optim.warmup_steps": 4_000, "optim.schedule": "cosine",
     "ema_decay": 0.0, "seed": 0, "batch_size": 1024, "accumulate": 1, "data.size": 512,
-    "data.transform": "uvim", "data.min_area": 0.05, "data.max_aspect": 4 / 3, "data.flip": True,
+    "data.transform": "uvim", "data.min_area": 0.05, "data.aspect": (0.75, 1.33), "data.flip": True,
     "data.eval_split": "validation", "data.eval_limit": 0,
 }
 PAPER_LM = {

@@ -85,7 +85,10 @@ def quantizer(args) -> dict:
         return dict(name="fsq", levels=args["levels"])
     codebook = dict(codebook_size=args["codebook_size"] or 1024, channels=256)
     if args["quantizer"] == "vq":
-        return dict(name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1)
+        return dict(
+            name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1,
+            entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
+        )
     return dict(name="vq_ema", **codebook)
 
 
@@ -110,7 +113,7 @@ def data(args) -> dict:
         train_split="train", eval_split="validation",
         # Random resized crop and mirror image. MaskGIT's own augmentation was never published;
         # those who compared call it weak, hence the large area.
-        transform="square", min_area=0.8, max_aspect=4 / 3, flip=True,
+        transform="square", min_area=0.8, aspect=(3 / 4, 4 / 3), flip=True,
         eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
         workers=0, cache=False, eval_limit=0,
     )
@@ -144,7 +147,7 @@ def bench(size: int) -> dict:
             reconstruction=5.0, perceptual=0.0, r1_every=4, adversarial_start=1_000,
         ),
         # Pictures of clothes are not cropped: where a sleeve ends is part of what it is.
-        data=dict(eval_split="test", workers=6, cache=True, min_area=1.0, max_aspect=1.0),
+        data=dict(eval_split="test", workers=6, cache=True, min_area=1.0, aspect=(1.0, 1.0)),
         optim=dict(learning_rate=4e-4, warmup_steps=200),
         discriminator_optim=dict(learning_rate=4e-4),
         log_every=50, preview_every=2_500, checkpoint_every=2_500, keep=2,

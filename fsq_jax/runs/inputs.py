@@ -27,7 +27,7 @@ def features(config) -> tuple[str, ...]:
 def transforms_of(config) -> tuple[transforms.Transform, transforms.Transform]:
     """(the transform of training, that of evaluation), as `config.data` says."""
     data, kind = config.data, config.data.transform
-    augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip, kind)
+    augment = transforms.augment(data.size, data.min_area, data.aspect, data.flip, kind)
     return augment, transforms.evaluation(data.size, kind)
 
 

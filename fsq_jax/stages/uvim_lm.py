@@ -21,7 +21,7 @@ from fsq_jax.stages.stage_1 import Stage1
 from fsq_jax.tasks.unlabelled import context
 
 # What decides which image a record becomes: a token cache is made of these very images.
-_VIEWS = ("source", "train_split", "size", "transform", "min_area", "max_aspect", "flip",
+_VIEWS = ("source", "train_split", "size", "transform", "min_area", "aspect", "flip",
           "eval_crop")
 
 
