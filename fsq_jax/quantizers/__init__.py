@@ -8,6 +8,7 @@ from flax import linen as nn
 from fsq_jax.quantizers import fsq, vq
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
+BATCH = vq.BATCH  # the collection in which a call leaves what `after_step` takes
 QUANTIZERS = {"fsq": fsq.FSQ, "vq": vq.VectorQuantizer, "vq_ema": vq.EMAVectorQuantizer}
 
 
@@ -36,14 +37,14 @@ def after_step(quantizer: nn.Module, model_state: Mapping, batch: Mapping, key: 
     Args:
       quantizer: the model's.
       model_state: the model's collections before the step.
-      batch: the sum over the microbatches of what they left in the collection `vq.BATCH`; {} of a
+      batch: the sum over the microbatches of what they left in the collection `BATCH`; {} of a
         quantizer that leaves nothing there, whose state is none.
       key: of this step.
     """
-    if vq.BATCH not in batch:
+    if BATCH not in batch:
         return dict(model_state)
     moved = {
         name: quantizer.after_step(model_state[vq.STATE][name], seen, key)
-        for name, seen in batch[vq.BATCH].items()
+        for name, seen in batch[BATCH].items()
     }
     return {**model_state, vq.STATE: moved}
