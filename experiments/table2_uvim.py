@@ -27,8 +27,9 @@ from experiments import figures, gpus, report
 from fsq_jax.reports import html
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.results import is_evaluated, load_results
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.runtime.workdir import is_evaluated, load_config, load_results
+from fsq_jax.runtime.workdir import load_config
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fsq_jax.runs import startup
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.progress import log
-from fsq_jax.runtime.workdir import is_evaluated
+from fsq_jax.runtime.results import is_evaluated
 
 TIMES = "times.json"
 QUANTIZERS = ("fsq", "vq")

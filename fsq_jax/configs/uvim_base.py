@@ -4,7 +4,8 @@ python -m fsq_jax.train --config=configs/uvim_base.py:scale=bench,task=depth --w
 
 Arguments, after the colon, separated by commas:
   scale=bench|smoke|paper   bench: scenes, one GPU, minutes. smoke: scenes, a CPU, seconds.
-                            paper: NYU Depth v2, ImageNet, COCO panoptic, to UViM's last number.
+                            paper: NYU Depth v2, ImageNet, COCO panoptic, the settings of UViM's
+                            code; where each number comes from: docs/fidelity.md.
   task=depth|colorization|panoptic
   quantizer=fsq|vq_ema|vq   FSQ, UViM's VQ, MaskGIT's VQ
   levels=7-5-5-5-5          FSQ's levels; default by scale
@@ -230,6 +231,8 @@ def evals(
     if task != "colorization":
         return {task: dict(every=every)}
     return {task: dict(
-        every=every, features=features, num_images=num_images, reference_split=reference_split,
-        reference_limit=5_000,
+        every=every, features=features, weights="", num_images=num_images,
+        names="",  # file of the names of the images that are coloured, one a line
+        reference_split=reference_split, reference_limit=5_000,
+        reference_names="",  # the same of the real images, in place of the split
     )}

@@ -58,11 +58,8 @@ def find(source: Dataset, names: Sequence[str]) -> list[int]:
 
 
 def order_of(source: Dataset) -> list[int]:
-    """Records in the order in which TFDS reads them by default; of other data, their own."""
-    lengths = source.meta.get("shard_lengths")
-    if not lengths:
-        return list(range(len(source)))
-    order = reading_order(lengths)
+    """Records of a data set of TFDS in the order in which TFDS reads them by default."""
+    order = reading_order(source.meta["shard_lengths"])
     return [i - source.start for i in order if source.start <= i < source.stop]
 
 

@@ -40,7 +40,7 @@ def read(path: str) -> dict[str, dict]:
 def merge(path: str, results: Mapping[str, Mapping]) -> None:
     """Takes results into a file of results; of the same measurement the new one stays."""
     there = read(path)
-    for metric, result in results.items():
+    for metric in results:
         measured = {_identity(r): r for r in every_result(there, metric)}
         for new in every_result(results, metric):
             measured.pop(_identity(new), None)

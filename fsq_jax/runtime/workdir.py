@@ -1,8 +1,4 @@
-"""The plain files in a run's folder that programs read back: config.json and results.json.
-
-    WORKDIR/config.json     the resolved config
-    WORKDIR/results.json    {metric: {"value", "protocol", "step"}} of its evaluations
-"""
+"""WORKDIR/config.json, the resolved config of a run; results.json is that of `results`."""
 
 import json
 import os
@@ -48,31 +44,6 @@ def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[s
     names = flat[0].keys() | flat[1].keys()
     pairs = {n: (flat[0].get(n, "absent"), flat[1].get(n, "absent")) for n in sorted(names)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def metric_values(results: Mapping[str, Mapping]) -> dict[str, float]:
-    """{metric: value}, without protocols."""
-    return {name: result["value"] for name, result in results.items()}
-
-
-def load_results(workdir: str) -> dict[str, dict]:
-    """What results.json holds; {} where nothing was evaluated yet."""
-    path = os.path.join(workdir, "results.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path) as file:
-        return json.load(file)
-
-
-def is_evaluated(workdir: str, step: int) -> bool:
-    """Whether results.json holds an evaluation of this step."""
-    return any(result["step"] == step for result in load_results(workdir).values())
-
-
-def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
-    """Takes results into WORKDIR/results.json, over older values of the same metrics."""
-    merged = load_results(workdir) | dict(results)
-    write_json(os.path.join(workdir, "results.json"), merged)
 
 
 def _tuples(value):

@@ -12,7 +12,7 @@ from fsq_jax.configs import maskgit_tokenizer
 from fsq_jax.runs import startup
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.frozen import make_stage
-from fsq_jax.runtime.workdir import save_results
+from fsq_jax.runtime.results import save_results
 from tests import tiny
 
 

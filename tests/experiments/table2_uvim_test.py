@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from experiments import table2_uvim
 from fsq_jax.configs import uvim_base, uvim_lm
-from fsq_jax.runtime.workdir import save_config, save_results
+from fsq_jax.runtime.results import save_results
+from fsq_jax.runtime.workdir import save_config
 
 MODULES = {"uvim_base.py": uvim_base, "uvim_lm.py": uvim_lm}
 
