@@ -2,15 +2,14 @@
 the real sets: what they read, what they refuse, and what their results are called."""
 
 import dataclasses
-import os
-
 import jax
 import numpy as np
 import pytest
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
-from fsq_jax import evaluate, runs, train
+from fsq_jax import evaluate, evaluators, runs
 from fsq_jax.data import file_names
+from fsq_jax.data.adm_crop import adm_crop
 from fsq_jax.data.open import open_dataset
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.runs import inputs
@@ -94,23 +93,11 @@ def test_a_language_model_asks_for_its_encoder(data_dir, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def colour(data_dir, tmp_path_factory, compiled):
-    """A base and a language model of colours, trained for two steps."""
-    folder = tmp_path_factory.mktemp("colour")
-    base, lm = str(folder / "base"), str(folder / "lm")
+    """The workdir of a base of colours, before its first step."""
     with tiny.quick_compile(compiled):
-        for config, workdir in (
-            (base_config(data_dir, "colorization"), base),
-            (lm_config(data_dir, "colorization", base), lm),
-        ):
-            config.evals = {}
-            train.train(config, workdir)
-    return lm
-
-
-def coltran(lists=None):
-    """Overrides that make the evaluation of scale=paper one of 6 images against 8 others."""
-    lists = lists or {}
-    return {f"evals.colorization.{name}": value for name, value in lists.items()}
+        return tiny.untrained(
+            base_config(data_dir, "colorization"), tmp_path_factory.mktemp("colour")
+        )
 
 
 def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
@@ -138,8 +125,6 @@ def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
     predictor = dataclasses.replace(predictor, batches=batches)
     arguments = dict(every=0, features="random", num_images=6,
                      reference_split="validation[10:18]", reference_limit=8)
-    from fsq_jax import evaluators
-
     first = evaluators.evaluate({"colorization": arguments}, predictor)
     told = first["colorization/fd_random"]["protocol"]
     assert seen == {"coloured": names[:6], "real": names[10:18]}
@@ -158,13 +143,13 @@ def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
         evaluators.evaluate({"colorization": arguments | listed | {"num_images": 5}}, predictor)
 
 
-def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(
-    data_dir, tmp_path, compiled
-):
+def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(data_dir, tmp_path):
     config = shrink(maskgit_tokenizer.get_config(
         f"scale=paper,size=128,data_dir={data_dir},quantizer=vq,codebook_size=16"
     ))
-    config.model.update(filters=8, num_res_blocks=0, num_groups=2)
+    config.model.update(
+        filters=8, channel_multipliers=(1, 1), num_res_blocks=0, num_groups=2
+    )
     config.loss.update(adversarial=0.0, perceptual=0.0)
     config.evals.reconstruction.every = config.evals.codebook.every = 0
     config.data.size = 16
@@ -172,8 +157,6 @@ def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(
     assert config.data.transform == "adm"
     record = open_dataset("tfds:imagenet2012", "validation", 16, data_dir)[0]
     (batch, *_) = inputs.eval_batches(config, "eval")
-    from fsq_jax.data.adm_crop import adm_crop
-
     np.testing.assert_allclose(batch["image"][0] * 255, adm_crop(record["image"], 16), atol=1e-3)
     tiny.untrained(config, stage_1)
     run = runs.load(stage_1)
@@ -206,12 +189,9 @@ def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(
     workdir = str(tmp_path / "transformer")
     tiny.untrained(transformer, workdir)
     assert runs.load(workdir).facts.sampling["guidance"] == 0.0  # 128 pixels: none is stated
-    for guidance in (None, 0.5, 1.0, 0.5):
-        evaluate.evaluate(
-            workdir, overrides={} if guidance is None else {"sampling.guidance": guidance}
-        )
+    for overrides in ({}, {"sampling.guidance": 0.5}):
+        evaluate.evaluate(workdir, overrides=overrides)
     results = load_results(workdir)
     assert "overrides" not in results["sampling/fd_random"]
-    swept = [r["protocol"]["sampling"]["guidance"] for r in every_result(
-        results, "sampling/fd_random")]
-    assert sorted(swept) == [0.0, 0.5, 1.0] and os.path.exists(workdir)
+    swept = every_result(results, "sampling/fd_random")
+    assert sorted(r["protocol"]["sampling"]["guidance"] for r in swept) == [0.0, 0.5]
