@@ -2,6 +2,7 @@
 the real sets: what they read, what they refuse, and what their results are called."""
 
 import dataclasses
+
 import jax
 import numpy as np
 import pytest

@@ -26,7 +26,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples("train"), "validation": self._generate_examples("validation")}
+        return {split: self._generate_examples(split) for split in ("train", "validation")}
 
 
 class Imagenet2012(_Builder, skip_registration=True):
