@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import evaluate, evaluators, runs
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.data import file_names
 from fsq_jax.data.adm_crop import adm_crop
 from fsq_jax.data.open import open_dataset

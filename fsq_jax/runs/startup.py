@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
-from configs import uvim_lm
+from fsq_jax.configs import uvim_lm
 from fsq_jax.data.pipeline import TrainBatches
 from fsq_jax.pretrained import initialize
 from fsq_jax.runs import frozen, inputs
