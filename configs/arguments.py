@@ -2,6 +2,8 @@
 
 import difflib
 
+from fsq_jax.runtime.user_error import UserError
+
 
 def parse(text: str | None, **defaults):
     """A namespace-like dict of `defaults`, updated by "name=value,name=value".
@@ -11,19 +13,19 @@ def parse(text: str | None, **defaults):
     which is the default.
 
     Raises:
-      ValueError: for an unknown name or choice (with the nearest right one), or a value of the
+      UserError: for an unknown name or choice (with the nearest right one), or a value of the
         wrong type.
     """
     values = {n: d[0] if _is_choice(d) else d for n, d in defaults.items()}
     for part in filter(None, (text or "").split(",")):
         name, separator, value = part.partition("=")
         if not separator:
-            raise ValueError(
+            raise UserError(
                 f"Config argument {part!r} is not of the form NAME=VALUE, as in "
                 "scale=bench,levels=8-5-5-5."
             )
         if name not in defaults:
-            raise ValueError(f"Config argument {name!r} is unknown{_nearest(name, defaults)}")
+            raise UserError(f"Config argument {name!r} is unknown{_nearest(name, defaults)}")
         values[name] = _convert(name, value, defaults[name])
     return values
 
@@ -44,7 +46,7 @@ def _is_choice(default) -> bool:
 def _convert(name: str, value: str, default):
     if _is_choice(default):
         if value not in default:
-            raise ValueError(f"{name}={value!r} is unknown{_nearest(value, default)}")
+            raise UserError(f"{name}={value!r} is unknown{_nearest(value, default)}")
         return value
     try:
         if isinstance(default, bool):
@@ -52,12 +54,12 @@ def _convert(name: str, value: str, default):
         if isinstance(default, tuple):
             return tuple(int(v) for v in value.split("-"))
         if isinstance(default, int) and int(value) < 0:
-            raise ValueError
+            raise UserError
         return type(default)(value)
     except (ValueError, KeyError):
         kinds = {bool: "true or false", tuple: "numbers such as 8-5-5-5", int: "a whole number"}
         expected = kinds.get(type(default), type(default).__name__)
-        raise ValueError(f"{name}={value!r} can't be read as {expected}.") from None
+        raise UserError(f"{name}={value!r} can't be read as {expected}.") from None
 
 
 def _nearest(name: str, names) -> str:

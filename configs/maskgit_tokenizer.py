@@ -20,6 +20,7 @@ Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_m
 import ml_collections
 
 from configs import arguments
+from fsq_jax.runtime.user_error import UserError
 
 ARGUMENTS = dict(
     scale=("bench", "smoke", "paper"),
@@ -89,14 +90,14 @@ def quantizer(args) -> dict:
 
 
 def _refuse_unused(args) -> None:
-    """Raises a ValueError for what the chosen quantizer would not look at."""
+    """Raises a UserError for what the chosen quantizer would not look at."""
     fsq = args["quantizer"] == "fsq"
     if fsq and args["codebook_size"]:
-        raise ValueError(
+        raise UserError(
             f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
         )
     if not fsq and args["levels"] != (0,):
-        raise ValueError(
+        raise UserError(
             f"levels={args['levels']} are for FSQ; quantizer={args['quantizer']} takes "
             "codebook_size."
         )
@@ -118,7 +119,7 @@ def data(args) -> dict:
 def paper(size: int) -> dict:
     """Sections 4.2 (128 px) and 4.3 (256 px): the latter is batch 512 for 1M steps."""
     if size not in (128, 256):
-        raise ValueError(f"scale=paper is of 256 or 128 pixels, not of {size=}.")
+        raise UserError(f"scale=paper is of 256 or 128 pixels, not of {size=}.")
     steps, batch_size = (500_000, 256) if size == 128 else (1_000_000, 512)
     return dict(
         steps=steps, batch_size=batch_size, eval_batch_size=128,

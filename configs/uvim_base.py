@@ -24,6 +24,7 @@ scale=paper: not run.
 import ml_collections
 
 from configs import arguments
+from fsq_jax.runtime.user_error import UserError
 
 TASKS = ("depth", "colorization", "panoptic")
 ARGUMENTS = dict(
@@ -127,18 +128,18 @@ def quantizer(args, codeword_width: int) -> dict:
 
 
 def _refuse_unused(args) -> None:
-    """Raises a ValueError for what the chosen quantizer would not look at."""
+    """Raises a UserError for what the chosen quantizer would not look at."""
     name = args["quantizer"]
     if name == "fsq" and args["codebook_size"]:
-        raise ValueError(
+        raise UserError(
             f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
         )
     if name != "fsq" and args["levels"] != (0,):
-        raise ValueError(
+        raise UserError(
             f"levels={args['levels']} are for FSQ; quantizer={name} takes codebook_size."
         )
     if name != "vq_ema" and args["splitting"]:
-        raise ValueError(
+        raise UserError(
             f"splitting={args['splitting']} is for vq_ema, whose codebook can split words; "
             f"quantizer={name} has none."
         )

@@ -27,6 +27,7 @@ from experiments import figures, gpus, report
 from fsq_jax.reports import html
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import is_evaluated, load_config, load_results
 
 
@@ -258,11 +259,11 @@ def write(workdir: str, out: str, rows: Sequence[Row], failed: Sequence[str]) ->
 
 
 def chosen_rows(names: Sequence[str]) -> list[Row]:
-    """The rows of these names, all for none; a ValueError for a name that there isn't."""
+    """The rows of these names, all for none; a UserError for a name that there isn't."""
     known = {row.name: row for row in ROWS}
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"There are no rows {unknown}; there are {sorted(known)}.")
+        raise UserError(f"There are no rows {unknown}; there are {sorted(known)}.")
     return [row for row in ROWS if not names or row.name in names]
 
 
@@ -286,7 +287,7 @@ def main(argv) -> None:
         failed = train_all(workdir, rows, options.scale, data, argv[1:])
     print(write(workdir, out, rows, failed))
     if failed:
-        raise ValueError("\n".join(failed))
+        raise UserError("\n".join(failed))
 
 
 if __name__ == "__main__":

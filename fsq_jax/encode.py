@@ -22,6 +22,7 @@ from absl import flags
 from fsq_jax.data import cached_views
 from fsq_jax.runs import inputs
 from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages import stage_1
 
 
@@ -36,13 +37,13 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
       step: which checkpoint; the latest by default.
 
     Raises:
-      ValueError: for a folder that holds no stage I, or an OUT/train that is there.
+      UserError: for a folder that holds no stage I, or an OUT/train that is there.
     """
     if views < 1:
-        raise ValueError(f"{views=} must be at least 1.")
+        raise UserError(f"{views=} must be at least 1.")
     folder = os.path.join(out, "train")
     if os.path.exists(folder):
-        raise ValueError(f"{folder!r} is there already; remove it, or name another --out.")
+        raise UserError(f"{folder!r} is there already; remove it, or name another --out.")
     trained = stage_1.load(workdir, step=step)
     config, mesh = trained.config, sharding.make_mesh()
     data = config.data

@@ -22,6 +22,7 @@ from fsq_jax.reports import codebook as codebook_page
 from fsq_jax.runs import predictor, published
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_results
 
 
@@ -37,7 +38,7 @@ def evaluate(
       overrides: {dotted config key: value}, such as {"sampling.guidance": 1.0}.
 
     Raises:
-      ValueError: where there is no such run, checkpoint or evaluator.
+      UserError: where there is no such run, checkpoint or evaluator.
     """
     config, _, run = predictor.load(workdir, step, overrides)
     results = measure(config, run, names)
@@ -53,7 +54,7 @@ def measure(config, run, names: list[str] | None = None) -> dict[str, dict]:
     evals = config.evals.to_dict()
     unknown = sorted(set(names or []) - set(evals))
     if unknown:
-        raise ValueError(f"This run has no evaluators {unknown}; it has {sorted(evals)}.")
+        raise UserError(f"This run has no evaluators {unknown}; it has {sorted(evals)}.")
     return evaluators.evaluate({name: evals[name] for name in names or evals}, run)
 
 
@@ -88,7 +89,7 @@ def main(argv) -> None:
         )
     else:
         if options.out:
-            raise ValueError("--out goes with --pretrained; a run has its own.")
+            raise UserError("--out goes with --pretrained; a run has its own.")
         results = evaluate(options.workdir, options.evals, options.step, overrides)
     for name, result in results.items():
         print(f"{name}: {result['value']:.6g}")

@@ -28,6 +28,7 @@ from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
 from fsq_jax.runtime import cli
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_results
 from fsq_jax.stages import maskgit_tokenizer
 
@@ -45,13 +46,13 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
       step: which checkpoint; the latest by default.
 
     Raises:
-      ValueError: there is no such run or checkpoint, or the format cannot hold its stage.
+      UserError: there is no such run or checkpoint, or the format cannot hold its stage.
     """
     if format not in FORMATS:
-        raise ValueError(f"{format=} is unknown; there are {', '.join(FORMATS)}.")
+        raise UserError(f"{format=} is unknown; there are {', '.join(FORMATS)}.")
     loaded = weights.load(workdir, step)
     if loaded.config is None:
-        raise ValueError(f"{workdir!r} is not a run; --workdir is the folder of one.")
+        raise UserError(f"{workdir!r} is not a run; --workdir is the folder of one.")
     check_format(format, loaded)
     results = results_of(workdir, loaded.step)
     card = model_card.text(loaded, results, format)
@@ -93,20 +94,20 @@ def results_of(workdir: str, step: int) -> dict[str, dict]:
 
 
 def check_format(format: str, loaded: weights.Weights) -> None:
-    """Raises a ValueError where the format cannot hold the stage."""
+    """Raises a UserError where the format cannot hold the stage."""
     stage = loaded.config.stage
     if format == "jax-export" and stage not in FUNCTIONS:
-        raise ValueError(
+        raise UserError(
             f"jax-export knows the functions of {sorted(FUNCTIONS)}, not of {stage!r}; "
             "safetensors and npz hold any stage."
         )
     if format == "msgpack" and stage not in ("tokenizer", "maskgit"):
-        raise ValueError(
+        raise UserError(
             f"msgpack is the format of MaskGIT's two stages, not of {stage!r}; "
             "safetensors and npz hold any."
         )
     if format == "msgpack" and loaded.model_state:
-        raise ValueError(
+        raise UserError(
             "MaskGIT's msgpack holds parameters alone, and this run has "
             f"{sorted(loaded.model_state)} beside them (quantizer=vq_ema); safetensors holds all."
         )

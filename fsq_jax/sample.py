@@ -34,6 +34,7 @@ from fsq_jax.runs import inputs, predictor, published
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import context
 
@@ -76,7 +77,7 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     """Classes of "3,7" or of "trouser,bag"; all of them for "".
 
     Raises:
-      ValueError: for a label that the data hasn't.
+      UserError: for a label that the data hasn't.
     """
     labels = []
     for part in filter(None, text.split(",")):
@@ -84,7 +85,7 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
         if part in class_names:
             label = class_names.index(part)
         if not 0 <= label < len(class_names):
-            raise ValueError(
+            raise UserError(
                 f"Label {part!r} is neither a number below {len(class_names)} nor one of "
                 f"{', '.join(class_names[:20])}."
             )
@@ -95,7 +96,7 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
 def read_image(config, path: str) -> np.ndarray:
     """An image file as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
     if not os.path.exists(path):
-        raise ValueError(f"There is no image {path!r}.")
+        raise UserError(f"There is no image {path!r}.")
     with open(path, "rb") as file:
         record = {"image": decode.decode_image(file.read(), path)}
     return transforms.evaluation(config.data.size, config.data.transform)(record, None)["image"]
@@ -127,12 +128,12 @@ def predicted_labels(config, run: Predictor, num: int, image_path: str = "") -> 
       image_path: an image that takes their place, and has no truth; stage II's alone.
 
     Raises:
-      ValueError: for an image given to stage I, which starts from its label.
+      UserError: for an image given to stage I, which starts from its label.
     """
     if not image_path:
         return _pictures(config, run.outputs("prediction", limit=num))
     if config.stage != "uvim_lm":
-        raise ValueError("Stage I encodes labels, which an image file has not; give a stage II.")
+        raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
     image = read_image(config, image_path)
     rows = run.batch_size // jax.process_count()
     batch = run.put({
@@ -175,7 +176,7 @@ def main(argv) -> None:
     sharding.initialize_distributed()
     options = flags.FLAGS
     if not options.out and not options.npz:
-        raise ValueError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
+        raise UserError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
     config, run = load(options)
     if config.stage == "maskgit":
         sample_images(config, run, options)
@@ -183,7 +184,7 @@ def main(argv) -> None:
         sample_labels(config, run, options)
     else:
         path = options.pretrained or options.workdir
-        raise ValueError(
+        raise UserError(
             f"{path!r} is a run of stage {config.stage!r}, not 'maskgit', 'uvim_base' or 'uvim_lm'."
         )
 
@@ -191,7 +192,7 @@ def main(argv) -> None:
 def sample_images(config, run: Predictor, options) -> None:
     """Draws what the flags ask of a masked transformer, and writes it."""
     if bool(options.image) != bool(options.mask):
-        raise ValueError("--image and --mask go together: what to complete, and where.")
+        raise UserError("--image and --mask go together: what to complete, and where.")
     labels = parse_labels(options.labels, class_names(config))
     labels_N = np.resize(labels, options.num or 8 * len(labels))
     if not options.num:
@@ -208,7 +209,7 @@ def sample_labels(config, run: Predictor, options) -> None:
     """Predicts what the flags ask of a run of UViM, and writes it."""
     unread = [name for name in ("labels", "mask") if getattr(options, name)]
     if unread:
-        raise ValueError(f"--{unread[0]} is for masked transformers; {config.stage} reads images.")
+        raise UserError(f"--{unread[0]} is for masked transformers; {config.stage} reads images.")
     run = dataclasses.replace(run, seed=options.seed)
     panels = predicted_labels(config, run, options.num or 8, options.image)
     triples = np.concatenate(list(panels.values()), axis=2)

@@ -15,6 +15,7 @@ from fsq_jax.runtime import batch_random_init, checkpoint, cli, sharding
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.preemption import StopSignal
 from fsq_jax.runtime.progress import Progress, StepReporter, log
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import is_evaluated, load_results, metric_values, save_results
 
 
@@ -22,7 +23,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     """Trains to `config.steps`; returns the results of the evaluations, as in results.json.
 
     Raises:
-      ValueError: where the config can't be run, or `workdir` holds a run of another config.
+      UserError: where the config can't be run, or `workdir` holds a run of another config.
       FloatingPointError: where a metric is not finite; the checkpoints before it are kept.
     """
     config = resolve_config(config)
@@ -111,7 +112,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
 
 def main(argv) -> None:
     if len(argv) > 1:
-        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+        raise UserError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
     sharding.initialize_distributed()
     for name, result in train(flags.FLAGS.config, flags.FLAGS.workdir).items():
         print(f"{name}: {result['value']:.6g}")

@@ -18,11 +18,12 @@ from absl import flags
 
 from experiments.quickstart import maskgit, uvim
 from fsq_jax.runtime import cli
+from fsq_jax.runtime.user_error import UserError
 
 
 def main(argv) -> None:
     if len(argv) > 1:
-        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+        raise UserError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
     options = flags.FLAGS
     data = f"data={options.data}" + (f",data_dir={options.data_dir}" if options.data_dir else "")
     if options.family == "uvim":

@@ -28,6 +28,7 @@ from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
 from fsq_jax.runs import inputs, predictor
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 
 LEVELS = (8, 6, 5)
 CODEBOOK_SIZE = 240  # of FSQ and VQ alike
@@ -113,11 +114,11 @@ def run(
       transformers: the tokenizers, "fsq" or "vq", that get a masked transformer.
 
     Raises:
-      ValueError: where `workdir` holds a quickstart of another scale or of other data.
+      UserError: where `workdir` holds a quickstart of another scale or of other data.
     """
     unknown = set(transformers) - set(QUANTIZERS)
     if unknown:
-        raise ValueError(f"There are no tokenizers {sorted(unknown)}, only fsq and vq.")
+        raise UserError(f"There are no tokenizers {sorted(unknown)}, only fsq and vq.")
     paths = {name: os.path.join(workdir, name) for name in TITLES}
 
     def do(part, work):

@@ -66,7 +66,7 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
     """Trains and evaluates unless that is done; returns whether there was anything to do.
 
     Raises:
-      ValueError: where `workdir` holds a run of another config.
+      UserError: where `workdir` holds a run of another config.
     """
     config = resolve_config(config)
     startup.claim_workdir(workdir, config, stages.make(config))

@@ -86,7 +86,7 @@ def run(workdir: str, scale: float = 1.0, data: str = "data=scenes") -> str:
       data: the configs' arguments that name the data; it must hold depth.
 
     Raises:
-      ValueError: where `workdir` holds a quickstart of another scale or of other data.
+      UserError: where `workdir` holds a quickstart of another scale or of other data.
     """
     paths = {name: os.path.join(workdir, name) for name in TITLES}
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fsq_jax.data import transforms
 from fsq_jax.data.dataset import Dataset
+from fsq_jax.runtime.user_error import UserError
 
 
 def view(augment: transforms.Transform, plain: transforms.Transform, seed: int, number: int,
@@ -25,10 +26,10 @@ def view(augment: transforms.Transform, plain: transforms.Transform, seed: int, 
 def paired(images: Dataset, tokens: Dataset) -> Dataset:
     """The records of `images` with "tokens_VL" of the cache, and "record", their position.
 
-    Raises ValueError where the two are not of the same length.
+    Raises UserError where the two are not of the same length.
     """
     if len(images) != len(tokens):
-        raise ValueError(
+        raise UserError(
             f"{tokens.name} holds the tokens of {len(tokens)} records, but {images.name} "
             f"{images.split} has {len(images)}."
         )

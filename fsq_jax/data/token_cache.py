@@ -17,6 +17,7 @@ import numpy as np
 from fsq_jax.data import decode
 from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import resolve
+from fsq_jax.runtime.user_error import UserError
 
 _FILES = ("tokens.npy", "labels.npy", "meta.json")
 
@@ -37,7 +38,7 @@ def open_source(path: str, split: str) -> Dataset:
     records = _TokenRecords(root, meta["codebook_size"])
     tokens, labels = records.arrays
     if tokens.ndim != 3 or labels.shape != tokens.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{root} holds tokens of shape {tokens.shape} and labels of shape {labels.shape}; "
             "expected [records, views, length] and [records]."
         )
@@ -48,11 +49,11 @@ def open_source(path: str, split: str) -> Dataset:
 def _read_meta(root: pathlib.Path) -> dict[str, Any]:
     missing = [name for name in _FILES if not (root / name).is_file()]
     if missing:
-        raise ValueError(f"{root} is no token cache: it lacks {', '.join(missing)}.")
+        raise UserError(f"{root} is no token cache: it lacks {', '.join(missing)}.")
     meta = json.loads((root / "meta.json").read_text())
     lacking = {"codebook_size", "num_classes", "class_names", "fingerprint"} - set(meta)
     if lacking:
-        raise ValueError(f"{root / 'meta.json'} lacks {', '.join(sorted(lacking))}.")
+        raise UserError(f"{root / 'meta.json'} lacks {', '.join(sorted(lacking))}.")
     return meta
 
 

@@ -14,6 +14,7 @@ from fsq_jax.evaluators import (
     validation,
 )
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runtime.user_error import UserError
 
 EVALUATORS = {
     "codebook": codebook.evaluate,
@@ -37,10 +38,10 @@ def _is_due(every: int, step: int) -> bool:
 
 
 def check(evals: Mapping[str, Mapping]) -> None:
-    """Raises a ValueError for an evaluator that there isn't, or that lacks what it needs."""
+    """Raises a UserError for an evaluator that there isn't, or that lacks what it needs."""
     unknown = sorted(set(evals) - set(EVALUATORS))
     if unknown:
-        raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
+        raise UserError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
     run_scorer.check_evals(evals)
 
 
@@ -54,7 +55,7 @@ def evaluate(evals: Mapping[str, Mapping], run: Predictor, step: int | None = No
       step: evaluates only what is due at this step; None evaluates all.
 
     Raises:
-      ValueError: for an evaluator that there isn't, before anything is computed.
+      UserError: for an evaluator that there isn't, before anything is computed.
     """
     check(evals)
     results = {}

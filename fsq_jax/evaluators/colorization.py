@@ -9,6 +9,7 @@ from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.metrics.frechet import Moments
 from fsq_jax.metrics.image_quality import psnr
+from fsq_jax.runtime.user_error import UserError
 
 _FRECHET_SIZE = 256  # ColTran's: larger pictures shrink to it
 
@@ -48,7 +49,7 @@ def evaluate(
     if not features:
         return values, protocol
     if not reference_split:
-        raise ValueError(f"A distance over the features of {features!r} needs a reference_split.")
+        raise UserError(f"A distance over the features of {features!r} needs a reference_split.")
     network = RunScorer(run, features, "coltran")
     size = run.protocol["size"]
     name = "fid5k" if features == "inception" else network.metric
@@ -65,7 +66,7 @@ def evaluate(
 def _coloured(run: Predictor, network: RunScorer, limit: int, size: int) -> Moments:
     """Moments of the features of pictures that the run has coloured."""
     if size > _FRECHET_SIZE and size % _FRECHET_SIZE:
-        raise ValueError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
+        raise UserError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
     finish = jax.jit(lambda images: _eight_bits(_shrink(images, max(1, size // _FRECHET_SIZE))))
     moments = network.no_images()
     square = transforms.coltran(size)

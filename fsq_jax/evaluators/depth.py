@@ -5,6 +5,7 @@ import numpy as np
 from fsq_jax.data.transforms import resize_nearest
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics.depth_error import depth_error
+from fsq_jax.runtime.user_error import UserError
 
 
 def evaluate(
@@ -31,7 +32,7 @@ def evaluate(
         else:
             errors.append(error)
     if not errors:
-        raise ValueError(f"None of {blank} images has a depth between {min_depth} and {max_depth}.")
+        raise UserError(f"None of {blank} images has a depth between {min_depth} and {max_depth}.")
     values = {f"depth/{name}": float(np.mean([e[name] for e in errors])) for name in errors[0]}
     return values, {
         "split": run.eval_split, "num_images": len(errors), "images_without_depth": blank,

@@ -7,6 +7,7 @@ import numpy as np
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
 
@@ -64,7 +65,7 @@ def evaluate(
     """
     num_samples = num_samples or protocols.named(protocol).num_samples
     if not num_samples:
-        raise ValueError(f"Protocol {protocol} takes any number of samples: set num_samples.")
+        raise UserError(f"Protocol {protocol} takes any number of samples: set num_samples.")
     network = RunScorer(run, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
     values, told = network.measure(

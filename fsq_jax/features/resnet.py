@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.runtime.user_error import UserError
+
 SIZE = 224
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
@@ -68,7 +70,7 @@ class ResNet(nn.Module):
     def __call__(self, inputs_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (map before the pooling [B,7,7,2048], logits [B,V]) of [B,224,224,3]."""
         if self.stride_in not in STRIDES_IN:
-            raise ValueError(f"stride_in={self.stride_in!r} is not one of {STRIDES_IN}.")
+            raise UserError(f"stride_in={self.stride_in!r} is not one of {STRIDES_IN}.")
         x = nn.relu(_conv(self.width, 7, 2, "conv1")(inputs_BHWC))
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         for stage, blocks in enumerate(self.stage_sizes):

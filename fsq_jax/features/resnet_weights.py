@@ -46,6 +46,6 @@ def load(path: str | Path, stride_in: str = "3x3") -> tuple[ResNet, dict, str]:
     file cannot tell which, the shapes are the same.
 
     Raises:
-      ValueError: the file cannot be read, or is of another network.
+      UserError: the file cannot be read, or is of another network.
     """
     return batch_norm.load(path, lambda state: convert(state, stride_in))

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from fsq_jax.runtime.user_error import UserError
+
 IMPLEMENTATIONS = ("auto", "cudnn", "xla")
 DROPOUT_BITS = "dropout_bits"  # what a remat policy calls the saved random words
 _BYTES = 4  # random bytes in a word
@@ -28,11 +30,11 @@ _BYTES = 4  # random bytes in a word
 def dropped_share(rate: float) -> float:
     """The share that `keep_mask` drops: `rate` rounded to a multiple of 1/256 (0.1 -> 0.1016).
 
-    Raises ValueError when rate is outside [0, 1) or rounds to 0 or 1.
+    Raises UserError when rate is outside [0, 1) or rounds to 0 or 1.
     """
     steps = round(256 * rate)
     if not 0 <= rate < 1 or steps == 256 or (rate > 0 and steps == 0):
-        raise ValueError(f"A dropout rate is 0 or lies in [1/256, 255/256], got {rate}.")
+        raise UserError(f"A dropout rate is 0 or lies in [1/256, 255/256], got {rate}.")
     return steps / 256
 
 
@@ -69,16 +71,16 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, mask_shape=None) -
 def resolve(implementation: str, dtype, head_dim: int, dropout_rate: float = 0.0) -> str:
     """"cudnn" or "xla": what "auto" means for these values on the default device.
 
-    Raises ValueError for an unknown name and for values that cuDNN cannot take.
+    Raises UserError for an unknown name and for values that cuDNN cannot take.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention is one of {IMPLEMENTATIONS}, got {implementation!r}.")
+        raise UserError(f"attention is one of {IMPLEMENTATIONS}, got {implementation!r}.")
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     fits = half and head_dim % 8 == 0 and head_dim <= 128
     if implementation == "auto":
         return "cudnn" if fits and dropout_rate == 0 and _has_flash_kernels() else "xla"
     if implementation == "cudnn" and not fits:
-        raise ValueError(
+        raise UserError(
             "cuDNN attention takes bfloat16 or float16 and heads whose width is a multiple of 8 "
             f"up to 128, got {jnp.dtype(dtype).name} and {head_dim}."
         )
@@ -117,17 +119,17 @@ def attention(
     "cudnn" hides the same keys from the softmax, which makes the remaining weights sum to one: a
     close relative, equal in every row up to one factor, and only for a shared mask.
 
-    Raises ValueError for values that the implementation cannot take.
+    Raises UserError for values that the implementation cannot take.
     """
     num_queries, num_keys, head_dim = q_BQHD.shape[1], k_BKHD.shape[1], q_BQHD.shape[-1]
     length = num_keys if length is None else length
     traced = isinstance(length, jax.Array)
     if not traced and not 0 < length <= num_keys:
-        raise ValueError(f"{length=} is not in 1..{num_keys}, the number of tokens.")
+        raise UserError(f"{length=} is not in 1..{num_keys}, the number of tokens.")
     if causal and num_queries != num_keys:
-        raise ValueError(f"Causal attention of {num_queries} queries to {num_keys} keys.")
+        raise UserError(f"Causal attention of {num_queries} queries to {num_keys} keys.")
     if dropout_rate > 0 and key is None:
-        raise ValueError(f"{dropout_rate=} needs a key.")
+        raise UserError(f"{dropout_rate=} needs a key.")
     odd = num_queries % 2 or num_keys % 2
     if implementation == "auto" and (odd or traced):
         implementation = "xla"
@@ -138,12 +140,12 @@ def attention(
         )
         return jax.checkpoint(compute)(q_BQHD, k_BKHD, v_BKHD, key)
     if odd or traced:
-        raise ValueError(
+        raise UserError(
             f"cuDNN attention takes an even number of tokens, got {num_queries}, and {num_keys} "
             "keys, with a length that is known when it is compiled."
         )
     if dropout_rate > 0 and not shared_dropout:
-        raise ValueError(f"cuDNN attention has only a shared mask for {dropout_rate=}.")
+        raise UserError(f"cuDNN attention has only a shared mask for {dropout_rate=}.")
     return _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, key, dropout_rate, length, causal)
 
 

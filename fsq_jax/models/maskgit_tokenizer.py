@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.runtime.user_error import UserError
+
 SHORTCUTS = ("output", "input")
 
 
@@ -241,7 +243,7 @@ class Tokenizer(nn.Module):
 
     def setup(self):
         if self.shortcut not in SHORTCUTS:
-            raise ValueError(f"shortcut={self.shortcut!r} is not one of {SHORTCUTS}.")
+            raise UserError(f"shortcut={self.shortcut!r} is not one of {SHORTCUTS}.")
         settings = dict(
             filters=self.filters,
             channel_multipliers=tuple(self.channel_multipliers),
@@ -263,7 +265,7 @@ class Tokenizer(nn.Module):
         """Returns (reconstruction [B,H,W,3] float32, Quantized) of images in [0, 1].
 
         Raises:
-          ValueError: a side of the images is not a multiple of `downsampling`.
+          UserError: a side of the images is not a multiple of `downsampling`.
         """
         quantized = self.encode(images_BHWC, train)
         return self.decode(quantized.codes), quantized
@@ -272,7 +274,7 @@ class Tokenizer(nn.Module):
         """Returns what the quantizer reads, float32 [B,h,w,channels]."""
         h, w = images_BHWC.shape[1:3]
         if h % self.downsampling or w % self.downsampling:
-            raise ValueError(
+            raise UserError(
                 f"Images of {h}x{w} pixels do not divide into tokens of {self.downsampling}x"
                 f"{self.downsampling} ({len(self.channel_multipliers)} channel_multipliers)."
             )

@@ -16,6 +16,7 @@ import numpy as np
 from fsq_jax.pretrained import parameter_trees, vit, weights
 from fsq_jax.runtime import sharding
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
@@ -108,7 +109,7 @@ def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: st
       path, fingerprint: where the weights come from, and what tells them from others.
 
     Raises:
-      ValueError: nothing at all fits.
+      UserError: nothing at all fits.
     """
     # LeCam's averages are the discriminator's, which starts afresh whatever the weights are.
     state = {name: tree for name, tree in shapes.model_state.items() if name != "lecam"}
@@ -116,7 +117,7 @@ def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: st
     theirs = {name: np.asarray(array) for name, array in _flat(loaded).items()}
     fits = {name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape}
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"Nothing of init_from={path!r} fits this model: it holds {_example(theirs)}; the "
             f"model has {_example(ours)}."
         )

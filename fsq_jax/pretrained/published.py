@@ -7,6 +7,7 @@ import ml_collections
 
 from fsq_jax.pretrained import maskgit, parameter_trees, uvim
 from fsq_jax.pretrained.weights import Weights
+from fsq_jax.runtime.user_error import UserError
 
 STAGES = ("maskgit_tokenizer", "uvim_base")
 _SIZES = ("patch", "width", "encoder_depth", "decoder_depth", "num_heads", "mlp_dim")
@@ -21,7 +22,7 @@ def stage_1_config(loaded: Weights, overrides: Mapping | None = None) -> ml_coll
         which no array tells.
 
     Raises:
-      ValueError: the file is of no stage I.
+      UserError: the file is of no stage I.
     """
     if loaded.config is not None:
         return loaded.config
@@ -34,7 +35,7 @@ def stage_1_config(loaded: Weights, overrides: Mapping | None = None) -> ml_coll
         groups = overrides.get("model.num_groups", 32)
         return maskgit.tokenizer_config(loaded.path, loaded.params, levels, groups)
     known = " or ".join(parameter_trees.LAYOUTS[name][0] for name in STAGES)
-    raise ValueError(f"{loaded.path} holds {parameter_trees.name(loaded.params)}; expected {known}.")
+    raise UserError(f"{loaded.path} holds {parameter_trees.name(loaded.params)}; expected {known}.")
 
 
 def uvim_lm_config(path: str) -> ml_collections.ConfigDict:
@@ -84,4 +85,4 @@ def _task(path: str, kinds: Mapping[str, int]) -> dict:
             "name": "panoptic", "num_semantics": kinds["semantics"],
             "num_instances": kinds["instances"], "min_fraction": 0.0,
         }
-    raise ValueError(f"{path} codes labels {sorted(kinds)}, which no task here has.")
+    raise UserError(f"{path} codes labels {sorted(kinds)}, which no task here has.")

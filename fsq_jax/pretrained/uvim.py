@@ -25,6 +25,7 @@ from fsq_jax.formats import weights_file
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
 from fsq_jax.pretrained import parameter_trees
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.sampling import autoregressive
 
 PyTree = Any
@@ -66,7 +67,7 @@ class PretrainedLanguageModel:
             needs a `key` then. allow_begin: see `sampling.autoregressive.decode_codes`.
         """
         if temperature and key is None:
-            raise ValueError(f"{temperature=} needs a key.")
+            raise UserError(f"{temperature=} needs a key.")
         key = jax.random.key(0) if key is None else key
         return _write(self.model, temperature, allow_begin, self.variables, image_BHWC, key)
 
@@ -110,7 +111,7 @@ def load_uvim_base(
       levels: FSQ's, where the file has no dictionary: the arrays tell only how many there are.
 
     Raises:
-      ValueError: the file can't be read, or holds something else; says what.
+      UserError: the file can't be read, or holds something else; says what.
     """
     variables = weights_file.read(path)[0]
     params, state = variables["params"], variables.get("codebook_state")
@@ -126,7 +127,7 @@ def load_uvim_lm(path: str) -> PretrainedLanguageModel:
     """The language model of a UViM checkpoint, a .npz file of its parameters.
 
     Raises:
-      ValueError: the file can't be read, or holds something else; says what.
+      UserError: the file can't be read, or holds something else; says what.
     """
     params = weights_file.read(path)[0]["params"]
     model = _lm_model(path, params)
@@ -140,7 +141,7 @@ def load_uvim_lm(path: str) -> PretrainedLanguageModel:
 def _base_model(path, params, state, code_side, levels) -> LabelAutoencoder:
     parameter_trees.expect(path, params, "uvim_base")
     if "bottleneck_downsample" in params:
-        raise ValueError(
+        raise UserError(
             f"{path} maps patches to codes by a learned matrix; expected a model that resizes "
             "(bottleneck_resize), as the published ones do."
         )
@@ -151,7 +152,7 @@ def _base_model(path, params, state, code_side, levels) -> LabelAutoencoder:
     kinds = {kind: shape[1] for kind, shape in heads.items()}
     pixels = {shape[2] for shape in heads.values()}
     if len(pixels) != 1:
-        raise ValueError(f"{path} has heads {sorted(kinds)} for {sorted(pixels)} pixels a patch.")
+        raise UserError(f"{path} has heads {sorted(kinds)} for {sorted(pixels)} pixels a patch.")
     num_patches = np.shape(params["pos_embedding_encoder"])[1]
     return LabelAutoencoder(
         quantizer=_quantizer(path, params, state, levels),
@@ -171,16 +172,16 @@ def _quantizer(path, params, state, levels):
     channels = np.shape(params["encoder_head"]["kernel"])[1]
     if state is None:
         if len(levels) != channels:
-            raise ValueError(
+            raise UserError(
                 f"{path} has no state/dictionary, so that it is of FSQ: give its {channels} "
                 f"levels, which the arrays do not tell (given: {tuple(levels) or 'none'})."
             )
         return quantizers.make("fsq", levels=levels)
     if levels:
-        raise ValueError(f"{path} has a dictionary, but {levels=} are for FSQ.")
+        raise UserError(f"{path} has a dictionary, but {levels=} are for FSQ.")
     dictionary, counts = (np.shape(state["quantizer"][name]) for name in ("dictionary", "counts"))
     if dictionary[1:] != (channels,) or counts != dictionary[:1]:
-        raise ValueError(
+        raise UserError(
             f"{path}: a dictionary of shape {dictionary} and counts of {counts} are not of codes "
             f"of {channels} channels."
         )
@@ -219,7 +220,7 @@ def _input(path, params, patch) -> tuple[int, jax.Array]:
 def _square(path, what: str, number: int) -> int:
     side = math.isqrt(number)
     if side * side != number:
-        raise ValueError(f"{path}: {what} has {number} parts, which make no square.")
+        raise UserError(f"{path}: {what} has {number} parts, which make no square.")
     return side
 
 

@@ -9,6 +9,7 @@ import ml_collections
 
 from fsq_jax.formats import weights_file
 from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_config, parse_config
 
 PyTree = Any
@@ -56,7 +57,7 @@ def load(path: str, step: int | None = None) -> Weights:
       step: which of a run's checkpoints; the latest by default.
 
     Raises:
-      ValueError: there is nothing of the kind, or it can't be read.
+      UserError: there is nothing of the kind, or it can't be read.
     """
     if is_run(path):
         config = load_config(path)
@@ -66,7 +67,7 @@ def load(path: str, step: int | None = None) -> Weights:
         return Weights(path, weights["ema_params"], state, step, config)
     variables, metadata = weights_file.read(path)
     if "params" not in variables:
-        raise ValueError(f"{path} holds {sorted(variables)[:4]} at the top; expected 'params'.")
+        raise UserError(f"{path} holds {sorted(variables)[:4]} at the top; expected 'params'.")
     config = None
     if "config" in metadata:  # written by fsq_jax.export
         config = parse_config(metadata["config"], path)

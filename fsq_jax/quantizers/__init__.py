@@ -5,6 +5,7 @@ import difflib
 from flax import linen as nn
 
 from fsq_jax.quantizers import fsq, vq
+from fsq_jax.runtime.user_error import UserError
 
 QUANTIZERS = {"fsq": fsq.FSQ, "vq": vq.VectorQuantizer, "vq_ema": vq.EMAVectorQuantizer}
 
@@ -13,11 +14,11 @@ def make(name: str, **kwargs) -> nn.Module:
     """Returns the quantizer called `name`, made with its own keyword arguments.
 
     "fsq": levels. "vq": MaskGIT's, codebook_size and channels. "vq_ema": UViM's, the same two.
-    Raises ValueError for another name, with the nearest one.
+    Raises UserError for another name, with the nearest one.
     """
     if name not in QUANTIZERS:
         nearest = difflib.get_close_matches(str(name), QUANTIZERS, n=1, cutoff=0.0)[0]
-        raise ValueError(
+        raise UserError(
             f"There is no quantizer {name!r}, only {sorted(QUANTIZERS)}. Did you mean {nearest!r}?"
         )
     return QUANTIZERS[name](**kwargs)

@@ -53,7 +53,7 @@ def load(workdir: str, step: int | None = None, overrides: Mapping | None = None
       overrides: {dotted key: value} put over the run's config, such as {"sampling.guidance": 1.0}.
 
     Raises:
-      ValueError: where there is no run or no such checkpoint, or it can't be read; for an
+      UserError: where there is no run or no such checkpoint, or it can't be read; for an
         override of a key that the config doesn't have, or of another type.
     """
     config = load_config(workdir)

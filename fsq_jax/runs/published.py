@@ -13,6 +13,7 @@ import numpy as np
 from fsq_jax.pretrained import maskgit, parameter_trees, published, weights
 from fsq_jax.runs import predictor
 from fsq_jax.runs.config import override_config
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages import stage_1
 
 # Stages that need a stage I, and the section of the config that names it.
@@ -43,7 +44,7 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
       overrides: {dotted key: value} put over the config, such as {"data.source": "scenes"}.
 
     Raises:
-      ValueError: a file can't be read, the two don't belong together, or there is no such key.
+      UserError: a file can't be read, the two don't belong together, or there is no such key.
     """
     loaded = weights.load(path)
     overrides = dict(overrides or {})
@@ -52,7 +53,7 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
         section = config[_STAGE_1[config.stage]]
         section.workdir = tokenizer or section.workdir
     elif tokenizer:
-        raise ValueError(f"{path} is of stage {config.stage!r}, which takes no {tokenizer=}.")
+        raise UserError(f"{path} is of stage {config.stage!r}, which takes no {tokenizer=}.")
     override_config(config, overrides)
     config, stage, run = predictor.assemble(config, loaded)
     if config.stage == "maskgit":
@@ -64,18 +65,18 @@ def load(path: str, tokenizer: str = "", overrides: Mapping | None = None):
 
 
 def check_choice(options, purpose: str) -> None:
-    """Raises a ValueError unless the flags name one of a run and a file, and no more than it takes.
+    """Raises a UserError unless the flags name one of a run and a file, and no more than it takes.
 
     Args:
       options: flags with workdir, pretrained, tokenizer and step.
       purpose: what the program does with it, for the message.
     """
     if bool(options.workdir) == bool(options.pretrained):
-        raise ValueError(f"Give one of --workdir=RUN and --pretrained=FILE: {purpose}.")
+        raise UserError(f"Give one of --workdir=RUN and --pretrained=FILE: {purpose}.")
     if options.tokenizer and not options.pretrained:
-        raise ValueError("--tokenizer goes with --pretrained; a run has its own.")
+        raise UserError("--tokenizer goes with --pretrained; a run has its own.")
     if options.step is not None and options.pretrained:
-        raise ValueError(f"--step={options.step} is one of a run's; a file has no checkpoints.")
+        raise UserError(f"--step={options.step} is one of a run's; a file has no checkpoints.")
 
 
 def data_overrides(source: str, data_dir: str, size: int) -> dict:
@@ -93,9 +94,9 @@ def _config(
         return _stage_1(published.stage_1_config(loaded, overrides))
     if layout not in _STAGE_2:
         known = " or ".join(parameter_trees.LAYOUTS[name][0] for name in _STAGE_2)
-        raise ValueError(f"{loaded.path} holds {parameter_trees.name(loaded.params)}; expected {known}.")
+        raise UserError(f"{loaded.path} holds {parameter_trees.name(loaded.params)}; expected {known}.")
     if not tokenizer:
-        raise ValueError(
+        raise UserError(
             f"{loaded.path} holds {parameter_trees.name(loaded.params)}, which writes codes: give "
             "--tokenizer=PATH, the stage I that they are of."
         )
@@ -164,7 +165,7 @@ def _complete(known, data: dict, evals: dict) -> ml_collections.ConfigDict:
 def _check_positions(path: str, params, config, side: int) -> None:
     positions = np.shape(params["Embed_0"]["position_embeddings"]["embedding"])[0]
     if positions != side**2 + 1:
-        raise ValueError(
+        raise UserError(
             f"{path} has {positions} positions, the class and {positions - 1} tokens, but images "
             f"of {config.data.size} pixels have {side**2} tokens of {config.tokenizer.workdir}."
         )

@@ -6,6 +6,7 @@ import jax
 
 from fsq_jax.pretrained import initialize
 from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
 from fsq_jax.stages.stage import Stage, TrainState
 
@@ -28,7 +29,7 @@ def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.Star
     """What a run takes from `config.init_from`; nothing where it has a checkpoint of its own.
 
     Raises:
-      ValueError: the weights can't be read, or nothing of them fits.
+      UserError: the weights can't be read, or nothing of them fits.
     """
     path = config.init_from
     if not path or checkpoint.saved_steps(workdir):
@@ -40,7 +41,7 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
     """Makes the workdir this run's own, with what its stage pinned in the config.
 
     Raises:
-      ValueError: with the differing keys, where it belongs to a run of another config.
+      UserError: with the differing keys, where it belongs to a run of another config.
     """
     config.update_from_flattened_dict(dict(stage.pins))
     if os.path.exists(os.path.join(workdir, "config.json")):
@@ -52,6 +53,6 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
             listed = [f"{k}: {there} there, {ours} here" for k, (ours, there) in differing.items()]
             if len(listed) > 8:
                 listed[8:] = [f"and {len(listed) - 8} more"]
-            raise ValueError(f"{workdir!r} holds a run of another config ({'; '.join(listed)}).")
+            raise UserError(f"{workdir!r} holds a run of another config ({'; '.join(listed)}).")
     elif jax.process_index() == 0:
         save_config(workdir, config)

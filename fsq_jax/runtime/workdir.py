@@ -11,6 +11,8 @@ from typing import Any
 
 import ml_collections
 
+from fsq_jax.runtime.user_error import UserError
+
 
 def save_config(workdir: str, config: ml_collections.ConfigDict) -> None:
     """Writes WORKDIR/config.json."""
@@ -22,22 +24,22 @@ def save_config(workdir: str, config: ml_collections.ConfigDict) -> None:
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
-    """The resolved config of a run; a ValueError that says so where there is no run."""
+    """The resolved config of a run; a UserError that says so where there is no run."""
     path = os.path.join(workdir, "config.json")
     if not os.path.exists(path):
-        raise ValueError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
+        raise UserError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
     with open(path) as file:
         return parse_config(file.read(), path)
 
 
 def parse_config(text: str, path: str) -> ml_collections.ConfigDict:
-    """The config in a JSON text that stands in `path`; a ValueError where it is none."""
+    """The config in a JSON text that stands in `path`; a UserError where it is none."""
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}).") from error
+        raise UserError(f"{path} is not readable as JSON ({error}).") from error
     if not isinstance(config, dict) or "stage" not in config:
-        raise ValueError(f"{path} is not a config of fsq_jax: it names no stage.")
+        raise UserError(f"{path} is not a config of fsq_jax: it names no stage.")
     return ml_collections.ConfigDict(_tuples(config))
 
 

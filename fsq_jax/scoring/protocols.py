@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from fsq_jax.runtime.user_error import UserError
+
 # What belongs to the thing that is measured, not to how: the model, its sampler and its seed, what
 # it was trained on, and the machine. Anything else has to agree for two numbers to be compared.
 OWN = frozenset({
@@ -115,9 +117,9 @@ NAMED = {
 
 
 def named(name: str) -> Protocol:
-    """The protocol of that name; a ValueError with all names where there is none."""
+    """The protocol of that name; a UserError with all names where there is none."""
     if name not in NAMED:
-        raise ValueError(f"There is no protocol {name!r}; choose one of {', '.join(NAMED)}.")
+        raise UserError(f"There is no protocol {name!r}; choose one of {', '.join(NAMED)}.")
     return NAMED[name]
 
 
@@ -155,7 +157,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 
 def check_comparable(metric: str, told_of: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises a ValueError with the keys that differ, unless all of a metric's numbers compare.
+    """Raises a UserError with the keys that differ, unless all of a metric's numbers compare.
 
     Args:
       metric: its name, for the message.
@@ -165,7 +167,7 @@ def check_comparable(metric: str, told_of: Mapping[str, Mapping[str, Any]]) -> N
     for name, protocol in others:
         if keys := differing(reference, protocol):
             listed = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in keys.items())
-            raise ValueError(
+            raise UserError(
                 f"{metric} of {first} and of {name} can't be compared, they were measured "
                 f"differently ({listed})."
             )

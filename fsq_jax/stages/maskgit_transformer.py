@@ -15,6 +15,7 @@ import optax
 from fsq_jax.metrics import compression, losses
 from fsq_jax.models.maskgit_tokenizer import Tokenizer
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.sampling import masked
 from fsq_jax.stages import maskgit_tokenizer, optim, stage_1
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
@@ -216,7 +217,7 @@ def _make_predict(models: Models, sampling, masking) -> dict:
 def _load_tokenizer(config) -> stage_1.Frozen:
     """Stage I from its run, held against what this run does with it."""
     if not config.tokenizer.workdir:
-        raise ValueError(
+        raise UserError(
             "A masked transformer needs a trained tokenizer: "
             "--config=configs/maskgit_transformer.py:tokenizer=WORKDIR."
         )

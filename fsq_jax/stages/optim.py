@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fsq_jax.runtime.user_error import UserError
+
 PyTree = Any
 
 
@@ -17,13 +19,13 @@ def make_schedule(
 ) -> optax.Schedule:
     """Step -> learning rate: linear warm-up, then "constant", or "cosine" to zero at the end."""
     if warmup_steps >= total_steps and warmup_steps:
-        raise ValueError(f"{warmup_steps=} leaves nothing of {total_steps=} to train on.")
+        raise UserError(f"{warmup_steps=} leaves nothing of {total_steps=} to train on.")
     if schedule == "constant":
         after = optax.constant_schedule(learning_rate)
     elif schedule == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
     else:
-        raise ValueError(f"{schedule=} is unknown; there are 'constant' and 'cosine'.")
+        raise UserError(f"{schedule=} is unknown; there are 'constant' and 'cosine'.")
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
 
@@ -56,7 +58,7 @@ def make_optimizer(
     clip_norm: gradients are clipped by their global norm first; 0 leaves them alone.
     rate_multipliers: {regex: factor} of the learning rate of parameters whose whole path, such as
         "encoder/Dense_0/kernel", fits; the first that fits counts. Or pairs of the two.
-    Raises ValueError for an unknown name, and on parameters that some regex does not fit at all.
+    Raises UserError for an unknown name, and on parameters that some regex does not fit at all.
     """
     schedule_of = functools.partial(
         make_schedule, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule
@@ -76,7 +78,7 @@ def make_optimizer(
             optax.scale(-1.0),
         ]
     else:
-        raise ValueError(f"{name=} is no optimizer; there are 'adam' and 'adafactor'.")
+        raise UserError(f"{name=} is no optimizer; there are 'adam' and 'adafactor'.")
     if clip_norm > 0:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     return optax.chain(*steps) if len(steps) > 1 else steps[0]
@@ -106,7 +108,7 @@ def scale_by_path(
 ) -> optax.GradientTransformation:
     """Updates times the factor of the first regex that fits a parameter's whole path, or times 1.
 
-    Raises ValueError, on parameters, for a regex that fits none of their paths.
+    Raises UserError, on parameters, for a regex that fits none of their paths.
     """
     factors = dict(factors)
 
@@ -119,7 +121,7 @@ def scale_by_path(
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
         for regex in factors:
             if not any(re.fullmatch(regex, name) for name in names):
-                raise ValueError(
+                raise UserError(
                     f"The rate multiplier of {regex!r} fits no parameter, such as {names[0]!r}."
                 )
         return optax.EmptyState()

@@ -8,6 +8,7 @@ import ml_collections
 
 from fsq_jax.data.open import open_dataset
 from fsq_jax.pretrained import published, weights
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_config
 from fsq_jax.stages import maskgit_tokenizer, uvim_base
 
@@ -49,7 +50,7 @@ def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = No
       step: which of a run's checkpoints; the latest by default.
 
     Raises:
-      ValueError: there is no stage I of these kinds.
+      UserError: there is no stage I of these kinds.
     """
     if weights.is_run(path):  # before its arrays are read
         _check_kind(path, load_config(path).stage, kinds)
@@ -67,7 +68,7 @@ def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = No
 def _check_kind(path: str, stage: str, kinds: tuple[str, ...]) -> None:
     if stage not in kinds:
         needed = " or ".join(map(repr, kinds))
-        raise ValueError(
+        raise UserError(
             f"{path!r} is a run of stage {stage!r}; a run of stage {needed} is needed."
         )
 
@@ -82,18 +83,18 @@ def load_pinned(config, section: str, kind: str) -> Frozen:
       kind: the stage that it must be.
 
     Raises:
-      ValueError: where it isn't there, was trained on since, or doesn't fit the images or a cache.
+      UserError: where it isn't there, was trained on since, or doesn't fit the images or a cache.
     """
     pinned = config[section]
     trained = load(pinned.workdir, (kind,))
     if pinned.fingerprint not in ("", trained.fingerprint):
-        raise ValueError(
+        raise UserError(
             f"This run was trained on {section} {pinned.fingerprint}, but {pinned.workdir!r} "
             f"holds {section} {trained.fingerprint} (step {trained.step}): it was trained on "
             "since, or replaced."
         )
     if config.data.size % trained.codes["downsampling"]:
-        raise ValueError(
+        raise UserError(
             f"data.size={config.data.size} is not a multiple of the "
             f"{trained.codes['downsampling']} pixels that a token of {pinned.workdir!r} covers."
         )
@@ -103,10 +104,10 @@ def load_pinned(config, section: str, kind: str) -> Frozen:
 
 
 def _check_cache(config, section: str, trained: Frozen) -> None:
-    """Raises a ValueError where a token cache isn't what this run would make of its images."""
+    """Raises a UserError where a token cache isn't what this run would make of its images."""
     cache = open_dataset(f"tokens:{config.token_cache}", "train", config.data.size)
     if cache.meta["fingerprint"] != trained.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"The tokens in {config.token_cache!r} were made by {section} "
             f"{cache.meta['fingerprint']}, but {config[section].workdir!r} holds {section} "
             f"{trained.fingerprint}."
@@ -117,6 +118,6 @@ def _check_cache(config, section: str, trained: Frozen) -> None:
         pairs["classes"] = (cache.num_classes, config.num_classes)
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
-            raise ValueError(
+            raise UserError(
                 f"The cache {config.token_cache!r} is of {theirs} {name}, this run of {ours}."
             )

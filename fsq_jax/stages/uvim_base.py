@@ -13,6 +13,7 @@ import optax
 from fsq_jax import quantizers, tasks
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.vit import patchify, unpatchify
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages import optim
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
 from fsq_jax.tasks import drawing
@@ -89,9 +90,9 @@ def describe_codes(config, model: LabelAutoencoder) -> dict:
 
 
 def check_size(size: int, patch: int, code_side: int = 1) -> None:
-    """Raises a ValueError where images of `size` pixels can't be cut as a model wants them."""
+    """Raises a UserError where images of `size` pixels can't be cut as a model wants them."""
     if size % patch or size % code_side:
-        raise ValueError(
+        raise UserError(
             f"data.size={size} is not a multiple of {patch=} and of {code_side=}."
         )
 

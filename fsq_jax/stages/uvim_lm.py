@@ -13,6 +13,7 @@ import optax
 
 from fsq_jax.metrics import losses
 from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.sampling import autoregressive
 from fsq_jax.stages import optim, stage_1, uvim_base
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
@@ -163,7 +164,7 @@ def _make_predict(models: Models) -> dict:
 def _load_base(config) -> stage_1.Frozen:
     """Stage I from its run, held against what this run does with it."""
     if not config.base.workdir:
-        raise ValueError(
+        raise UserError(
             "A language model of codes needs a trained stage I: "
             "--config=configs/uvim_lm.py:base=WORKDIR."
         )
@@ -179,7 +180,7 @@ def _load_base(config) -> stage_1.Frozen:
     }
     if differing:
         listed = [f"{k}: {there} there, {ours} here" for k, (there, ours) in differing.items()]
-        raise ValueError(
+        raise UserError(
             f"The stage I in {config.base.workdir!r} is of another task or of other images "
             f"({'; '.join(listed)})."
         )
