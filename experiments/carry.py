@@ -100,7 +100,7 @@ def _groups(workdir: str, runs: Sequence[Run]) -> Iterator[list[str]]:
 def copy_records(workdir: str, run: Run, out: str) -> None:
     """Copies config, curves, results and the last picture of a run into a folder of results."""
     (files, *_) = _groups(workdir, [run])
-    for file in files:
+    for file in (file for file in files if _is_small([file])):
         target = os.path.join(out, run.name)
         os.makedirs(target, exist_ok=True)
         shutil.copy(file, target)

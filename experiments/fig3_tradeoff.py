@@ -9,7 +9,7 @@ and seed; on the first seed's a masked transformer at 2^8, 2^10, 2^12, 2^14 and 
 at 2^10 and 2^14. Bench: Fashion-MNIST at 32 px, EfficientNet's features.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -55,12 +55,12 @@ def distance(found: Sequence[Entry], kind: str) -> str:
     return min(names, default=f"{kind}/fid")
 
 
-def panels(found: Sequence[Entry]) -> dict[str, tuple[str, Callable]]:
-    """{title: (metric, entry -> number)} of the figure's four panels and of two more."""
+def panels(found: Sequence[Entry]) -> dict[str, str]:
+    """{title: metric} of the figure's four panels and of two more."""
     reconstruction, sampling = distance(found, "reconstruction"), distance(found, "sampling")
     return {
-        f"a) {tables.title(reconstruction)}": reconstruction,
-        f"b) {tables.title(sampling)}": sampling,
+        "a) reconstruction distance": reconstruction,
+        "b) sampling distance": sampling,
         "c) codes used": "codebook/used",
         "d) compression cost, bits per token": "compression/bits_per_token",
         "reconstruction PSNR, dB": "reconstruction/psnr",
@@ -85,7 +85,8 @@ def figure(found: Sequence[Entry]) -> Figure:
                     fmt="o-", capsize=2, linewidth=1.4, markersize=4, label=quantizer.upper(),
                 )
         guides(axis, metric)
-        axis.set(title=title, xlabel="codebook size", xticks=BITS[::2] + BITS[-1:])
+        axis.set(title=title, xlabel="codebook size")
+        axis.set_ylabel(tables.title(metric), fontsize=7)
         axis.set_xticks([4, 6, 8, 10, 12, 14, 16], [f"$2^{{{b}}}$" for b in range(4, 17, 2)])
         if axis.has_data():
             axis.legend(frameon=False)
@@ -135,6 +136,7 @@ def improves(found: Sequence[Entry]) -> Finding:
     signs = [claims.compare(means[b], means[a], deviation)
              for a, b in zip(sizes, sizes[1:], strict=False)]
     falling = all(means[b].mean < means[a].mean for a, b in zip(sizes, sizes[1:], strict=False))
+    falling = falling and 2 * signs.count(-1) >= len(signs)
     text = "; ".join(f"2^{bits}: {mean.text()}" for bits, mean in means.items())
     if 1 in signs:
         return Finding(claims.REFUTED, text)
@@ -197,8 +199,8 @@ def saturates(found: Sequence[Entry]) -> Finding:
 CLAIMS = (
     Claim(
         "FSQ's reconstructions improve with every doubling of the codebook (5.1, Figure 3a)",
-        "confirmed: the mean distance falls from each size to the next; refuted: from one size to "
-        "the next it rises by more than twice the standard error", improves,
+        "confirmed: the mean distance falls from each size to the next, at least half of the times "
+        "by more than twice the standard error; refuted: it once rises by more than that", improves,
     ),
     Claim(
         "In reconstruction VQ is better at small codebooks (below about 2^9), FSQ at large ones "

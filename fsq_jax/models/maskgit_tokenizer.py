@@ -154,6 +154,7 @@ class Encoder(nn.Module):
     shortcut: str
     dtype: jnp.dtype
     remat: bool
+    dense_layers: int
 
     @nn.compact
     def __call__(self, images_BHWC):
@@ -169,6 +170,7 @@ class Encoder(nn.Module):
         for _ in range(self.num_res_blocks):
             x = block(widths[-1])(x)
         x = GroupNorm(self.num_groups)(x)
+        x = _dense_layers(self, x, widths[-1])
         # The quantizer rounds: let it see float32 latents, not ones rounded to bfloat16 before.
         return nn.Conv(self.channels, (1, 1), dtype=jnp.float32)(x.astype(jnp.float32))
 
@@ -183,12 +185,13 @@ class Decoder(nn.Module):
     shortcut: str
     dtype: jnp.dtype
     remat: bool
+    dense_layers: int
 
     @nn.compact
     def __call__(self, codes_BhwD):
         widths = [self.filters * m for m in self.channel_multipliers]
         block = _numbered_blocks(self)
-        x = codes_BhwD.astype(self.dtype)
+        x = _dense_layers(self, codes_BhwD.astype(self.dtype), widths[-1])
         x = nn.Conv(widths[-1], (3, 3), dtype=self.dtype)(x)
         for _ in range(self.num_res_blocks):
             x = block(widths[-1])(x)
@@ -199,6 +202,13 @@ class Decoder(nn.Module):
                 x = nn.Conv(widths[level], (3, 3), dtype=self.dtype)(upsample(x))
         x = GroupNorm(self.num_groups)(x)
         return nn.Conv(3, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def _dense_layers(module, x_BhwC, width: int):
+    """The module's `dense_layers`, each with swish behind it, applied to every position."""
+    for number in range(module.dense_layers):
+        x_BhwC = nn.swish(nn.Dense(width, dtype=module.dtype, name=f"dense_{number}")(x_BhwC))
+    return x_BhwC
 
 
 def _numbered_blocks(module):
@@ -230,6 +240,8 @@ class Tokenizer(nn.Module):
       dtype: of activations and convolutions. Parameters, statistics, the quantizer's input and
         the reconstruction are float32 in any case.
       remat: recompute the residual blocks in the backward pass: less memory, more time.
+      dense_layers: further layers of each position at the end of the encoder and at the start of
+        the decoder, which were tried with FSQ in place of a VQ's codebook (section 3.3).
     """
 
     quantizer: nn.Module
@@ -240,6 +252,7 @@ class Tokenizer(nn.Module):
     shortcut: str = "output"
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    dense_layers: int = 0
 
     def setup(self):
         if self.shortcut not in SHORTCUTS:
@@ -252,6 +265,7 @@ class Tokenizer(nn.Module):
             shortcut=self.shortcut,
             dtype=self.dtype,
             remat=self.remat,
+            dense_layers=self.dense_layers,
         )
         self.encoder = Encoder(channels=self.quantizer.channels, **settings)
         self.decoder = Decoder(**settings)
