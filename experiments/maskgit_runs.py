@@ -99,11 +99,11 @@ def tokenizer(
     train = (
         "-m", "fsq_jax.train",
         f"--config=configs/maskgit_tokenizer.py:{arguments(options, facts)}",
-        f"--workdir={path}", *_flags(own), *options.changes,
+        f"--workdir={path}", *config_flags(own), *options.changes,
     )
     return Run(
         name,
-        (("results.json", train), (WEIGHTS, _export(path))),
+        (("results.json", train), (WEIGHTS, export_command(path))),
         facts | {"stage": "tokenizer", "seed": seed, "data": data_name(options)},
         needs=tuple(run.name for run in data_run(options)),
         weights=WEIGHTS,
@@ -122,11 +122,11 @@ def transformer(options: Options, stage_1: Run, seed: int) -> Run:
     train = (
         "-m", "fsq_jax.train", "--config=configs/maskgit_transformer.py:"
         f"{arguments(options, stage_1.facts)},tokenizer={weights}",
-        f"--workdir={path}", *_flags(own), *options.changes,
+        f"--workdir={path}", *config_flags(own), *options.changes,
     )
     return Run(
         name,
-        (("results.json", train), (WEIGHTS, _export(path))),
+        (("results.json", train), (WEIGHTS, export_command(path))),
         stage_1.facts | {"stage": "transformer", "seed": seed, "stage_1": stage_1.name},
         needs=(stage_1.name, *stage_1.needs),
         weights=WEIGHTS,
@@ -142,12 +142,14 @@ def data_name(options: Options) -> str:
     return names[options.scale]
 
 
-def _export(path: str) -> tuple[str, ...]:
+def export_command(path: str) -> tuple[str, ...]:
+    """What leaves a run's WEIGHTS."""
     out = os.path.join(path, os.path.dirname(WEIGHTS))
     return ("-m", "fsq_jax.export", f"--workdir={path}", "--format=safetensors", f"--out={out}")
 
 
-def _flags(own: Mapping) -> list[str]:
+def config_flags(own: Mapping) -> list[str]:
+    """The flags that put {dotted key: value} over a config."""
     return [f"--config.{name}={value}" for name, value in own.items()]
 
 
