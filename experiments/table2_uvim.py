@@ -8,6 +8,7 @@ Stage I once for each row, and on it stage II with each seed, as the paper's thr
 embedded scenes at 128 px, stage I long enough for idle codewords to be revived.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from configs import uvim_base
 from experiments import claims, entries, figures, launcher, maskgit_runs, report, tables
 from experiments.entries import Entry
 from experiments.plan import Options, Run
@@ -44,12 +46,14 @@ class Row:
     def name(self) -> str:
         return f"{self.task}_{self.variant}"
 
-    @property
-    def codes(self) -> dict:
-        """The facts of its codebook."""
+    def codes(self, scale: str) -> dict:
+        """The facts of its codebook, as the configs have it."""
+        defaults = uvim_base.SCALES[scale]
         if self.variant.startswith("fsq"):
-            return {"quantizer": "fsq", "levels": (7, 5, 5, 5, 5), "size": 4_375}
-        return {"quantizer": "vq", "codebook_size": 4_096, "size": 4_096}
+            levels = defaults["levels"]
+            return {"quantizer": "fsq", "levels": levels, "size": math.prod(levels)}
+        size = defaults["codebook_size"]
+        return {"quantizer": "vq", "codebook_size": size, "size": size}
 
 
 ROWS = (
@@ -129,7 +133,7 @@ def _base(options: Options, row: Row) -> Run:
         "-m", "fsq_jax.train", f"--config=configs/uvim_base.py:{_arguments(options, row)}",
         f"--workdir={path}", *maskgit_runs.config_flags(own), *options.changes,
     )
-    facts = row.codes | {
+    facts = row.codes(options.scale) | {
         "stage": "base", "seed": 0, "task": row.task, "variant": row.variant,
         "data": _data_name(options, row),
     }
