@@ -18,7 +18,7 @@ from fsq_jax.runtime.progress import log
 
 PIECE = 15 * 2**20  # bytes of a piece
 _NAME = "runs.tar.gz"
-_SMALL = ("config.json", "results.json", "metrics.jsonl", "launches.jsonl")
+_SMALL = ("config.json", "results.json", "metrics.jsonl", "launches.jsonl", "entries.json")
 
 
 def pack(workdir: str, runs: Sequence[Run], out: str, limit: int) -> list[str]:

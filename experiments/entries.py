@@ -18,16 +18,23 @@ from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.workdir import load_config, load_results
 
 Entry = Mapping[str, Any]
+SEVERAL = "entries.json"  # of a run with several entries, such as one for each guidance
 
 
-def entry(workdir: str, run: Run) -> dict[str, Any] | None:
-    """The entry of a run that is done; None for one that is not, or has nothing to say."""
-    if not run.facts or not plan.recorded(workdir, run):
-        return None
+def of_run(workdir: str, run: Run) -> list[dict[str, Any]]:
+    """The entries of a run that is done: one of its results, or those that it wrote itself."""
     path = plan.folder(workdir, run)
+    if not run.facts or not plan.recorded(workdir, run):
+        return []
+    if os.path.exists(own := os.path.join(path, SEVERAL)):
+        with open(own) as file:
+            return [{"run": run.name, **run.facts, **entry} for entry in json.load(file)]
     results = load_results(path)
-    if not results:
-        return None
+    return [_entry(path, run, results)] if results else []
+
+
+def _entry(path: str, run: Run, results: Mapping[str, Mapping]) -> dict[str, Any]:
+    """One entry of a run's results.json."""
     first = next(iter(results.values()))
     values = {"run": run.name, **run.facts, "steps": first["step"]}
     if os.path.exists(os.path.join(path, "config.json")):
@@ -49,12 +56,16 @@ def write(workdir: str, runs: Sequence[Run], out: str) -> list[dict[str, Any]]:
     """
     found = {}
     for run in runs:
-        if (made := entry(workdir, run)) is not None:
+        if made := of_run(workdir, run):
             found[run.name] = made
             carry.copy_records(workdir, run, os.path.join(out, "runs"))
     known = {run.name for run in runs}
-    kept = {e["run"]: e for e in read(out) if e["run"] in known} | found
-    ordered = [kept[run.name] for run in sorted(runs, key=lambda r: r.name) if run.name in kept]
+    kept = {}
+    for old in read(out):
+        if old["run"] in known:
+            kept.setdefault(old["run"], []).append(old)
+    kept |= found
+    ordered = [entry for name in sorted(kept) for entry in kept[name]]
     if ordered:
         write_json(os.path.join(out, "results.json"), ordered)
     return ordered

@@ -23,7 +23,7 @@ from fsq_jax.runtime import cli
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
-EXPERIMENTS = ("fig3_tradeoff", "fig10_levels", "entropy_groups", "table2_uvim")
+EXPERIMENTS = ("fig3_tradeoff", "fig10_levels", "entropy_groups", "fig4_maskgit256", "table2_uvim")
 
 
 def experiment(name: str):

@@ -32,8 +32,11 @@ DATA = "fashion_mnist"
 WEIGHTS = "export/model.safetensors"
 # Images a second of one H100 (experiments/results/speed/h100), at 256 px; a quarter of the pixels
 # takes a quarter of the time.
-PAPER_SPEED = {"tokenizer": 4 * 263.0, "transformer": 4 * 1_167.0}
-PAPER_IMAGES = {"tokenizer": 500_000 * 256, "transformer": 1_000_000 * 256}
+PAPER_SPEED = {"tokenizer": 263.0, "transformer": 1_167.0}
+PAPER_IMAGES = {
+    128: {"tokenizer": 500_000 * 256, "transformer": 1_000_000 * 256},
+    256: {"tokenizer": 1_000_000 * 512, "transformer": 2_500_000 * 256},
+}
 
 
 def data_run(options: Options) -> list[Run]:
@@ -44,7 +47,7 @@ def data_run(options: Options) -> list[Run]:
     commands = tuple(
         (f"{split}/meta.json", (
             "-m", "fsq_jax.prepare", "--data=tfds:fashion_mnist", "--size=32", f"--out={out}",
-            f"--splits={split}", f"--data_dir={options.data_dir}", "--workers=4",
+            f"--splits={split}", f"--data_dir={options.data_dir}", "--workers=8",
         ))
         for split in ("train", "test")
     )
@@ -66,21 +69,23 @@ def codes_name(facts: Mapping) -> str:
     return f"vq_{facts['codebook_size']}"
 
 
-def arguments(options: Options, facts: Mapping) -> str:
-    """The configs' arguments of a codebook and of the data."""
+def arguments(options: Options, facts: Mapping, pixels: int) -> str:
+    """The configs' arguments of a codebook and of the data; the size of the paper's images."""
     if facts["quantizer"] == "fsq":
         quantizer = "quantizer=fsq,levels=" + "-".join(map(str, facts["levels"]))
     else:
         quantizer = f"quantizer=vq,codebook_size={facts['codebook_size']}"
+    folder = f",data_dir={options.data_dir}" if options.data_dir else ""
     data = {
-        "paper": f"size=128,data_dir={options.data_dir}" if options.data_dir else "size=128",
+        "paper": f"size={pixels}{folder}",
         "bench": f"data=arrays:{os.path.join(options.workdir, DATA)}", "smoke": "data=scenes",
     }
     return f"scale={options.scale},{quantizer},{data[options.scale]}"
 
 
 def tokenizer(
-    options: Options, facts: Mapping, seed: int, changes: Mapping = (), suffix: str = ""
+    options: Options, facts: Mapping, seed: int, changes: Mapping = (), suffix: str = "",
+    pixels: int = 128,
 ) -> Run:
     """A tokenizer with the codebook of `codes`.
 
@@ -90,6 +95,7 @@ def tokenizer(
       seed: of the run.
       changes: {dotted key: value} of its config, besides the scale's.
       suffix: of its name, which says what the changes are.
+      pixels: 128 or 256, of scale=paper; the other scales have one size.
     """
     name = f"tokenizer_{codes_name(facts)}{suffix}_s{seed}"
     path = os.path.join(options.workdir, name)
@@ -98,7 +104,7 @@ def tokenizer(
         own = TOKENIZER | (VQ if facts["quantizer"] == "vq" else {}) | own
     train = (
         "-m", "fsq_jax.train",
-        f"--config=configs/maskgit_tokenizer.py:{arguments(options, facts)}",
+        f"--config=configs/maskgit_tokenizer.py:{arguments(options, facts, pixels)}",
         f"--workdir={path}", *config_flags(own), *options.changes,
     )
     return Run(
@@ -108,20 +114,20 @@ def tokenizer(
         needs=tuple(run.name for run in data_run(options)),
         weights=WEIGHTS,
         rank=10 + seed,
-        gpu_hours=_hours(options, "tokenizer", facts),
+        gpu_hours=_hours(options, "tokenizer", facts, pixels),
         places=_places(options, facts),
     )
 
 
-def transformer(options: Options, stage_1: Run, seed: int) -> Run:
-    """A masked transformer on a tokenizer's tokens."""
+def transformer(options: Options, stage_1: Run, seed: int, pixels: int = 128) -> Run:
+    """A masked transformer on a tokenizer's tokens; see `tokenizer`."""
     name = f"transformer_on_{stage_1.name}_s{seed}"
     path = os.path.join(options.workdir, name)
     weights = os.path.join(options.workdir, stage_1.name, WEIGHTS)
     own = {"seed": seed} | (TRANSFORMER if options.scale == "bench" else {})
     train = (
         "-m", "fsq_jax.train", "--config=configs/maskgit_transformer.py:"
-        f"{arguments(options, stage_1.facts)},tokenizer={weights}",
+        f"{arguments(options, stage_1.facts, pixels)},tokenizer={weights}",
         f"--workdir={path}", *config_flags(own), *options.changes,
     )
     return Run(
@@ -131,7 +137,7 @@ def transformer(options: Options, stage_1: Run, seed: int) -> Run:
         needs=(stage_1.name, *stage_1.needs),
         weights=WEIGHTS,
         rank=20 + seed,
-        gpu_hours=_hours(options, "transformer", stage_1.facts),
+        gpu_hours=_hours(options, "transformer", stage_1.facts, pixels),
         places=_places(options, stage_1.facts),
     )
 
@@ -159,10 +165,11 @@ def _places(options: Options, facts: Mapping) -> int:
     return 2 if options.scale == "bench" and large else 1
 
 
-def _hours(options: Options, stage: str, facts: Mapping) -> float:
+def _hours(options: Options, stage: str, facts: Mapping, pixels: int) -> float:
     """Hours of an H100: the paper's by measured speeds; of bench, a guess that sorts runs."""
     if options.scale == "paper":
-        return PAPER_IMAGES[stage] / PAPER_SPEED[stage] / 3600
+        speed = PAPER_SPEED[stage] * (256 / pixels) ** 2
+        return PAPER_IMAGES[pixels][stage] / speed / 3600
     if options.scale == "bench":
         return 0.01 * (1 + (facts["quantizer"] == "vq") * facts["size"] / 2**14)
     return 0.0
