@@ -23,7 +23,10 @@ from fsq_jax.runtime import cli
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
-EXPERIMENTS = ("fig3_tradeoff", "fig10_levels", "entropy_groups", "fig4_maskgit256", "table2_uvim")
+EXPERIMENTS = (
+    "fig3_tradeoff", "fig4_maskgit256", "fig8_representation", "fig10_levels", "table2_uvim",
+    "entropy_groups",
+)
 
 
 def experiment(name: str):
@@ -109,22 +112,28 @@ def define_flags(experiments: Sequence[str] = ()) -> None:
     flags.DEFINE_string("unpack", "", "Folder with what --pack left.")
 
 
+def options_of(values, changes: Sequence[str]) -> Options:
+    """The options that the flags name; `changes` is what follows "--"."""
+    workdir = values.workdir or f"runs/{values.scale}"
+    return Options(values.scale, workdir, values.seeds, values.data_dir, tuple(changes))
+
+
+def run_all(names: Sequence[str], values, changes: Sequence[str]) -> None:
+    """`launch` by the flags' values; raises a UserError that names what failed."""
+    jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
+    if failed := launch(names, options_of(values, changes), values):
+        raise UserError(" ".join(failed))
+
+
 def program(*experiments: str) -> None:
     """Parses the flags and launches: the `main` of every experiment."""
     define_flags(experiments)
 
     def main(argv) -> None:
-        values = flags.FLAGS
-        jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
-        options = Options(
-            values.scale, values.workdir or f"runs/{values.scale}", values.seeds,
-            values.data_dir, tuple(argv[1:]),
-        )
-        names = experiments or values.experiments
+        names = experiments or flags.FLAGS.experiments
         if not names:
             raise UserError(f"Name --experiments, of {', '.join(EXPERIMENTS)}.")
-        if failed := launch(names, options, values):
-            raise UserError(" ".join(failed))
+        run_all(names, flags.FLAGS, argv[1:])
 
     cli.run(main)
 

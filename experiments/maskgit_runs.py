@@ -3,6 +3,7 @@
 Their names say all that tells them apart, so that two experiments that ask for one run share it.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -139,6 +140,13 @@ def transformer(options: Options, stage_1: Run, seed: int, pixels: int = 128) ->
         rank=20 + seed,
         gpu_hours=_hours(options, "transformer", stage_1.facts, pixels),
         places=_places(options, stage_1.facts),
+    )
+
+
+def on_data(run: Run, data: Sequence[Run], name: str) -> Run:
+    """A run that reads the data of other runs than `data_run`'s, and says so."""
+    return dataclasses.replace(
+        run, needs=tuple(other.name for other in data), facts=dict(run.facts) | {"data": name}
     )
 
 

@@ -105,14 +105,14 @@ class Pool:
             file = job.left[0][0]
             rest = plan.commands_left(self._workdir, job.run, job.run.name in self._wanted)
             done = file not in [name for name, _ in rest]
-            if done and not status and len(job.left) > 1 and not stopping:
-                job.left = job.left[1:]
+            if done and not status and rest and not stopping:
+                job.left = rest
                 self._start(job)
                 continue
             self.jobs.remove(job)
             self._free[job.gpu] += job.places
             if done and not status:
-                if len(job.left) == 1:
+                if not rest:
                     finished.append(job.run)
             elif not stopping:
                 path = os.path.join(plan.folder(self._workdir, job.run), "log.txt")
