@@ -55,6 +55,7 @@ def _sweep(options: Options, stage_1: Run, stage_2: Run) -> Run:
     command = (
         "-m", "experiments.guidance", f"--workdir={weights[0]}", f"--stage_1={weights[1]}",
         "--guidance=" + ",".join(map(str, GUIDANCE[options.scale])), f"--out={out}",
+        f"--references={options.workdir}",
     )
     facts = dict(stage_2.facts) | {"stage": "sweep", "stage_2": stage_2.name}
     return Run(

@@ -6,20 +6,24 @@ OUT is a list with one entry for each strength: {"guidance", metrics by their na
 It is written after each, and a sweep that was cut off goes on there.
 """
 
+import dataclasses
 import json
 import os
 
 from absl import flags
 
+from fsq_jax import runs
 from fsq_jax.evaluators.generation import balance, sample_moments
 from fsq_jax.evaluators.run_scorer import RunScorer
-from fsq_jax.runs import published
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
 
 
-def sweep(path: str, stage_1: str, strengths: list[float], out: str, num_samples: int = 0) -> None:
+def sweep(
+    path: str, stage_1: str, strengths: list[float], out: str, num_samples: int = 0,
+    references: str = "",
+) -> None:
     """Writes what is left of a sweep.
 
     Args:
@@ -28,6 +32,7 @@ def sweep(path: str, stage_1: str, strengths: list[float], out: str, num_samples
       strengths: of guidance, α of section 4.3.
       out: JSON file.
       num_samples: of each strength; 0 for as many as the run's config says.
+      references: folder of runs, whose references/ are used and added to; "" for none.
     """
     found, partial = [], f"{out}.partial"
     if os.path.exists(partial):
@@ -35,8 +40,10 @@ def sweep(path: str, stage_1: str, strengths: list[float], out: str, num_samples
             found = json.load(file)
     real = None
     for strength in strengths[len(found):]:
-        config, _, run = published.load(path, stage_1, {"sampling.guidance": strength})
-        settings = config.evals.generation
+        run = runs.load(path, stage_1, overrides={"sampling.guidance": strength})
+        if references:  # an export has no neighbours of its own
+            run = dataclasses.replace(run, workdir=os.path.join(references, "sweep"))
+        settings = run.config.evals.generation
         number = num_samples or settings.num_samples
         network = RunScorer(
             run, settings.features, settings.protocol, settings.weights, every_metric=True
@@ -46,8 +53,8 @@ def sweep(path: str, stage_1: str, strengths: list[float], out: str, num_samples
                 settings.reference_split, settings.reference_limit, settings.reference
             )
         values, told = network.measure(
-            sample_moments(run, network, number), real, sampling=run.info["sampling"],
-            seed=run.seed, class_balance=balance(number, run.info["num_classes"]),
+            sample_moments(run, network, number), real, sampling=dict(run.facts.sampling),
+            seed=run.seed, class_balance=balance(number, run.facts.num_classes),
         )
         found.append(
             {"guidance": strength, "steps": run.step, "device": run.protocol["device"]}
@@ -63,7 +70,10 @@ def main(argv) -> None:
     del argv
     options = flags.FLAGS
     strengths = [float(text) for text in options.guidance]
-    sweep(options.workdir, options.stage_1, strengths, options.out, options.num_samples)
+    sweep(
+        options.workdir, options.stage_1, strengths, options.out, options.num_samples,
+        options.references,
+    )
 
 
 if __name__ == "__main__":
@@ -71,5 +81,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("stage_1", "", "Its tokenizer, where it is not where the run says.")
     flags.DEFINE_list("guidance", ["0.0"], "Strengths.")
     flags.DEFINE_integer("num_samples", 0, "Of each strength; 0: as the config says.")
+    flags.DEFINE_string("references", "", "Folder of runs, whose references/ are shared.")
     flags.DEFINE_string("out", None, "JSON file to write.", required=True)
     cli.run(main)

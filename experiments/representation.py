@@ -19,10 +19,10 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from fsq_jax import runs
 from fsq_jax.evaluators import codebook, reconstruction
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
-from fsq_jax.runs import published
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.image_grid import image_grid
@@ -32,9 +32,9 @@ from fsq_jax.stages import maskgit_tokenizer
 SHOWN = 16  # grids that are drawn
 
 
-def decoder(config, run: Predictor) -> Callable:
+def decoder(run: Predictor) -> Callable:
     """indices [N,h,w] -> images [N,H,W,3] in [0, 1], on the host."""
-    model = maskgit_tokenizer.make_model(config)
+    model = maskgit_tokenizer.make_model(run.config)
     variables = {"params": run.state.ema_params, **run.state.model_state}
     decode = jax.jit(lambda variables, indices: maskgit_tokenizer.decode(model, variables, indices))
 
@@ -68,14 +68,14 @@ def seam(images_NHWC: np.ndarray) -> float:
     return float(steps_NH[:, middle].mean() / others.mean())
 
 
-def study(config, run: Predictor, number: int) -> tuple[dict[str, np.ndarray], dict, dict]:
+def study(run: Predictor, number: int) -> tuple[dict[str, np.ndarray], dict, dict]:
     """({picture: uint8 array}, measurements, protocol) of a tokenizer.
 
     Args:
-      config, run: of the tokenizer.
+      run: of the tokenizer.
       number: soups that are held against real images. A batch of held-out images is stitched.
     """
-    images_of, settings = decoder(config, run), config.evals.reconstruction
+    images_of, settings = decoder(run), run.config.evals.reconstruction
     counts_K = codebook.count_codes(run)
     batch, out = next(iter(run.outputs("reconstruct")))
     real, indices, rebuilt = (
@@ -124,12 +124,12 @@ def study(config, run: Predictor, number: int) -> tuple[dict[str, np.ndarray], d
 def main(argv) -> None:
     del argv
     options = flags.FLAGS
-    config, _, run = published.load(options.workdir)
-    if config.stage not in ("tokenizer", "maskgit_tokenizer"):
-        raise UserError(f"{options.workdir!r} is of stage {config.stage!r}, not a tokenizer.")
+    run = runs.load(options.workdir)
+    if run.config.stage != "maskgit_tokenizer":
+        raise UserError(f"{options.workdir!r} is of stage {run.config.stage!r}, not a tokenizer.")
     beside = os.path.join(options.references or options.out, "statistics")
     run = dataclasses.replace(run, workdir=beside)  # references/ is made beside it
-    pictures, measured, protocol = study(config, run, options.num)
+    pictures, measured, protocol = study(run, options.num)
     os.makedirs(options.out, exist_ok=True)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(os.path.join(options.out, f"{name}.png"))
