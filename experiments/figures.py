@@ -60,7 +60,8 @@ def reconstructions_figure(tokenizers: Mapping[str, Predictor], num_images: int 
     rows = {}
     for name, predictor in tokenizers.items():
         batch = predictor.put(next(iter(predictor.batches(predictor.eval_split, num_images))))
-        out = predictor.predict["reconstruct"](predictor.state, batch, jax.random.key(predictor.seed))
+        key = jax.random.key(predictor.seed)
+        out = predictor.predict["reconstruct"](predictor.state, batch, key)
         rows.setdefault("original", np.asarray(batch["image"])[:num_images])
         rows[name] = np.asarray(out["reconstruction"])[:num_images]
     return rows_figure(rows, num_images)

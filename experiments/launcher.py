@@ -47,7 +47,7 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
     if flag_values.unpack:
         carry.unpack(flag_values.unpack, options.workdir)
     environment = dict(os.environ) | compilation_cache(options.workdir)
-    out = {name: os.path.join(flag_values.out, results_name(name, options)) for name in names}
+    out = {name: results_folder(name, options, flag_values.out) for name in names}
 
     def on_finished(run: Run) -> None:
         for name, runs in of.items():
@@ -67,9 +67,13 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
     return list(failed.values())
 
 
-def results_name(name: str, options: Options) -> str:
-    """The folder of an experiment's results: its own name for scale=bench."""
-    return name if options.scale == "bench" else f"{name}_{options.scale}"
+def results_folder(name: str, options: Options, out: str) -> str:
+    """Where an experiment's results are written; those of scale=smoke stay beside its runs."""
+    folder = {
+        "bench": (out, name), "paper": (out, f"{name}_paper"),
+        "smoke": (options.workdir, "results", name),
+    }
+    return os.path.join(*folder[options.scale])
 
 
 def compilation_cache(workdir: str) -> dict[str, str]:

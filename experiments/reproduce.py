@@ -69,7 +69,7 @@ VERDICTS = (CONFIRMED, REFUTED, OPEN, NOT_RUN)
 
 def results_of(item: Item, out: str) -> dict[str, list]:
     """{scale: entries} of what was run of an item."""
-    folders = {"bench": item.module} | {s: f"{item.module}_{s}" for s in ("paper", "smoke")}
+    folders = {"bench": item.module, "paper": f"{item.module}_paper"}
     found = {scale: entries.read(os.path.join(out, name)) for scale, name in folders.items()}
     return {scale: values for scale, values in found.items() if values}
 

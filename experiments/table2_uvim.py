@@ -48,7 +48,7 @@ class Row:
 
     def codes(self, scale: str) -> dict:
         """The facts of its codebook, as the configs have it."""
-        defaults = uvim_base.SCALES[scale]
+        defaults = uvim_base.DEFAULTS[scale]
         if self.variant.startswith("fsq"):
             levels = defaults["levels"]
             return {"quantizer": "fsq", "levels": levels, "size": math.prod(levels)}
