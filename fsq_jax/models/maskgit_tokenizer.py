@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.models.layers import DenseLayers
 from fsq_jax.runtime.user_error import UserError
 
 SHORTCUTS = ("output", "input")
@@ -170,7 +171,7 @@ class Encoder(nn.Module):
         for _ in range(self.num_res_blocks):
             x = block(widths[-1])(x)
         x = GroupNorm(self.num_groups)(x)
-        x = _dense_layers(self, x, widths[-1])
+        x = DenseLayers(self.dense_layers, widths[-1], self.dtype)(x)
         # The quantizer rounds: let it see float32 latents, not ones rounded to bfloat16 before.
         return nn.Conv(self.channels, (1, 1), dtype=jnp.float32)(x.astype(jnp.float32))
 
@@ -191,7 +192,7 @@ class Decoder(nn.Module):
     def __call__(self, codes_BhwD):
         widths = [self.filters * m for m in self.channel_multipliers]
         block = _numbered_blocks(self)
-        x = _dense_layers(self, codes_BhwD.astype(self.dtype), widths[-1])
+        x = DenseLayers(self.dense_layers, widths[-1], self.dtype)(codes_BhwD)
         x = nn.Conv(widths[-1], (3, 3), dtype=self.dtype)(x)
         for _ in range(self.num_res_blocks):
             x = block(widths[-1])(x)
@@ -202,13 +203,6 @@ class Decoder(nn.Module):
                 x = nn.Conv(widths[level], (3, 3), dtype=self.dtype)(upsample(x))
         x = GroupNorm(self.num_groups)(x)
         return nn.Conv(3, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
-
-
-def _dense_layers(module, x_BhwC, width: int):
-    """The module's `dense_layers`, each with swish behind it, applied to every position."""
-    for number in range(module.dense_layers):
-        x_BhwC = nn.swish(nn.Dense(width, dtype=module.dtype, name=f"dense_{number}")(x_BhwC))
-    return x_BhwC
 
 
 def _numbered_blocks(module):
@@ -240,8 +234,7 @@ class Tokenizer(nn.Module):
       dtype: of activations and convolutions. Parameters, statistics, the quantizer's input and
         the reconstruction are float32 in any case.
       remat: recompute the residual blocks in the backward pass: less memory, more time.
-      dense_layers: further layers of each position at the end of the encoder and at the start of
-        the decoder, which were tried with FSQ in place of a VQ's codebook (section 3.3).
+      dense_layers: further layers at the encoder's end and the decoder's start (section 3.3).
     """
 
     quantizer: nn.Module
