@@ -139,7 +139,7 @@ def program(*experiments: str) -> None:
             raise UserError(f"Name --experiments, of {', '.join(EXPERIMENTS)}.")
         run_all(names, flags.FLAGS, argv[1:])
 
-    cli.run(main)
+    cli.run(main, takes_arguments=True)
 
 
 if __name__ == "__main__":

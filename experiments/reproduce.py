@@ -176,4 +176,4 @@ def main(argv) -> None:
 if __name__ == "__main__":
     launcher.define_flags(tuple(ITEMS))
     flags.DEFINE_string("run", "", f"What to run: {', '.join(ITEMS)}.")
-    cli.run(main)
+    cli.run(main, takes_arguments=True)

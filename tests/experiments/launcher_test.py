@@ -179,7 +179,8 @@ def config_of(r):
 
     _, arguments = r.commands[0]
     file, _, argument = arguments[2].removeprefix("--config=configs/").partition(":")
-    config = importlib.import_module(f"configs.{file.removesuffix('.py')}").get_config(argument)
+    module = importlib.import_module("fsq_jax.configs." + file.removesuffix(".py"))
+    config = module.get_config(argument)
     given = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     override_config(config, parse_overrides(given))
     assert f"--workdir=runs/x/{r.name}" in arguments
@@ -189,3 +190,16 @@ def config_of(r):
 def stage_1_of(config):
     """The section of a stage II's config that describes its stage I."""
     return next(config[name] for name in ("stage_1", "tokenizer", "base") if name in config)
+
+
+def test_the_program_prints_commands_with_what_follows_the_dashes():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.fig3_tradeoff", "--scale=paper", "--commands",
+         "--only=tokenizer_fsq_5-3_s0", "--", "--config.fsdp=True"],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    comment, train, export, total = done.stdout.splitlines()
+    assert "hours of one H100" in comment and "hours of one H100" in total
+    assert "scale=paper,quantizer=fsq,levels=5-3,size=128" in train
+    assert train.endswith("--config.fsdp=True") and "fsq_jax.export" in export
