@@ -23,8 +23,7 @@ from fsq_jax.pretrained import maskgit, weights
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.metric_writer import read_metrics
 from fsq_jax.runtime.progress import log
-from fsq_jax.runtime.results import load_results
-from fsq_jax.runtime.workdir import load_config
+from fsq_jax.runtime.workdir import load_config, load_results
 
 RUNS = {"from_vq": "FSQ, started from the VQ's weights", "scratch": "FSQ, from scratch"}
 LEVELS = "8-6-5"

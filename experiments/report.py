@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fsq_jax.reports import html
-from fsq_jax.runtime.results import load_results
+from fsq_jax.runtime.workdir import load_results
 from fsq_jax.scoring import protocols
 
 NOT_RUN = "not run"

@@ -21,8 +21,8 @@ from fsq_jax.reports import codebook as codebook_page
 from fsq_jax.runs.config import data_overrides, parse_overrides
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.files import write_json
-from fsq_jax.runtime.results import save_results, with_overrides
 from fsq_jax.runtime.user_error import UserError, did_you_mean
+from fsq_jax.runtime.workdir import save_results, with_overrides
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.preemption import StopSignal
 from fsq_jax.runtime.progress import Progress, StepReporter, log
-from fsq_jax.runtime.results import is_evaluated, load_results, metric_values, save_results
+from fsq_jax.runtime.workdir import is_evaluated, load_results, metric_values, save_results
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:

@@ -14,7 +14,7 @@ from fsq_jax.data.adm_crop import adm_crop
 from fsq_jax.data.open import open_dataset
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.runs import inputs
-from fsq_jax.runtime.results import every_result, load_results
+from fsq_jax.runtime.workdir import every_result, load_results
 from fsq_jax.scoring import protocols
 from tests import real_data_sets, tiny
 

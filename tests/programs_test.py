@@ -17,8 +17,13 @@ from fsq_jax.data.open import open_dataset
 from fsq_jax.runs import inputs
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runs.frozen import make_stage
-from fsq_jax.runtime.results import is_evaluated, load_results, metric_values, save_results
-from fsq_jax.runtime.workdir import load_config
+from fsq_jax.runtime.workdir import (
+    is_evaluated,
+    load_config,
+    load_results,
+    metric_values,
+    save_results,
+)
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly")

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from fsq_jax.runtime import checkpoint
-from fsq_jax.runtime.results import load_results
+from fsq_jax.runtime.workdir import load_results
 from tests import tiny
 
 # The program itself, but for a signal that it sends itself once a step's metrics are written.

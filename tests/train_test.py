@@ -13,8 +13,7 @@ from fsq_jax import train
 from fsq_jax.runs import inputs, predictor
 from fsq_jax.runtime import checkpoint, sharding
 from fsq_jax.runtime.metric_writer import MetricWriter
-from fsq_jax.runtime.results import load_results
-from fsq_jax.runtime.workdir import load_config
+from fsq_jax.runtime.workdir import load_config, load_results
 from tests import tiny
 
 

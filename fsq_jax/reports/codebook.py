@@ -17,7 +17,7 @@ from fsq_jax.metrics import codebook
 from fsq_jax.reports import html
 from fsq_jax.runtime import checkpoint
 from fsq_jax.runtime.progress import log
-from fsq_jax.runtime.results import load_results
+from fsq_jax.runtime.workdir import load_results
 from fsq_jax.scoring import protocols
 
 _LISTED = 500  # dead codes that are named

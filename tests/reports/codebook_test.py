@@ -8,8 +8,7 @@ import pytest
 from fsq_jax import runs
 from fsq_jax.reports import codebook as codebook_page
 from fsq_jax.runs.frozen import load_stage_1
-from fsq_jax.runtime.results import save_results
-from fsq_jax.runtime.workdir import save_config
+from fsq_jax.runtime.workdir import save_config, save_results
 
 pytestmark = pytest.mark.usefixtures("quickly")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from fsq_jax import evaluate, export, runs, sample
 from fsq_jax.pretrained.uvim import load_uvim_base
 from fsq_jax.runs.frozen import load_stage_1
-from fsq_jax.runtime.results import metric_values
+from fsq_jax.runtime.workdir import metric_values
 from tests.programs_test import run_sample
 
 pytestmark = pytest.mark.usefixtures("quickly")
