@@ -277,7 +277,7 @@ def test_paper_panoptic_has_cocos_classes():
 @pytest.mark.parametrize("text, message", [
     ("quantiser=vq", "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
     ("scale=papr", "scale='papr' is unknown; did you mean 'paper'?"),
-    ("dtype=half", "dtype='half' is unknown; there are float32, bfloat16."),
+    ("dtype=half", "dtype='half' is unknown; there are bfloat16, float32."),
     ("dtype=float16", "dtype='float16' is unknown; did you mean 'bfloat16'?"),
     ("size=big", "size='big' can't be read as a whole number."),
     ("size=-32", "size='-32' can't be read as a whole number."),

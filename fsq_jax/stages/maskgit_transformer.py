@@ -126,9 +126,8 @@ def _make_update(models: MaskGIT, optimizer, config):
         return grads, {}, metrics
 
     def update(state: TrainState, batch, key):
-        key_label, key_mask, key_dropout = jax.random.split(
-            jax.random.fold_in(key, state.step), 3
-        )
+        key_label, key_loss = jax.random.split(jax.random.fold_in(key, state.step))
+        key_mask, key_dropout = jax.random.split(key_loss)
         # Drawn for the whole batch, so that only dropout depends on how it is cut.
         tokens_BL, label_B = models.tokens(state, batch), batch["label"]
         dropped_B = jax.random.bernoulli(key_label, config.label_dropping, label_B.shape)
@@ -221,7 +220,7 @@ def _make_predict(models: MaskGIT, sampling, masking) -> dict:
         """The training loss without dropout and label dropping."""
         class_B = batch["label"] + models.codebook_size
         tokens_BL = models.tokens(state, batch)
-        mask_BL = _draw_mask(key, tokens_BL, masking)
+        mask_BL = _draw_mask(jax.random.split(key)[0], tokens_BL, masking)
         return masked_loss(
             models, state.ema_params, tokens_BL, class_B, mask_BL, key, masking.label_smoothing,
             train=False,
