@@ -20,7 +20,7 @@ LAYERS = [
     {"reports"},
     {
         "train", "evaluate", "sample", "encode", "describe", "prepare", "score", "reference",
-        "export",
+        "export", "compare",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
