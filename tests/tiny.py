@@ -143,8 +143,8 @@ def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
     save_config(folder, config)
     file = pathlib.Path(folder, "config.py")
     file.write_text(
-        "from fsq_jax import checkpoint\n\n\n"
-        f"def get_config():\n    return checkpoint.load_config({str(folder)!r})\n"
+        "from fsq_jax.runtime.workdir import load_config\n\n\n"
+        f"def get_config():\n    return load_config({str(folder)!r})\n"
     )
     return subprocess.Popen(
         [sys.executable, *program, f"--config={file}", f"--workdir={workdir}"],
