@@ -74,7 +74,7 @@ def facts(loaded: weights.Weights) -> dict[str, str]:
 
 
 def _unsaid(config) -> str:
-    """What MaskGIT's layout has no place for, and a reader must be told."""
+    """What MaskGIT's layout has no place for, and a reader must know."""
     unsaid = {}
     if config.stage == "maskgit_tokenizer":
         unsaid = {"num_groups": config.model.num_groups}

@@ -95,7 +95,7 @@ def test_nan_images_are_refused():
     adm = make()
     seen = adm.add(adm.empty(), jnp.full((8, 2, 2, 3), jnp.nan), jnp.ones(8, bool))
     with pytest.raises(ValueError, match="8 of 8 rows of features have NaN or infinity"):
-        seen.settled()
+        seen.flush()
 
 
 def test_files_of_adm_are_read_as_they_are(tmp_path):
@@ -124,8 +124,8 @@ def test_files_of_adm_are_read_as_they_are(tmp_path):
 
 def test_references_of_another_protocol_are_refused(tmp_path):
     adm, path = make(), str(tmp_path / "ref.npz")
-    seen = gathered(adm, images(0), reference=True).described("data", split="train")
-    seen.save(path, adm.told(seen, seen))
+    seen = gathered(adm, images(0), reference=True).with_source("data", split="train")
+    seen.save(path, adm.record(seen, seen))
     again = adm.load_reference(path)
     assert again.origin.split == "train" and again.origin.num_images == 40
     np.testing.assert_array_equal(again.rows("pool"), seen.rows("pool"))
@@ -150,8 +150,8 @@ def test_files_that_are_no_reference(tmp_path):
 def test_what_is_told_is_what_was_measured():
     adm = make()
     seen = gathered(adm, images(0))
-    real = gathered(adm, images(1), reference=True).described("data", split="train")
-    told = json.loads(json.dumps(adm.told(seen, real, class_balance="data", seed=3)))
+    real = gathered(adm, images(1), reference=True).with_source("data", split="train")
+    told = json.loads(json.dumps(adm.record(seen, real, class_balance="data", seed=3)))
     assert told["num_images"] == told["reference"]["num_images"] == 40
     assert told["reference"]["name"] == "data" and told["seed"] == 3
     assert told["features"]["weights_sha256"] == "ab"
