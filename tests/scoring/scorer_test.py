@@ -1,4 +1,4 @@
-"""The suite on a network that is small, with Inception's outputs: all metrics, files, refusals."""
+"""The scorer on a network that is small, with Inception's outputs: all metrics, files, refusals."""
 
 import json
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fsq_jax.features.inception import Features
+from fsq_jax.features.network import Network
 from fsq_jax.metrics import frechet, inception_score, precision_recall
 from fsq_jax.runtime import sharding
 from fsq_jax.scoring import protocols, reference_file, scorer
@@ -26,7 +27,7 @@ def small(monkeypatch):
             return Features(x[:, :5], x[:, 5:8], x[:, 8:12], x[:, 8:12])
 
         weights = np.random.default_rng(1).normal(size=(12, 12)).astype(np.float32)
-        return apply, weights, {"weights_sha256": "ab", "resize": "tf1", "features": 5}
+        return Network(apply, weights, "inception-random", "ab", "tf1", 5)
 
     monkeypatch.setattr(scorer, "_load", load)
     monkeypatch.setattr(scorer, "SPATIAL_FEATURES", 3)
@@ -47,8 +48,8 @@ def gathered(of, pictures, reference=False, rows=16):
 
 
 def outputs(pictures):
-    apply, weights, _ = scorer._load(None, "")
-    return apply(weights, pictures.astype(np.float32))
+    network = scorer._load(None, "")
+    return network.apply(network.variables, pictures.astype(np.float32))
 
 
 def test_all_metrics_are_those_of_all_images_at_once():
