@@ -243,7 +243,7 @@ def test_paper_panoptic_has_cocos_classes():
 @pytest.mark.parametrize("text, message", [
     ("quantiser=vq", "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
     ("scale=papr", "scale='papr' is unknown; did you mean 'paper'?"),
-    ("dtype=half", "dtype='half' is unknown; there are float32, bfloat16."),
+    ("dtype=half", "dtype='half' is unknown; there are bfloat16, float32."),
     ("dtype=float16", "dtype='float16' is unknown; did you mean 'bfloat16'?"),
     ("size=big", "size='big' can't be read as a whole number."),
     ("size=-32", "size='-32' can't be read as a whole number."),
@@ -292,6 +292,18 @@ def test_overrides_are_taken_and_misspelt_ones_fail(monkeypatch):
         parse("--config.optim.learning_rat=0.5")
     with pytest.raises(flags.IllegalFlagValueError, match="many"):
         parse("--config.steps=many")
+
+
+@pytest.mark.parametrize("path", ["configs/uvim_lm.py:scale=smoke,base=a:b", "uvim_lm:scale=smoke"])
+def test_the_packages_configs_are_found_from_any_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, _, rest = cli.config_path(path).partition(":")
+    assert rest == path.partition(":")[2]
+    assert file == uvim_lm.__file__
+    (tmp_path / "uvim_lm").touch()
+    assert cli.config_path("uvim_lm:scale=smoke") == "uvim_lm:scale=smoke"  # a file here goes first
+    with pytest.raises(ValueError, match="no config 'configs/uvim_ml.py'; did you mean 'uvim_lm'"):
+        cli.config_path("configs/uvim_ml.py:scale=smoke")
 
 
 def three_steps(config) -> list[dict]:
