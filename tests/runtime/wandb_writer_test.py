@@ -61,8 +61,8 @@ def test_scalars_pictures_and_config_go_to_one_run(tmp_path, monkeypatch):
     assert {run.run_id for run in runs} == set(ids) and len(set(ids)) == 1
     assert {run.project for run in runs} == {"tokenizers"}
     assert {run.display_name for run in runs} == {tmp_path.name}
-    assert any(item.key == "quantizer" and '"levels": [4, 3]' in item.value_json.replace("(", "[")
-               for run in runs for item in run.config.update)
+    shown = {item.key: item.value_json for run in runs for item in run.config.update}
+    assert json.loads(shown["quantizer"]) == {"name": "fsq", "levels": [4, 3]}, shown
     logged = [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json)
          for item in record.history.item}
