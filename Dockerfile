@@ -24,7 +24,7 @@ COPY . .
 ENV HOME=/tmp \
     JAX_COMPILATION_CACHE_DIR=/tmp/jax
 RUN useradd --create-home --uid=10001 trainer
-USER trainer
+USER 10001
 
 # SIGTERM (docker stop --time=180) saves a checkpoint first: Python is process 1 and gets it.
 ENTRYPOINT ["python"]

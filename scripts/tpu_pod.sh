@@ -16,7 +16,7 @@ fi
 pod=$1 zone=$2
 shift 2
 cd "$(dirname "$0")/.."
-gcloud=(${GCLOUD:-gcloud} compute tpus tpu-vm)
+gcloud=("${GCLOUD:-gcloud}" compute tpus tpu-vm)
 
 archive=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$archive"' EXIT
