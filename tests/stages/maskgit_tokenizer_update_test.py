@@ -1,4 +1,4 @@
-"""Updates of a tokenizer and its critic against a float64 reference, with every loss switched on."""
+"""Updates of a tokenizer and its critic against a float64 reference, all losses switched on."""
 
 import jax
 import numpy as np

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from fsq_jax.models import attention
+from fsq_jax.models import attention, uvim_base
 from fsq_jax.sampling import masked
-from fsq_jax.models import uvim_base
 
 
 class Draws:

@@ -1,4 +1,4 @@
-"""MaskGIT's tokenizer, its critic and their losses in float64 (Chang et al. 2022, Esser et al. 2021).
+"""MaskGIT's tokenizer, its critic and their losses in float64 (Chang 2022, Esser 2021).
 
 The autoencoder has two levels and one residual block in each, and the critic reads 8 pixels.
 B batch, H W pixels, N tokens, D channels of a code, K words.
