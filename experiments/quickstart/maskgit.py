@@ -12,10 +12,10 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
-from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
+    described,
     load_times,
     scaled,
     timed,
@@ -24,6 +24,7 @@ from experiments.quickstart.runner import (
     write_report,
 )
 from fsq_jax import encode, runs, sample
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
 from fsq_jax.runtime.progress import log
@@ -39,9 +40,9 @@ TITLES = {
     "report": "samples and report",
 }
 INTRODUCTION = (
-    "Two tokenizers that differ in their quantizer alone were trained on images of 32 x 32 pixels "
-    "(the embedded scenes: five kinds of objects in six colours). FSQ rounds three channels to 8, "
-    "6 and 5 levels, so its 240 codes are not learned; VQ learns a codebook of 240 vectors. A "
+    "Two tokenizers that differ in their quantizer alone were trained on {data}. FSQ "
+    "rounds three channels to 8, 6 and 5 levels, so its 240 codes are not learned; VQ learns a "
+    "codebook of 240 vectors. A "
     "masked transformer then learned the tokens, and drew the samples below. A demonstration "
     "on a CPU: minutes of training, small networks, no adversarial and no perceptual loss, one "
     "seed, and settings that were chosen with FSQ and not tuned for VQ. It shows that all parts "
@@ -135,7 +136,7 @@ def run(
     log(f"{TITLES['report']} …")
     pictures = draw(paths, transformers)
     sections = {
-        "What this is": [INTRODUCTION],
+        "What this is": [INTRODUCTION.format(data=described(config))],
         "Reconstructions of held-out images": [pictures["reconstructions"]],
         **{
             f"Samples from {q.upper()} tokens, by class": [pictures[f"{q}_samples"]]
