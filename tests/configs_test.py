@@ -9,9 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from experiments.benchmarks import train_step
 from fsq_jax import describe
-from fsq_jax.configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.data import scenes
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runtime import cli

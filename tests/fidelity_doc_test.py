@@ -7,7 +7,7 @@ import re
 import pytest
 from flax import traverse_util
 
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from tests import tiny
 
 PATH = tiny.ROOT / "docs" / "fidelity.md"

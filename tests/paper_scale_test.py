@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import evaluate, evaluators, runs
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.data import file_names
 from fsq_jax.data.adm_crop import adm_crop
 from fsq_jax.data.open import open_dataset
@@ -172,7 +172,7 @@ def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(data_di
         seen = network.add(seen, batch, batch["image"])
     published = config.evals.reconstruction.published_reference
     assert published == "VIRTUAL_imagenet128_labeled.npz"
-    own = seen.settled().described("tfds:imagenet2012", split="train")
+    own = seen.flush().with_source("tfds:imagenet2012", split="train")
     adms = dataclasses.replace(own, origin=protocols.Reference(published, sha256="x"))
     assert set(network.measure(seen, own, published)[0]) == {"fid_own_reference"}
     assert set(network.measure(seen, adms, published)[0]) == {"fid"}

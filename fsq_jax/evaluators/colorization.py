@@ -63,10 +63,10 @@ def evaluate(
     chosen, of_chosen = choose(predictor, predictor.eval_split, num_images, names)
     real, of_real = choose(predictor, reference_split, reference_limit, reference_names)
     network = RunScorer(predictor, features, "coltran", weights)
-    distance, told = _distance(predictor, network, chosen, real, reference_split)
+    distance, record = _distance(predictor, network, chosen, real, reference_split)
     name = "fid5k" if features == "inception" else network.metric
     values[f"colorization/{name}"] = distance
-    return values, protocol | told | {"images": of_chosen, "reference_images": of_real}
+    return values, protocol | record | {"images": of_chosen, "reference_images": of_real}
 
 
 def _distance(
@@ -82,8 +82,8 @@ def _distance(
     small = min(size, _FRECHET_SIZE)
     coloured = _coloured(predictor, network, chosen, size)
     reference = _real(predictor, network, real, small)
-    distance, told = network.distance(coloured, reference, split)
-    return distance, told | {"crop": "centre square", "distance_size": small, "rounded": True}
+    distance, record = network.distance(coloured, reference, split)
+    return distance, record | {"crop": "centre square", "distance_size": small, "rounded": True}
 
 
 def _coloured(predictor: Predictor, network: RunScorer, chosen: Dataset, size: int) -> Moments:

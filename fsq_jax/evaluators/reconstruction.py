@@ -42,12 +42,12 @@ def evaluate(
             yield batch, quality(batch["image"], outputs["reconstruction"])
 
     values, count = masked_means(measured())
-    told = {"split": predictor.eval_split, "num_images": count}
+    record = {"split": predictor.eval_split, "num_images": count}
     if network:
         real = network.reference(reference_split, reference_limit, reference)
-        distances, protocol_told = network.measure(
+        distances, more = network.measure(
             seen, real, published_reference, seed=predictor.seed, class_balance="data"
         )
         values |= {f"reconstruction/{name}": value for name, value in distances.items()}
-        told |= protocol_told
-    return values, told
+        record |= more
+    return values, record

@@ -95,7 +95,7 @@ class RunScorer:
         """
         if path:
             size, ours = self._predictor.protocol["size"], self._predictor.protocol["transform"]
-            theirs = reference_file.load(path).told.get("transform", ours)
+            theirs = reference_file.load(path).record.get("transform", ours)
             if theirs != ours:
                 raise UserError(
                     f"{path} is of images with transform={theirs}, this run's have {ours}."
@@ -120,11 +120,11 @@ class RunScorer:
         for batch in map(self._predictor.put, batches):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
-        seen = seen.settled().described(
+        seen = seen.flush().with_source(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
-            seen.save(file, self._scorer.told(seen, seen))
+            seen.save(file, self._scorer.record(seen, seen))
         return seen
 
     def _split(self, split: str) -> str:
@@ -162,11 +162,11 @@ class RunScorer:
         split = self._split(split)
         if reference.origin == protocols.Reference():
             data = self._predictor.protocol.get("data", "")
-            reference = reference.settled().described(data, split=split)
+            reference = reference.flush().with_source(data, split=split)
         elif reference.origin.split != split:
             raise UserError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
-        values, told = self.measure(moments, reference, seed=self._predictor.seed)
-        return values[self.metric], told
+        values, record = self.measure(moments, reference, seed=self._predictor.seed)
+        return values[self.metric], record
 
     def measure(
         self, samples: Statistics, reference: Statistics, published_reference: str = "", **facts
@@ -176,13 +176,13 @@ class RunScorer:
         Where published numbers are against a file, `published_reference`, "fid" and its relatives
         are those against that file; against another reference they are "fid_own_reference".
         """
-        samples, reference = samples.settled(), reference.settled()
-        told = self._scorer.told(samples, reference, **facts)
+        samples, reference = samples.flush(), reference.flush()
+        record = self._scorer.record(samples, reference, **facts)
         values = self._scorer.measure(samples, reference)
         if self.metric == "fid" and published_reference not in ("", reference.origin.name):
             values = {
                 name if name in _NO_REFERENCE else OWN_REFERENCE.format(name): value
                 for name, value in values.items()
             }
-        return values, dict(told)
+        return values, dict(record)
 

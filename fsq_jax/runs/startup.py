@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
-from fsq_jax.configs import uvim_lm
+from configs import uvim_lm
 from fsq_jax.data.pipeline import TrainBatches
 from fsq_jax.pretrained import initialize
 from fsq_jax.runs import frozen, inputs
@@ -146,6 +146,7 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
     if os.path.exists(os.path.join(workdir, "config.json")):
         there = load_config(workdir).to_dict()
         differing = differing_keys(config.to_dict(), there)
+        differing = {k: pair for k, pair in differing.items() if not k.startswith("wandb.")}
         if "stage" in differing:  # nearly every key differs then
             differing = {"stage": differing["stage"]}
         if differing:

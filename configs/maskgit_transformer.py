@@ -19,7 +19,7 @@ and 40.3. scale=paper: not run.
 
 import ml_collections
 
-from fsq_jax.configs import arguments, maskgit_tokenizer
+from configs import arguments, maskgit_tokenizer
 
 ARGUMENTS = maskgit_tokenizer.ARGUMENTS | dict(tokenizer="", token_cache="")
 
@@ -64,6 +64,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         config.sampling.guidance = -1.0
     config.evals.generation.reference = args["reference"]
     config.accumulate = 1
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False
     config.best, config.best_mode = "validation/loss", "min"
     return config

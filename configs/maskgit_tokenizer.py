@@ -23,7 +23,7 @@ Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_m
 
 import ml_collections
 
-from fsq_jax.configs import arguments
+from configs import arguments
 from fsq_jax.runtime.user_error import UserError
 
 ARGUMENTS = dict(
@@ -80,6 +80,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.update(SCALES[scale](args["size"]))
     config.evals.reconstruction.reference = args["reference"]
     config.accumulate = 1  # microbatches of an update
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = "reconstruction/psnr", "max"
     return config

@@ -25,7 +25,7 @@ scale=paper: not run.
 
 import ml_collections
 
-from fsq_jax.configs import arguments, uvim_base
+from configs import arguments, uvim_base
 
 ARGUMENTS = uvim_base.ARGUMENTS | dict(base="", token_cache="", encoder="")
 ENCODER = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz"  # UViM's, in AugReg
@@ -68,6 +68,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     every = stage_1.evals[task].every
     config.evals = {task: stage_1.evals[task].to_dict(), "validation": dict(every=every)}
     config.accumulate = 1
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
     return config
