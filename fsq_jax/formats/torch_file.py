@@ -7,19 +7,24 @@ It knows both layouts: the zip archive of torch 1.6 and later, and the row of pi
 
 import io
 import math
-import pickle
-import zipfile
-from collections import OrderedDict
+import mmap
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from fsq_jax.formats import numpy_file, pickle_reader
+from fsq_jax.formats.archive import Archive, damaged
+from fsq_jax.formats.pickle_reader import Refused
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_MAX_DIMS = 32
+_SHARED = 4  # times that the numbers of a storage may be seen, through tensors that share them
 _DTYPES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -34,10 +39,6 @@ _DTYPES = {
 }
 
 
-class _Refused(UserError):
-    """An error whose sentence is already fit for the user."""
-
-
 class _StorageType(NamedTuple):
     dtype: Any
 
@@ -47,125 +48,213 @@ class _Storage(NamedTuple):
     dtype: np.dtype
     size: int
 
+    @property
+    def num_bytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
 
 class _Tensor(NamedTuple):
     """A tensor as the pickle describes it: a view of a storage whose bytes come later."""
 
     storage: _Storage
     offset: int
-    shape: tuple
-    strides: tuple
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_):
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
+    if not isinstance(storage, _Storage) or len(shape) > _MAX_DIMS:
+        raise ValueError("a tensor without a storage, or of too many dimensions")
+    shape, strides = tuple(shape), tuple(strides)
+    if not all(type(n) is int for n in (offset, *shape, *strides)) or len(shape) != len(strides):
+        raise ValueError("a tensor whose shape is not of integers")
+    return _Tensor(storage, offset, shape, strides)
 
 
-def _rebuild_parameter(tensor, *_):
+def _rebuild_parameter(tensor, *_) -> _Tensor:
+    if not isinstance(tensor, _Tensor):
+        raise ValueError("a parameter that is no tensor")
     return tensor
 
 
+def _ordered_dict(pairs=()) -> dict:
+    """What collections.OrderedDict makes; Python 2 wrote the pairs as its argument."""
+    items = {}
+    for pair in pairs:
+        pickle_reader.set_items(items, list(pair))
+    if isinstance(pairs, list):
+        pairs.clear()  # a list that is used 100,000 times would be copied as often
+    return items
+
+
 _GLOBALS = {
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
-} | {f"torch.{name}": _StorageType(dtype) for name, dtype in _DTYPES.items()}
+} | {f"torch.{name}": _StorageType(np.dtype(dtype)) for name, dtype in _DTYPES.items()}
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers and `_Tensor`s, and looks up no name outside `_GLOBALS`."""
+class _Pickles:
+    """Reads the pickles of a file, and keeps the storages that they mention."""
 
-    def __init__(self, file):
-        super().__init__(file)
+    def __init__(self):
         self.storages = {}
 
-    def find_class(self, module, name):
-        full = f"{module}.{name}"
-        if full not in _GLOBALS:
-            raise _Refused(
-                f"it asks for the Python object {full}, and only tensors and plain containers are "
+    def load(self, file) -> Any:
+        return pickle_reader.Machine(self._find, self._storage).run(file)
+
+    def _find(self, name: str) -> Any:
+        if name not in _GLOBALS:
+            raise Refused(
+                f"it asks for the Python object {name}, and only tensors and plain containers are "
                 "read. Save the state_dict alone."
             )
-        return _GLOBALS[full]
+        return _GLOBALS[name]
 
-    def persistent_load(self, pid):
+    def _storage(self, pid) -> _Storage:
         kind, storage_type, key, _, size = pid[:5]
         if kind != "storage" or (len(pid) > 5 and pid[5] is not None):
-            raise _Refused(f"it stores a {kind!r} in a way that torch no longer writes.")
-        storage = _Storage(str(key), np.dtype(storage_type.dtype), int(size))
-        self.storages[storage.key] = storage
+            kind = repr(kind)[:40] if isinstance(kind, str) else type(kind).__name__
+            raise Refused(f"it stores a {kind} in a way that torch no longer writes.")
+        if type(key) not in (str, int) or type(size) is not int or size < 0:
+            raise ValueError("a storage without a name or a size")
+        storage = _Storage(str(key), storage_type.dtype, size)
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise ValueError("two storages of one name")
         return storage
 
 
-def _read_zip(data: bytes):
-    """Returns (object, function from a storage to its flat array) of the zip layout."""
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    names = archive.namelist()
-    roots = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
-    if len(roots) != 1:
-        raise _Refused("it is a zip archive without the data.pkl that torch.save writes.")
-    root = roots[0]
-    order = archive.read(root + "byteorder") if root + "byteorder" in names else b"little"
+def _read_zip(path: Path) -> dict[str, np.ndarray]:
+    with Archive(path) as archive:
+        names = archive.names
+        roots = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise Refused("it is a zip archive without the data.pkl that torch.save writes.")
+        root = roots[0]
+        order = archive.read(root + "byteorder") if root + "byteorder" in names else b"little"
+        if order not in (b"little", b"big"):
+            raise Refused(f"its byte order is {order[:20]!r}; expected 'little' or 'big'.")
+        pickles = _Pickles()
+        loaded = pickles.load(io.BytesIO(archive.read(root + "data.pkl")))
 
-    def array(storage):
-        return _from_bytes(archive.read(f"{root}data/{storage.key}"), storage, order == b"little")
+        def array(storage: _Storage) -> np.ndarray:
+            name = f"{root}data/{storage.key}"
+            if archive.size(name) != storage.num_bytes:
+                raise ValueError(
+                    f"storage {storage.key} has {archive.size(name)} bytes, not {storage.num_bytes}"
+                )
+            with archive.open(name) as member:
+                return _from_bytes(member.readinto, storage, order == b"little")
 
-    return _Unpickler(io.BytesIO(archive.read(root + "data.pkl"))).load(), array
+        tensors = _tensors(loaded)
+        archive.check_sum({f"{root}data/{t.storage.key}" for t in tensors.values()} & set(names))
+        return _materialised(tensors, array)
 
 
-def _read_legacy(data: bytes):
-    """Returns (object, function from a storage to its flat array) of the layout before 1.6.
+def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+    """The layout before torch 1.6.
 
     Five pickles in a row: magic number, protocol, byte order, the object, the order of the
     storages. Then, for each storage, its number of elements as int64 and its bytes.
     """
-    file = io.BytesIO(data)
-    try:
-        magic = _Unpickler(file).load()
-    except _Refused:
-        raise
-    except Exception:
-        magic = None
-    if magic != _LEGACY_MAGIC:
-        raise _Refused("it does not begin as a file of torch.save does.")
-    protocol, system = (_Unpickler(file).load() for _ in range(2))
-    if protocol != _LEGACY_PROTOCOL:
-        raise _Refused(f"its protocol is {protocol}, not {_LEGACY_PROTOCOL}.")
-    unpickler = _Unpickler(file)
-    loaded = unpickler.load()
-    keys = _Unpickler(file).load()
-    little = bool(system["little_endian"])
-    arrays = {}
-    for key in keys:
-        storage = unpickler.storages[str(key)]
-        size = int.from_bytes(file.read(8), "little" if little else "big")
-        if size != storage.size:
-            raise EOFError
-        arrays[storage.key] = _from_bytes(file.read(size * storage.dtype.itemsize), storage, little)
-    return loaded, lambda storage: arrays[storage.key]
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            magic = _Pickles().load(data)
+        except pickle_reader.DAMAGE:
+            magic = None
+        if type(magic) is not int or magic != _LEGACY_MAGIC:
+            raise Refused("it does not begin as a file of torch.save does.")
+        protocol, system = (_Pickles().load(data) for _ in range(2))
+        if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
+            found = str(protocol)[:40] if type(protocol) is int else type(protocol).__name__
+            raise Refused(f"its protocol is {found}, not {_LEGACY_PROTOCOL}.")
+        little = system["little_endian"]
+        if not isinstance(little, bool):
+            raise Refused("it does not say its byte order by true or false.")
+        pickles = _Pickles()
+        loaded = pickles.load(data)
+        places = {}
+        for key in _Pickles().load(data):
+            storage = pickles.storages[str(key)]
+            size = int.from_bytes(data.read(8), "little" if little else "big")
+            if size != storage.size or data.tell() + storage.num_bytes > len(data):
+                raise ValueError(f"storage {storage.key} ends early")
+            places[storage.key] = data.tell()
+            data.seek(storage.num_bytes, io.SEEK_CUR)
+
+        def array(storage: _Storage) -> np.ndarray:
+            data.seek(places[storage.key])
+
+            def fill(buffer):
+                buffer[:] = memoryview(data)[data.tell() : data.tell() + len(buffer)]
+
+            return _from_bytes(fill, storage, little)
+
+        return _materialised(_tensors(loaded), array)
 
 
-def _from_bytes(data, storage, little_endian):
-    if len(data) != storage.size * storage.dtype.itemsize:
-        raise EOFError
+def _from_bytes(fill: Callable, storage: _Storage, little_endian: bool) -> np.ndarray:
+    """The flat array of a storage, whose bytes `fill` puts into a buffer."""
+    data = np.empty(storage.num_bytes, np.uint8)
+    if data.size:
+        fill(memoryview(data))
     if not little_endian:
-        return np.frombuffer(data, f"u{storage.dtype.itemsize}").byteswap().view(storage.dtype)
-    return np.frombuffer(data, storage.dtype)
+        data.view(f"u{storage.dtype.itemsize}").byteswap(inplace=True)
+    return data.view(storage.dtype)
 
 
-def _materialise(name, tensor, array):
-    """Returns the array of a tensor, after a check that its view stays inside its storage."""
-    flat = array(tensor.storage)
+def _tensors(loaded: Any) -> dict[str, _Tensor]:
+    """{name: tensor} of what was saved, or of its entry "state_dict"."""
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    entries = loaded.items() if isinstance(loaded, dict) else ()
+    tensors = {str(k): v for k, v in entries if isinstance(v, _Tensor)}
+    if not tensors:
+        raise Refused("it holds no tensors by name; save a state_dict.")
+    return tensors
+
+
+def _materialised(tensors: dict[str, _Tensor], array: Callable) -> dict[str, np.ndarray]:
+    """{name: array}; each storage is read once, and held no longer than its tensors need it."""
+    named: dict[_Storage, list[str]] = {}
+    for name, tensor in tensors.items():
+        named.setdefault(tensor.storage, []).append(name)
+    total = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
+    held = sum(storage.num_bytes for storage in named)
+    if total > max(_SHARED * held, 1 << 20):
+        for name, tensor in tensors.items():
+            _check_view(name, tensor)  # the likelier reason, and the better sentence
+        raise Refused(f"its tensors come to {total} bytes, and share {held}.")
+    arrays = {}
+    for storage, names in named.items():
+        for name in names:
+            _check_view(name, tensors[name])
+        flat = array(storage)
+        for name in names:
+            arrays[name] = _view(tensors[name], flat)
+    return {name: arrays[name] for name in tensors}
+
+
+def _check_view(name: str, tensor: _Tensor) -> None:
+    """Raises `Refused` for a tensor that is not inside its storage."""
+    available = tensor.storage.size
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     last = tensor.offset + sum(
         (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
     )
     size = math.prod(tensor.shape)
-    if min(numbers) < 0 or size > flat.size or (size and last >= flat.size):
-        raise _Refused(f"tensor {name} reaches outside its storage of {flat.size} elements.")
+    if min(numbers) < 0 or size > available or (size and last >= available):
+        raise Refused(f"tensor {name} reaches outside its storage of {available} elements.")
+
+
+def _view(tensor: _Tensor, flat: np.ndarray) -> np.ndarray:
+    """The array of a tensor: all of its storage as it is, where it is so, or a copy."""
+    if not math.prod(tensor.shape):
+        return np.zeros(tensor.shape, flat.dtype)
     strides = [s * flat.itemsize for s in tensor.strides]
-    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides).copy()
+    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
+    return view if view.flags.c_contiguous and view.size == flat.size else view.copy()
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -179,23 +268,20 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         names a Python object other than those tensors need; the message says which.
     """
     path = Path(path)
-    data = path.read_bytes()
-    try:
-        loaded, array = (_read_zip if data[:4] == b"PK\x03\x04" else _read_legacy)(data)
-        if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-            loaded = loaded["state_dict"]
-        entries = dict(loaded) if isinstance(loaded, dict) else {}
-        tensors = {k: v for k, v in entries.items() if isinstance(v, _Tensor)}
-        if not tensors:
-            raise _Refused("it holds no tensors by name; save a state_dict.")
-        return {str(k): _materialise(k, v, array) for k, v in tensors.items()}
-    except _Refused as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be read: it is truncated or damaged ({len(data)} bytes; "
-            f"{type(error).__name__})."
-        ) from None
+    with bounded.open_regular(path) as file:
+        num_bytes = bounded.size(file)
+        try:
+            if file.read(4) == b"PK\x03\x04":
+                return _read_zip(path)
+            if not num_bytes:
+                raise Refused("it is empty.")
+            return _read_legacy(path, file)
+        except (Refused, UserError) as error:
+            reason = f"{error}".replace(f"{path} ", "it ", 1)
+            raise UserError(f"{path} cannot be read: {reason}") from None
+        except pickle_reader.DAMAGE as error:
+            reason = f"{num_bytes} bytes; {str(error)[:100] or type(error).__name__}"
+            raise damaged(f"{path} cannot be read: it", reason) from None
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -205,12 +291,11 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       UserError: there is no such file, or it cannot be read (see `read`).
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not path.exists():
         raise UserError(f"There is no file of weights at {path}.")
     if path.suffix != ".npz":
         return read(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file}
-    except Exception as error:
+        return numpy_file.read_npz(path)
+    except UserError as error:
         raise UserError(f"{path} cannot be read as .npz: {error}") from None
