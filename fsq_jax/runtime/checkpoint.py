@@ -53,6 +53,7 @@ class Checkpoints:
         if best:
             policies.append(Best(best, 1 if best_mode == "max" else -1, self._directory))
         self._saving = 0, {}
+        checks.set_descriptions_aside(self._directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -132,12 +133,7 @@ class Checkpoints:
 
     def _set_aside(self, folder: str, reason: str, step: int) -> None:
         """Renames a damaged checkpoint, so that a new one can take its step, and says so."""
-        aside = _free_name(f"{folder}.damaged")
-        if jax.process_index() == 0:
-            with bounded.names_path(folder):
-                os.rename(folder, aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"{folder} is set aside")
+        aside = checks.rename_aside(folder)
         log(
             f"Checkpoint {folder} is damaged ({reason}): it is kept as {os.path.basename(aside)}, "
             f"and that of step {step} is used."
@@ -258,11 +254,6 @@ def _metadata(folder: str) -> tuple[PyTree, dict[tuple[str, ...], Any]]:
     arrays = {key: leaf for key, leaf in flat.items() if hasattr(leaf, "shape")}
     checks.check_pieces(arrays)
     return tree, arrays
-
-
-def _free_name(path: str) -> str:
-    names = (path if number == 1 else f"{path}.{number}" for number in range(1, 1_000_000))
-    return next(name for name in names if not os.path.lexists(name))
 
 
 def fingerprint(tree: PyTree) -> str:

@@ -5,13 +5,26 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from fsq_jax.runtime import bounded, manifest
+from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
 # Beyond these bytes arrays that no checksum vouches for take at most 64 for each of their files.
 _FREE, _MAX_RATIO = 256 << 20, 64
+
+
+# What Orbax says of a step beside its arrays, and reads of every step there is.
+_DESCRIPTION = "_CHECKPOINT_METADATA"
+_NULL = type(None)
+_DESCRIBED = {
+    "item_handlers?": (dict, str, _NULL), "metrics?": (dict, _NULL),
+    "performance_metrics?": (dict, _NULL), "init_timestamp_nsecs?": (int, _NULL),
+    "commit_timestamp_nsecs?": (int, _NULL), "custom_metadata?": (dict, _NULL),
+}  # fmt: skip
 
 
 class Damaged(Exception):
@@ -73,3 +86,32 @@ def check_same(
                 f"{'/'.join(key)} is of shape {tuple(found[key].shape)} there and "
                 f"{tuple(leaf.shape)} here"
             )
+
+
+def set_descriptions_aside(directory: str) -> None:
+    """Renames what Orbax wrote about a step where it can't be read: the step does without."""
+    steps = os.listdir(directory) if os.path.isdir(directory) else []
+    for step in sorted(name for name in steps if name.isascii() and name.isdigit()):
+        path = os.path.join(directory, step, _DESCRIPTION)
+        try:
+            found = bounded.read_json(path, _DESCRIBED) if os.path.lexists(path) else {}
+            times = [v for name, v in found.items() if name.endswith("_nsecs") and v is not None]
+            if not all(0 <= nanoseconds < 1 << 63 for nanoseconds in times):
+                raise UserError(f"{path} tells a time that cannot be")
+        except UserError as error:
+            aside = rename_aside(path)
+            log(f"{str(error).rstrip('.')}: it is kept as {os.path.basename(aside)}.")
+
+
+def rename_aside(path: str) -> str:
+    """Gives a damaged file or folder another name, once for all processes; returns that name."""
+    names = (f"{path}.damaged{number}" for number in ("", *range(2, 1_000_000)))
+    aside = next(name for name in names if not os.path.lexists(name))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{path} is set aside")
+    if jax.process_index() == 0:
+        with bounded.names_path(path):
+            os.rename(path, aside)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{path} was set aside")
+    return aside

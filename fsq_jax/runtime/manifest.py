@@ -1,6 +1,6 @@
 """Checksums of a folder's files, written beside them, so that damage is noticed and named.
 
-    FOLDER/manifest.json    {"files": {"state/d/1f": {"bytes": 9, "sha256": "..."}}, ...}
+FOLDER/manifest.json    {"files": {"state/d/1f": {"bytes": 9, "sha256": "..."}}, ...}
 """
 
 import hashlib
