@@ -60,11 +60,13 @@ def read_header(file, where: str) -> Header:
     if entries is None or len(text) < length:
         raise UserError(f"{where} is not an array that can be read: its header is {text[:80]!r}.")
     descr, shape = entries["descr"], entries["shape"]
+    dims = tuple(int(part.strip(" L")) for part in shape.strip("()").split(",") if part.strip())
     if "O" in descr:
-        raise UserError(f"{where} is an array of Python objects, which are never loaded.")
+        raise UserError(
+            f"{where} is object of shape {dims}: Python objects, which are never loaded."
+        )
     if not _TYPE.fullmatch(descr.strip("'")):
         raise UserError(f"{where} is an array of {descr[:40]}; expected numbers or text.")
-    dims = tuple(int(part.strip(" L")) for part in shape.strip("()").split(",") if part.strip())
     # NumPy multiplies the dimensions that are not zero.
     if len(dims) > _MAX_DIMS or math.prod(n for n in dims if n) >= 1 << 48:
         raise UserError(f"{where} says that its shape is {dims}, which no file can hold.")
@@ -98,8 +100,13 @@ def read_array(member, where: str) -> np.ndarray:
     if header.num_bytes != member.remaining:
         raise UserError(
             f"{where} says {header.dtype} of shape {header.shape}, {header.num_bytes} bytes, and "
-            f"has {member.remaining}."
+            f"has {member.remaining} of them."
         )
+    return read_data(member, header)
+
+
+def read_data(member, header: Header) -> np.ndarray:
+    """The array whose header was read from a member, which has as many bytes as it says."""
     array = np.empty(math.prod(header.shape), header.dtype)
     if header.num_bytes:
         member.readinto(memoryview(array.view(np.uint8)).cast("B"))

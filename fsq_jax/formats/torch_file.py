@@ -39,8 +39,7 @@ _DTYPES = {
 }
 
 
-class _StorageType(NamedTuple):
-    dtype: Any
+_StorageType = NamedTuple("_StorageType", [("dtype", Any)])
 
 
 class _Storage(NamedTuple):

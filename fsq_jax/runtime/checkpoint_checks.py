@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fsq_jax.runtime import bounded, manifest
+from fsq_jax.runtime import bounded, files, manifest
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
@@ -105,13 +105,11 @@ def set_descriptions_aside(directory: str) -> None:
 
 def rename_aside(path: str) -> str:
     """Gives a damaged file or folder another name, once for all processes; returns that name."""
-    names = (f"{path}.damaged{number}" for number in ("", *range(2, 1_000_000)))
-    aside = next(name for name in names if not os.path.lexists(name))
+    aside = files.free_name(f"{path}.damaged")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"{path} is set aside")
     if jax.process_index() == 0:
-        with bounded.names_path(path):
-            os.rename(path, aside)
+        aside = files.rename_aside(path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"{path} was set aside")
     return aside

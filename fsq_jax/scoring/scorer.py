@@ -134,7 +134,8 @@ class Scorer:
             )
         if saved.told:
             mine, theirs = (
-                {"features": values["features"]} for values in (as_record(self.protocol), saved.told)
+                {"features": told.get("features", {})}
+                for told in (as_record(self.protocol), saved.told)
             )
             if keys := differing(mine, theirs):
                 listed = "; ".join(f"{k}: {a!r} here, {b!r} there" for k, (a, b) in keys.items())
