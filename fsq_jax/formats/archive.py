@@ -13,7 +13,7 @@ from types import TracebackType
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
-FREE = 32 << 20  # bytes that any archive may unpack to
+FREE = 16 << 20  # bytes that any archive may unpack to
 MAX_RATIO = 64  # bytes for each one of the file, beyond that; trained weights stay below 2
 _MAX_MEMBERS = 100_000
 _CHUNK = 1 << 20
@@ -37,22 +37,22 @@ class Member:
     """A member that is being read from its beginning; close it, or use it in a `with`."""
 
     def __init__(self, file, path: str, name: str, num_bytes: int):
-        self._file, self._path, self.name = file, path, name
+        self._file, self.path, self.name = file, path, name
         self.remaining = num_bytes
 
     def read(self, num_bytes: int) -> bytes:
         """The next bytes, exactly so many; a UserError where there are fewer, or damaged ones."""
         if num_bytes > self.remaining:
             raise UserError(
-                f"{self._path}: {self.name} has {self.remaining} bytes left where "
+                f"{self.path}: {self.name} has {self.remaining} bytes left where "
                 f"{num_bytes} are expected."
             )
         try:
             data = self._file.read(num_bytes)
         except _DAMAGE as error:
-            raise damaged(self._path, f"{self.name}: {error or type(error).__name__}") from None
+            raise damaged(self.path, f"{self.name}: {error or type(error).__name__}") from None
         if len(data) < num_bytes:
-            raise damaged(self._path, f"{self.name} ends {num_bytes - len(data)} bytes early")
+            raise damaged(self.path, f"{self.name} ends {num_bytes - len(data)} bytes early")
         self.remaining -= num_bytes
         return data
 

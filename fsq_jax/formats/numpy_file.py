@@ -7,6 +7,7 @@ type and a shape: both are held against the file's size before memory is taken f
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -110,7 +111,12 @@ def read_data(member, header: Header) -> np.ndarray:
     array = np.empty(math.prod(header.shape), header.dtype)
     if header.num_bytes:
         member.readinto(memoryview(array.view(np.uint8)).cast("B"))
-    return _native(_shaped(array, header))
+    array = _native(_shaped(array, header))
+    if array.dtype.kind == "U" and array.size:
+        highest = np.ascontiguousarray(array).reshape(-1).view(np.uint32).max(initial=0)
+        if highest > sys.maxunicode:  # of which Python can make no text
+            raise UserError(f"{member.path}: {member.name} has {highest:#x} in the place of a letter.")
+    return array
 
 
 def read_npz(path: str | os.PathLike, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
