@@ -11,6 +11,8 @@ import socket
 import struct
 import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
 
 import msgpack
@@ -72,7 +74,7 @@ def nested_msgpack(depth: int, length: int) -> bytes:
     return b"\x81\xa6params" + (b"\xdd" + struct.pack(">I", length)) * depth + b"\xc0" * length
 
 
-DEEP_TUPLE = b"\x80\x02})" + b"\x85" * 400_000 + b"K\x01s."
+DEEP_TUPLE = b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s."
 SIZES = b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,8]}}'
 
 
@@ -173,24 +175,24 @@ HOSTILE = {  # name: (the file, its reader, what is said)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files(name, tmp_path, monkeypatch):
+def test_hostile_files(name, tmp_path):
     data, reader, message = HOSTILE[name]
     path = tmp_path / ("x.npz" if data[:2] == b"PK" and reader is not torch_file.read else "x")
     path.write_bytes(data)
-    import time
-    import tracemalloc
-
-    tracemalloc.start()
-    started = time.monotonic()
-    try:
-        with pytest.raises(UserError, match=message) as caught:
-            reader(path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    started = time.process_time()
+    with pytest.raises(UserError, match=message) as caught:
+        reader(path)
+    seconds = time.process_time() - started
+    assert seconds < fuzzing.SECONDS
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert time.monotonic() - started < 8 * fuzzing.SECONDS  # tracemalloc takes most of it
-    assert peak < 2 * len(data) + fuzzing.MEMORY
+    if seconds < 0.2:  # tracing takes ten times as long
+        tracemalloc.start()
+        try:
+            with pytest.raises(UserError):
+                reader(path)
+            assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + fuzzing.MEMORY
+        finally:
+            tracemalloc.stop()
 
 
 READERS = {
@@ -252,12 +254,8 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device: '.*config.json'"):
-        workdir.save_config(str(tmp_path), fuzzing_config())
+        workdir.save_config(str(tmp_path), tiny.tokenizer())
     assert not list(tmp_path.iterdir())
-
-
-def fuzzing_config():
-    return tiny.tokenizer()
 
 
 def test_metrics_name_the_line(tmp_path):

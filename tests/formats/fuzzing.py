@@ -3,7 +3,7 @@
     python -m tests.formats.fuzzing SEED MUTANTS
 
 prints a JSON list of what should not have been: any exception but a `UserError`, more than two
-seconds, or more memory than twice the file and what small files may take anyway. It runs in a
+seconds of a processor, or more memory than twice the file and what small files may take anyway. It runs in a
 process of its own, whose memory is bounded, so that what kills it is noticed as well.
 """
 
@@ -199,7 +199,7 @@ def attempt(reader, data: bytes) -> str:
         path = os.path.join(folder, "strange.file")
         pathlib.Path(path).write_bytes(data)
         tracemalloc.reset_peak()
-        before, started, problem = tracemalloc.get_traced_memory()[0], time.monotonic(), ""
+        before, started, problem = tracemalloc.get_traced_memory()[0], time.process_time(), ""
         try:
             reader(path)
         except UserError as error:
@@ -207,7 +207,7 @@ def attempt(reader, data: bytes) -> str:
                 problem = f"no sentence with the file's name: {str(error)[:200]!r}"
         except Exception as error:
             problem = f"{type(error).__name__}: {str(error)[:200]}"
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         memory = tracemalloc.get_traced_memory()[1] - before
     if seconds > SECONDS:
         problem += f" {seconds:.1f} s"
