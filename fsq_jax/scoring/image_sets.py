@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fsq_jax.data import decode
+from fsq_jax.data.image_files import list_images
 from fsq_jax.runtime.user_error import UserError
 
 _THREADS = 16  # that decode files; OpenCV lets go of Python's lock
@@ -83,7 +84,7 @@ def open_images(path: str) -> ImageSet:
       UserError: where there are none, or not of such a kind.
     """
     if os.path.isdir(path):
-        files = decode.list_images(pathlib.Path(path))
+        files = list_images(path)
         if not files:
             raise UserError(f"{path} holds no images ({' '.join(decode.EXTENSIONS)}).")
         first = os.path.join(path, files[0])
