@@ -19,8 +19,7 @@ from clu import parameter_overview
 from ml_collections import config_flags
 
 from fsq_jax import stages
-from fsq_jax.data import splits
-from fsq_jax.data import checks
+from fsq_jax.data import checks, splits
 from fsq_jax.runs import inputs, startup
 from fsq_jax.runtime import cli
 from fsq_jax.tasks.unlabelled import blank_labels

@@ -63,7 +63,7 @@ class Column:
         if not (low >= 0 and high <= self.largest):  # which NaN is not, either
             raise decode.RecordError(
                 f"Record {index} of {self.path} has values from {low} to {high}; expected 0 to "
-                f"{self.largest:g}."
+                f"{self.largest:.10g}."
             )
         if self.name == "segments":
             return row.astype(np.int32)

@@ -39,7 +39,7 @@ def decode_image(encoded: bytes, where: str, *, upright: bool = True) -> np.ndar
       encoded: the file.
       where: what the message of an error begins with.
       upright: turns a photograph as its camera was held (EXIF). TensorFlow's decoder doesn't, nor
-        may a picture that has labels for its pixels turn without them.
+        may a picture that has labels for its pixels turn without them. (A TIFF is always turned.)
 
     Raises:
       RecordError: where neither can read it, or it is no picture.
@@ -49,7 +49,7 @@ def decode_image(encoded: bytes, where: str, *, upright: bool = True) -> np.ndar
         if not upright:
             flags |= cv2.IMREAD_IGNORE_ORIENTATION
         image = _by_opencv(encoded, flags)
-        if image is not None and (upright or not encoded.startswith(_TIFF_STARTS)):
+        if image is not None:
             return to_8_bits(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), where)
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
