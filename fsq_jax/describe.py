@@ -19,7 +19,7 @@ from clu import parameter_overview
 from ml_collections import config_flags
 
 from fsq_jax import stages
-from fsq_jax.data import splits
+from fsq_jax.data import checks, splits
 from fsq_jax.runs import inputs, startup
 from fsq_jax.runtime import cli
 from fsq_jax.tasks.unlabelled import blank_labels
@@ -110,11 +110,15 @@ def training_flops(config, batch) -> float:
 
 
 def with_classes(config):
-    """A copy that has a number of classes: the data's own, or ImageNet's where it isn't here."""
+    """A copy that has a number of classes, and of segments' classes: the data's own, or ImageNet's
+    and COCO's where it isn't here."""
     config = config.copy_and_resolve_references()
     if config.get("num_classes") == 0:
         source = _source(config)
         config.num_classes = source.num_classes if source else 1000
+    if config.get("task", {}).get("num_semantics") == 0:
+        source = _source(config)
+        config.task.num_semantics = checks.num_semantics(source) if source else 134
     return config
 
 

@@ -155,12 +155,13 @@ def _is_text(text: str) -> bool:
 
 def _check(value: Any, expected: Any, where: str, name: str) -> None:
     """Raises a UserError where a value isn't what `read_json` describes as `expected`."""
+    if expected is None:
+        return
     options = expected if isinstance(expected, tuple) else (expected,)
-    if expected is None or any(_is_of(value, option) for option in options):
-        option = next((o for o in options if expected is not None and _is_of(value, o)), None)
-    else:
-        words = " or ".join(_word(option) for option in options)
+    option = next((option for option in options if _is_of(value, option)), None)
+    if option is None:
         what = f"{where}: {name}" if name else where
+        words = " or ".join(map(_word, options))
         raise UserError(f"{what} is {_word(type(value))}; expected {words}.")
     if isinstance(option, list):
         for number, item in enumerate(value):
@@ -175,13 +176,12 @@ def _check_names(value: Mapping, expected: Mapping, where: str, name: str) -> No
         for key, item in value.items():
             _check(item, expected[...], where, f"{prefix}{key[:80]}")
         return
-    for key, option in expected.items():
-        if key.endswith("?") and key[:-1] not in value:
-            continue
-        key = key.removesuffix("?")
-        if key not in value:
-            raise UserError(f"{where} lacks {prefix}{key}.")
-        _check(value[key], option, where, prefix + key)
+    options = {key.removesuffix("?"): option for key, option in expected.items()}
+    lacking = sorted(f"{prefix}{key}" for key in expected if key[-1] != "?" and key not in value)
+    if lacking:
+        raise UserError(f"{where} lacks {', '.join(lacking)}.")
+    for key in options.keys() & value.keys():
+        _check(value[key], options[key], where, prefix + key)
 
 
 def _is_of(value: Any, option: Any) -> bool:

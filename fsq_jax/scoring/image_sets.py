@@ -16,6 +16,7 @@ import numpy as np
 from fsq_jax.data import decode
 from fsq_jax.formats import numpy_file
 from fsq_jax.formats.archive import Archive
+from fsq_jax.data.image_files import list_images
 from fsq_jax.runtime.user_error import UserError
 
 _MAX_PIXELS = 1 << 28  # of one image
@@ -100,7 +101,7 @@ def open_images(path: str) -> ImageSet:
       UserError: where there are none, or not of such a kind.
     """
     if os.path.isdir(path):
-        files = decode.list_images(pathlib.Path(path))
+        files = list_images(path)
         if not files:
             raise UserError(f"{path} holds no images ({' '.join(decode.EXTENSIONS)}).")
         first = os.path.join(path, files[0])
