@@ -73,7 +73,10 @@ class Column:
 
 def open_array(path: pathlib.Path) -> np.ndarray:
     """The array of an .npy file, mapped to memory; UserError where it can't be."""
-    array = numpy_file.open_npy(path)
+    try:
+        array = numpy_file.open_npy(path)
+    except UserError as error:
+        raise UserError(f"{path} can't be read as an array ({str(error).rstrip('.')}).") from None
     by_column = array.flags.f_contiguous and not array.flags.c_contiguous
     if by_column and array.nbytes > _LARGEST_COLUMNWISE:
         raise UserError(

@@ -226,8 +226,9 @@ def test_only_plain_files_are_opened(name, kind, tmp_path, monkeypatch):
     ("9" * 5000, "not readable as JSON"), ('{"a": "\\ud800"}', "half of a surrogate"),
     ("[" + "1," * 2_100_000 + "1]", "more than 2000000 values"), (" " * (17 << 20), "at most"),
     (b"\xff\xfe{", "not readable as JSON"), ("", "not readable as JSON"), ("null", "is null"),
-    ('{"fid": 3}', "fid is an integer"), ('{"fid": {"value": "1"}}', "fid.value is a text"),
-    ('{"fid": {"value": true}}', "fid.value is true or false"),
+    ('{"fid": 3}', "fid is an integer"), ('{"fid": {"value": 1}}', "lacks fid.protocol, fid.step"),
+    ('{"fid": {"value": "1", "protocol": {}, "step": 1}}', "fid.value is a text"),
+    ('{"fid": {"value": true, "protocol": {}, "step": 1}}', "fid.value is true or false"),
     ('{"fid": {"value": 1, "protocol": {}, "step": 1.5}}', "fid.step is a number"),
 ])  # fmt: skip
 def test_json_is_bounded_and_of_the_expected_types(text, message, tmp_path):
