@@ -76,7 +76,8 @@ def open_array(path: pathlib.Path) -> np.ndarray:
     try:
         array = numpy_file.open_npy(path)
     except UserError as error:
-        raise UserError(f"{path} can't be read as an array ({str(error).rstrip('.')}).") from None
+        reason = str(error).replace(f"{path} ", "it ", 1).rstrip(".")
+        raise UserError(f"{path} can't be read as an array ({reason}).") from None
     by_column = array.flags.f_contiguous and not array.flags.c_contiguous
     if by_column and array.nbytes > _LARGEST_COLUMNWISE:
         raise UserError(
