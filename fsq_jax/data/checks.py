@@ -71,8 +71,9 @@ def check_dataset(source: Dataset, wanted: Wanted, least: int = 1, purpose: str 
     for record in sample.values():
         image = record.get("image")
         if image is not None and (image.dtype != np.uint8 or image.shape[2:] != (3,)):
-            raise UserError(f"{where} has images of {image.dtype} {image.shape}; expected uint8 "
-                            "[H,W,3].")  # fmt: skip
+            raise UserError(
+                f"{where} has images of {image.dtype} {image.shape}; expected uint8 [H,W,3]."
+            )
     if "depth" in wanted.features:
         _check_depths(where, sample, *wanted.depths)
     if "segments" in wanted.features:
@@ -92,8 +93,8 @@ def num_semantics(source: Dataset) -> int:
     names = source.meta.get("segment_names")
     if not names:
         raise UserError(
-            f"{_where(source)} does not say which classes its segments have (of arrays, meta.json's "
-            "segment_names and things do)."
+            f"{_where(source)} does not say which classes its segments have (of arrays, meta.json's"
+            " segment_names and things do)."
         )
     return len(names)
 
@@ -141,8 +142,10 @@ def check_record(
 def check_same_size(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> None:
     """UserError where two pictures [H,W,...] that belong together are not of one size."""
     if first.shape[:2] != second.shape[:2]:
-        sizes = [f"{name} is of {x.shape[0]} x {x.shape[1]} pixels"
-                 for name, x in zip(names, (first, second), strict=True)]  # fmt: skip
+        sizes = [
+            f"{name} is of {x.shape[0]} x {x.shape[1]} pixels"
+            for name, x in zip(names, (first, second), strict=True)
+        ]
         raise UserError(f"{' and '.join(sizes)} (height x width); expected the same size.")
 
 

@@ -67,4 +67,3 @@ def _limit(config, purpose: str, split: str) -> int:
     arguments = config.evals.get(name, {})
     own = arguments.get("limit" if split == "eval" else "reference_limit", 0)
     return own or config.data.eval_limit
-
