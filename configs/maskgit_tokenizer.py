@@ -32,7 +32,7 @@ ARGUMENTS = dict(
     data_dir="",
     dtype=("", "float32", "bfloat16"),
 )
-SCALES = {
+DEFAULTS = {
     "paper": dict(size=256, data="tfds:imagenet2012", dtype="float32", levels=(8, 5, 5, 5)),
     "bench": dict(size=32, data="tfds:fashion_mnist", dtype="bfloat16", levels=(8, 5, 5, 5)),
     "smoke": dict(size=32, data="scenes", dtype="float32", levels=(8, 6, 5)),
@@ -43,10 +43,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
     _refuse_unused(args)
-    for name, value in SCALES[scale].items():
+    for name, value in DEFAULTS[scale].items():
         if not args[name] or args[name] == (0,):
             args[name] = value
-    config = ml_collections.ConfigDict(dict(stage="tokenizer", seed=42))
+    config = ml_collections.ConfigDict(dict(stage="maskgit_tokenizer", seed=42))
     config.quantizer = quantizer(args)
     config.model = dict(
         filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2, num_groups=32,
@@ -72,7 +72,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.ema_decay = 0.999
     config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = data(args)
-    config.update(SIZES[scale](args["size"]))
+    config.update(SCALES[scale](args["size"]))
     config.accumulate = 1  # microbatches of an update
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = "reconstruction/psnr", "max"
@@ -168,7 +168,7 @@ def smoke(size: int) -> dict:
     )
 
 
-SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+SCALES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
 def evals(every: int, features: str, limit: int) -> dict:

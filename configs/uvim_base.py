@@ -40,7 +40,7 @@ ARGUMENTS = dict(
     data_dir="",
     dtype=("", "float32", "bfloat16"),
 )
-SCALES = {
+DEFAULTS = {
     "paper": dict(size=512, dtype="float32", levels=(7, 5, 5, 5, 5), codebook_size=4096),
     "bench": dict(
         size=128, data="scenes", dtype="bfloat16", levels=(7, 5, 5, 5, 5), codebook_size=4096
@@ -68,8 +68,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
     _refuse_unused(args)
-    for name, value in (SCALES[scale] | dict(data=PAPER[args["task"]]["data"])
-                        if scale == "paper" else SCALES[scale]).items():
+    for name, value in (DEFAULTS[scale] | dict(data=PAPER[args["task"]]["data"])
+                        if scale == "paper" else DEFAULTS[scale]).items():
         if not args[name] or args[name] == (0,):
             args[name] = value
     config = ml_collections.ConfigDict(dict(stage="uvim_base", seed=0))
@@ -86,7 +86,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.ema_decay = 0.0  # UViM averages no weights: evaluation takes the weights themselves
     config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = data(args)
-    config.update(SIZES[scale](args["task"]))
+    config.update(SCALES[scale](args["task"]))
     config.accumulate = 1  # microbatches of an update
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = BEST[args["task"]]
@@ -219,7 +219,7 @@ def smoke(task: str) -> dict:
     )
 
 
-SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+SCALES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
 def evals(

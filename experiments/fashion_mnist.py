@@ -20,12 +20,12 @@ import numpy as np
 from absl import flags
 
 from experiments import figures, gpus, report
-from fsq_jax import sample
+from fsq_jax import runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.evaluators.generation import sample_moments
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.reports import html
-from fsq_jax.runs import inputs, predictor
+from fsq_jax.runs import inputs
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.progress import log
 
@@ -79,7 +79,8 @@ def sweep(workdir: str, out: str, quantizer: str, num_samples: int) -> list[dict
         with open(path) as file:
             rows = json.load(file)
     for guidance in GUIDANCE[len(rows):]:
-        config, _, run = predictor.load(folder, overrides={"sampling.guidance": guidance})
+        run = runs.load(folder, overrides={"sampling.guidance": guidance})
+        config = run.config
         network = RunScorer(run, config.evals.generation.features)
         if reference is None:
             reference = network.reference("train", config.evals.generation.reference_limit)
@@ -95,10 +96,10 @@ def sweep(workdir: str, out: str, quantizer: str, num_samples: int) -> list[dict
 def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     """Writes the pictures: reconstructions, samples, codes, curves, the sweep of guidance."""
     folder = lambda name, q: os.path.join(workdir, f"{name}_{q}")  # noqa: E731
-    loaded = {q.upper(): predictor.load(folder("tokenizer", q))[2] for q in QUANTIZERS}
+    loaded = {q.upper(): runs.load(folder("tokenizer", q)) for q in QUANTIZERS}
     pictures = {"reconstructions": figures.reconstructions_figure(loaded)}
     counts = {name: codebook.count_codes(run) for name, run in loaded.items()}
-    pictures["codes"] = html.codes_figure(counts, loaded["FSQ"].info["levels"])
+    pictures["codes"] = html.codes_figure(counts, loaded["FSQ"].facts.levels)
     pictures["tokenizer_curves"] = figures.curves_figure(
         {q.upper(): folder("tokenizer", q) for q in QUANTIZERS},
         ("reconstruction", "adversarial", "discriminator"),
@@ -108,9 +109,10 @@ def draw(workdir: str, out: str, sweeps: dict[str, list[dict]]) -> None:
     )
     for quantizer in QUANTIZERS:
         best = min(sweeps[quantizer], key=lambda row: row["fd_efficientnet"])["guidance"]
-        config, _, run = predictor.load(
+        run = runs.load(
             folder("mg", quantizer), overrides={"sampling.guidance": best}
         )
+        config = run.config
         names = inputs.open_split(config.data, "train").class_names
         labels_N = np.repeat(np.arange(len(names), dtype=np.int32), 12)
         images = sample.sample(run, labels_N)
@@ -172,4 +174,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "experiments/results/fashion_mnist", "Folder of the results.")
     flags.DEFINE_bool("parallel", False, "Train FSQ and VQ at once, on a GPU each or sharing one.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Samples of each setting in the sweep.")
-    cli.run(main)
+    cli.run(main, takes_arguments=True)

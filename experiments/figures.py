@@ -20,7 +20,7 @@ from fsq_jax.runtime.metric_writer import read_metrics
 def curves_figure(
     workdirs: Mapping[str, str], metrics: Sequence[str] = ("loss",), split: str = "train"
 ) -> Figure:
-    """A panel a metric, a line a run, over steps; runs without the metric are left out.
+    """A panel a metric, a line a predictor, over steps; runs without the metric are left out.
 
     A metric whose values are all positive and span more than a factor of ten is drawn on a
     logarithmic scale.
@@ -58,9 +58,9 @@ def rows_figure(rows: Mapping[str, np.ndarray], num_images: int = 12) -> Figure:
 def reconstructions_figure(tokenizers: Mapping[str, Predictor], num_images: int = 12) -> Figure:
     """Held-out images in the first row, and below them each tokenizer's reconstructions."""
     rows = {}
-    for name, run in tokenizers.items():
-        batch = run.put(next(iter(run.batches(run.eval_split, num_images))))
-        out = run.predict["reconstruct"](run.state, batch, jax.random.key(run.seed))
+    for name, predictor in tokenizers.items():
+        batch = predictor.put(next(iter(predictor.batches(predictor.eval_split, num_images))))
+        out = predictor.predict["reconstruct"](predictor.state, batch, jax.random.key(predictor.seed))
         rows.setdefault("original", np.asarray(batch["image"])[:num_images])
         rows[name] = np.asarray(out["reconstruction"])[:num_images]
     return rows_figure(rows, num_images)

@@ -300,4 +300,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
     flags.DEFINE_string("workdir", "", "Folder of the runs; runs/uvim_SCALE by default.")
     flags.DEFINE_string("out", "", "Folder of the results; experiments/results/uvim_SCALE.")
-    cli.run(main)
+    cli.run(main, takes_arguments=True)

@@ -101,7 +101,7 @@ def check_format(format: str, loaded: weights.Weights) -> None:
             f"jax-export knows the functions of {sorted(FUNCTIONS)}, not of {stage!r}; "
             "safetensors and npz hold any stage."
         )
-    if format == "msgpack" and stage not in ("tokenizer", "maskgit"):
+    if format == "msgpack" and stage not in ("maskgit_tokenizer", "maskgit_transformer"):
         raise UserError(
             f"msgpack is the format of MaskGIT's two stages, not of {stage!r}; "
             "safetensors and npz hold any."
@@ -161,7 +161,9 @@ def _transformer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable,
     return {"logits": (logits, _batch(length, dtype=jnp.int32))}
 
 
-FUNCTIONS = {"tokenizer": _tokenizer_functions, "maskgit": _transformer_functions}
+FUNCTIONS = {
+    "maskgit_tokenizer": _tokenizer_functions, "maskgit_transformer": _transformer_functions
+}
 
 
 def main(argv) -> None:

@@ -122,8 +122,7 @@ def gather(
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        raise UserError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    del argv
     options = flags.FLAGS
     sharding.initialize_distributed()
     print(build(

@@ -126,8 +126,7 @@ def read_scores(path: str) -> dict[str, dict]:
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        raise UserError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    del argv
     options = flags.FLAGS
     sharding.initialize_distributed()
     older = {path: read_scores(path) for path in options.beside}

@@ -18,12 +18,10 @@ from absl import flags
 
 from experiments.quickstart import maskgit, uvim
 from fsq_jax.runtime import cli
-from fsq_jax.runtime.user_error import UserError
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        raise UserError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    del argv
     options = flags.FLAGS
     data = f"data={options.data}" + (f",data_dir={options.data_dir}" if options.data_dir else "")
     if options.family == "uvim":

@@ -23,10 +23,10 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import encode, sample
+from fsq_jax import encode, runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
-from fsq_jax.runs import inputs, predictor
+from fsq_jax.runs import inputs
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
@@ -163,7 +163,7 @@ def encode_once(tokenizer: str, out: str) -> bool:
 
 def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure]:
     """The report's pictures: reconstructions, samples, codes and curves."""
-    tokenizers = {name.upper(): predictor.load(paths[name])[2] for name in QUANTIZERS}
+    tokenizers = {name.upper(): runs.load(paths[name]) for name in QUANTIZERS}
     counts = {name: codebook.count_codes(run) for name, run in tokenizers.items()}
     pictures = {
         "reconstructions": figures.reconstructions_figure(tokenizers),
@@ -177,7 +177,8 @@ def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure
         ),
     }
     for quantizer in transformers:
-        config, _, run = predictor.load(paths[f"{quantizer}_maskgit"])
+        run = runs.load(paths[f"{quantizer}_maskgit"])
+        config = run.config
         class_names = inputs.open_split(config.data, "train").class_names
         labels_N = np.repeat(np.arange(len(class_names), dtype=np.int32), SAMPLES_OF_A_CLASS)
         pictures[f"{quantizer}_samples"] = figures.samples_figure(

@@ -9,10 +9,11 @@ import ml_collections
 from matplotlib.figure import Figure
 
 from experiments import report
-from fsq_jax import stages, train
+from fsq_jax import train
 from fsq_jax.reports import html
 from fsq_jax.runs import startup
 from fsq_jax.runs.config import resolve_config
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.workdir import is_evaluated
 
@@ -69,7 +70,7 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
       UserError: where `workdir` holds a run of another config.
     """
     config = resolve_config(config)
-    startup.claim_workdir(workdir, config, stages.make(config))
+    startup.claim_workdir(workdir, config, make_stage(config))
     if is_evaluated(workdir, config.steps):
         return False
     train.train(config, workdir)

@@ -21,10 +21,9 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import sample
+from fsq_jax import runs, sample
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
-from fsq_jax.runs import predictor
 from fsq_jax.runtime.progress import log
 
 LEVELS = (8, 6, 5)
@@ -68,7 +67,7 @@ def lm_config(
     stage_1 = base_config(quantizer, scale, data)
     config = uvim_lm.get_config(f"scale=smoke,task=depth,base={base},{CODES[quantizer]},{data}")
     config.task = stage_1.task
-    config.base.update(model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict())
+    config.stage_1.update(model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict())
     config.model.update(width=96, encoder_depth=3, decoder_depth=2, num_heads=4, mlp_dim=384)
     config.optim.update(
         learning_rate=1e-3, warmup_steps=scaled(100, scale, 0), clip_norm=1.0, rate_multipliers=()
@@ -124,7 +123,8 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
     for quantizer in QUANTIZERS:
         name = quantizer.upper()
         for title, part in (("true code", quantizer), ("image", f"{quantizer}_lm")):
-            config, _, run = predictor.load(paths[part])
+            run = runs.load(paths[part])
+            config = run.config
             panels = sample.predicted_labels(config, run, num=12)
             rows.setdefault("input", panels["input"])
             rows.setdefault("truth", panels["truth"])

@@ -20,6 +20,7 @@ from fsq_jax.data.decode import RecordError
 from fsq_jax.runtime.user_error import UserError
 
 _SECONDS = 5.0  # that looking at records may take, once two have been seen
+_MOST_INSTANCES = 2**16 - 1  # tables are made that are as long: ids of files are to be numbered
 _BEYOND = 0.5  # share of known depths beyond the largest: above it, they are no metres
 
 
@@ -131,11 +132,12 @@ def check_record(
             )
         classes, instances = segments[..., 0], segments[..., 1]
         highest = num_segment_classes - 1 if num_segment_classes else np.iinfo(np.int32).max
-        if classes.min() < 0 or classes.max() > highest or instances.min() < 0:
+        low, high = instances.min(), instances.max()
+        if classes.min() < 0 or classes.max() > highest or low < 0 or high > _MOST_INSTANCES:
             raise RecordError(
                 f"{where} has segments of classes {classes.min()} to {classes.max()} and instances "
-                f"{instances.min()} to {instances.max()}; expected classes 0 (void) to {highest}, "
-                "and instances from 0 on."
+                f"{low} to {high}; expected classes 0 (void) to {highest}, and instances 0 to "
+                f"{_MOST_INSTANCES}."
             )
 
 

@@ -1,7 +1,10 @@
-"""A token cache: the tokens of every image, computed once by a trained tokenizer.
+"""A token cache: the tokens of every record, computed once by a trained stage I.
 
 A folder with tokens.npy [N,V,L] of integers, labels.npy [N] and meta.json, which says at least
-codebook_size, num_classes, class_names and the fingerprint of the tokenizer.
+codebook_size, num_classes, class_names and the fingerprint of the stage I.
+
+For models that read images beside their tokens, view v of record i is the image as a transform
+makes it from a generator of (seed + v, i): made again here, it is the very image that was encoded.
 
 Legend: N records, V views (crops, flips) of an image, L tokens of a view.
 """
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fsq_jax.data import decode
+from fsq_jax.data import decode, transforms
 from fsq_jax.data.array_columns import open_array
 from fsq_jax.data.dataset import Dataset, existing_folder, read_json, sub_folders
 from fsq_jax.data.splits import resolve
@@ -87,3 +90,54 @@ class _TokenRecords:
                 f"its codebook holds 0 to {self.codebook_size - 1}."
             )
         return {"tokens_VL": views.astype(np.int32), "label": int(labels[index])}
+
+
+def view(augment: transforms.Transform, plain: transforms.Transform, seed: int, number: int,
+         views: int) -> transforms.Transform:
+    """The transform of a cache's view: as in training, or, where it is the only one, as it is."""
+    return plain if views == 1 else transforms.reseeded(augment, seed + number)
+
+
+def paired(images: Dataset, tokens: Dataset) -> Dataset:
+    """The records of `images` with "tokens_VL" of the cache, and "record", their position.
+
+    Raises UserError where the two are not of the same length.
+    """
+    if len(images) != len(tokens):
+        raise UserError(
+            f"{tokens.name} holds the tokens of {len(tokens)} records, but {images.name} "
+            f"{images.split} has {len(images)}."
+        )
+    return dataclasses.replace(images, records=_Paired(images, tokens), start=0, stop=len(images))
+
+
+def sample_image_and_tokens(augment: transforms.Transform, plain: transforms.Transform, seed: int,
+                views: int) -> transforms.Transform:
+    """A record of `paired` as one of its views, drawn at random: "image" and "tokens" [L]."""
+    each = tuple(view(augment, plain, seed, number, views) for number in range(views))
+    return functools.partial(_sample_image_and_tokens, each)
+
+
+def _sample_image_and_tokens(each, record, rng):
+    number = int(rng.integers(len(each)))
+    tokens_L = record["tokens_VL"][number]
+    # The generator that `eval_batches` gave the encoder for this record.
+    made = each[number](record, np.random.default_rng(record["record"]))
+    return {"image": made["image"], "label": made["label"], "tokens": tokens_L}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Paired:
+    images: Dataset
+    tokens: Dataset
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens = self.tokens[index]
+        return self.images[index] | {"tokens_VL": tokens["tokens_VL"], "record": index}
+
+
+def sample_token_view(record: transforms.Record, rng: np.random.Generator) -> transforms.Record:
+    """A record of a token cache with one of its views, drawn at random, as tokens int32 [L]."""
+    view = int(rng.integers(len(record["tokens_VL"])))
+    rest = {name: value for name, value in record.items() if name != "tokens_VL"}
+    return rest | {"tokens": record["tokens_VL"][view]}

@@ -259,10 +259,3 @@ def value_range(low: float, high: float) -> Transform:
 def _to_range(record, rng, *, low, high):
     scale = np.float32((high - low) / 255)
     return record | {"image": record["image"].astype(np.float32) * scale + np.float32(low)}
-
-
-def random_view(record: Record, rng: np.random.Generator) -> Record:
-    """A record of a token cache with one of its views, drawn at random, as tokens int32 [L]."""
-    view = int(rng.integers(len(record["tokens_VL"])))
-    rest = {name: value for name, value in record.items() if name != "tokens_VL"}
-    return rest | {"tokens": record["tokens_VL"][view]}

@@ -45,13 +45,13 @@ def check(evals: Mapping[str, Mapping]) -> None:
     run_scorer.check_evals(evals)
 
 
-def evaluate(evals: Mapping[str, Mapping], run: Predictor, step: int | None = None) -> dict[str, dict]:
+def evaluate(evals: Mapping[str, Mapping], predictor: Predictor, step: int | None = None) -> dict[str, dict]:
     """{metric: {"value", "protocol", "step"}} of the evaluators that are due.
 
     Args:
       evals: `config.evals`: name -> {"every": steps between two evaluations (0: only at the end),
         other arguments}.
-      run: what is evaluated.
+      predictor: what is evaluated.
       step: evaluates only what is due at this step; None evaluates all.
 
     Raises:
@@ -64,9 +64,9 @@ def evaluate(evals: Mapping[str, Mapping], run: Predictor, step: int | None = No
         every = arguments.pop("every")
         if step is not None and not _is_due(every, step):
             continue
-        values, protocol = EVALUATORS[name](run, **arguments)
+        values, protocol = EVALUATORS[name](predictor, **arguments)
         for metric, value in values.items():
             results[metric] = {
-                "value": value, "protocol": run.protocol | protocol, "step": run.step
+                "value": value, "protocol": predictor.protocol | protocol, "step": predictor.step
             }
     return results

@@ -41,7 +41,7 @@ class RunScorer:
     """A frozen network on a run's mesh, the statistics of its features, and what they say.
 
     Args:
-      run: where it runs.
+      predictor: where it runs.
       name: a network: "inception", whose distance is FID, "efficientnet" or "random".
       protocol: how it is measured, a name of `protocols.NAMED`.
       weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
@@ -52,7 +52,7 @@ class RunScorer:
     """
 
     def __init__(
-        self, run: Predictor, name: str, protocol: str = "adm", weights: str = "",
+        self, predictor: Predictor, name: str, protocol: str = "adm", weights: str = "",
         every_metric: bool = False,
     ):
         wanted = protocols.named(protocol).over(name)
@@ -61,18 +61,18 @@ class RunScorer:
                 spatial=False, inception_score="", precision_recall=False,
                 precision_images=0, kernel_distance=False,
             )
-        self._run, self._suite = run, Scorer(run.mesh, wanted, weights)
-        self.metric = self._suite.metric("fid")
+        self._predictor, self._scorer = predictor, Scorer(predictor.mesh, wanted, weights)
+        self.metric = self._scorer.metric("fid")
 
     def no_images(self) -> Statistics:
         """The statistics to start from."""
-        return self._suite.empty()
+        return self._scorer.empty()
 
     def add(
         self, moments: Statistics, batch: Mapping[str, jax.Array], images_BHWC: jax.Array
     ) -> Statistics:
         """The statistics with a batch's images, in [0, 1], added, but for those masked out."""
-        return self._suite.add(moments, images_BHWC, batch["mask"])
+        return self._scorer.add(moments, images_BHWC, batch["mask"])
 
     def reference(self, split: str, limit: int, path: str = "") -> Statistics:
         """The statistics of the real images of a split; limit 0 for all.
@@ -81,42 +81,42 @@ class RunScorer:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            size = self._run.protocol["size"]
-            return self._suite.load_reference(path, self._run.batch_size, (size, size))
-        origin = protocols.Reference(self._run.protocol.get("data", ""), self._split(split))
-        batches = self._run.batches(split, limit)
+            size = self._predictor.protocol["size"]
+            return self._scorer.load_reference(path, self._predictor.batch_size, (size, size))
+        origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
+        batches = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))
         if file and os.path.exists(file):
-            return self._suite.load_reference(file)
+            return self._scorer.load_reference(file)
         if file:
             log(f"Statistics of {origin.name} {origin.split}, for {file} …")
-        seen = self._suite.empty(reference=True)
-        for batch in map(self._run.put, batches):
+        seen = self._scorer.empty(reference=True)
+        for batch in map(self._predictor.put, batches):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
         seen = seen.settled().described(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
-            seen.save(file, self._suite.told(seen, seen))
+            seen.save(file, self._scorer.told(seen, seen))
         return seen
 
     def _split(self, split: str) -> str:
         """The data's name of "train" and "eval"."""
-        return self._run.protocol.get(f"{split}_split", split)
+        return self._predictor.protocol.get(f"{split}_split", split)
 
     def _file(self, origin: protocols.Reference, limit: int, num_batches: int) -> str:
         """Where a split's statistics are kept; "" where the run has no workdir."""
-        if not self._run.workdir:
+        if not self._predictor.workdir:
             return ""
-        facts = self._suite.facts() | {
+        facts = self._scorer.facts() | {
             "data": origin.name, "split": origin.split, "limit": limit,
-            "size": self._run.protocol.get("size"),
+            "size": self._predictor.protocol.get("size"),
             # Of a folder to which images were added: another number of batches.
-            "batches": [num_batches, self._run.batch_size],
+            "batches": [num_batches, self._predictor.batch_size],
         }
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        beside = os.path.dirname(os.path.abspath(self._run.workdir))
+        beside = os.path.dirname(os.path.abspath(self._predictor.workdir))
         return os.path.join(beside, "references", f"{facts['network']}_{key}.npz")
 
     def distance(
@@ -134,11 +134,11 @@ class RunScorer:
         """
         split = self._split(split)
         if reference.origin == protocols.Reference():
-            data = self._run.protocol.get("data", "")
+            data = self._predictor.protocol.get("data", "")
             reference = reference.settled().described(data, split=split)
         elif reference.origin.split != split:
             raise UserError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
-        values, told = self.measure(moments, reference, seed=self._run.seed)
+        values, told = self.measure(moments, reference, seed=self._predictor.seed)
         return values[self.metric], told
 
     def measure(
@@ -146,6 +146,6 @@ class RunScorer:
     ) -> tuple[dict[str, float], dict]:
         """({metric: value} of all that is measured, its protocol with these facts)."""
         samples, reference = samples.settled(), reference.settled()
-        told = self._suite.told(samples, reference, **facts)
-        return self._suite.measure(samples, reference), dict(told)
+        told = self._scorer.told(samples, reference, **facts)
+        return self._scorer.measure(samples, reference), dict(told)
 

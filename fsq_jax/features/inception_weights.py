@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 
 from fsq_jax.features import batch_norm
 from fsq_jax.features import inception as model
+from fsq_jax.features.network import Network
 from fsq_jax.features.resizing import METHODS
 from fsq_jax.formats import safetensors_file, torch_file
 from fsq_jax.runtime.user_error import UserError
@@ -53,13 +53,12 @@ def find_weights(path: str | Path | None = None) -> Path:
 def load(
     path: str | Path | None = None, *, resize: str = "tf1", scaling: str = "128",
     dtype: str = "float32",
-) -> tuple[Callable, dict, dict]:
-    """Returns (apply, variables, info) of the weights in a file, see `find_weights`.
+) -> Network:
+    """The network of the weights in a file, see `find_weights`.
 
-    `apply(variables, images)` gives `models.inception.Features` of images [B,H,W,3], uint8 or
-    float, from 0 to 255, of any size. `info` says which weights these are (the SHA-256 of the
-    arrays), how images are prepared, and in what precision; FIDs of different infos cannot be
-    compared. The name is "inception", or "inception-random" for the weights of `load_random`.
+    `apply(variables, images)` gives `features.inception.Features` of images [B,H,W,3], uint8 or
+    float, from 0 to 255, of any size. The name is "inception", or "inception-random" for the
+    weights of `load_random`; `details` say how images are prepared and in what precision.
 
     Args:
       path: .pth, .npz or .safetensors.
@@ -81,8 +80,8 @@ def load(
 
 def load_random(
     *, resize: str = "tf1", scaling: str = "128", dtype: str = "float32"
-) -> tuple[Callable, dict, dict]:
-    """Returns what `load` does with random weights, for tests and benchmarks: no FID."""
+) -> Network:
+    """What `load` gives, with random weights, for tests and benchmarks: no FID."""
     return _ready(random_state_dict(), resize, scaling, dtype)
 
 
@@ -99,11 +98,10 @@ def _ready(state, resize, scaling, dtype):
     def apply(variables, images_BHWC):
         return module.apply(variables, model.prepare(images_BHWC, resize, scaling))
 
-    return apply, variables, {
-        "name": RANDOM if digest == RANDOM_SHA256 else "inception",
-        "weights_sha256": digest, "resize": resize, "scaling": scaling, "dtype": dtype,
-        "features": model.POOL_FEATURES,
-    }
+    return Network(
+        apply, variables, RANDOM if digest == RANDOM_SHA256 else "inception", digest, resize,
+        model.POOL_FEATURES, {"scaling": scaling, "dtype": dtype},
+    )
 
 
 def convert(state: dict[str, np.ndarray]) -> tuple[model.Inception, dict]:

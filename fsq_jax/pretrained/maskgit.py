@@ -142,7 +142,7 @@ def tokenizer_config(
     """
     parameter_trees.expect(path, params, "maskgit_tokenizer")
     config = ml_collections.ConfigDict({
-        "stage": "tokenizer",
+        "stage": "maskgit_tokenizer",
         "model": _tokenizer_sizes(path, params) | {"num_groups": num_groups},
         "quantizer": {"name": "fsq", "levels": tuple(levels)},
     })
@@ -225,7 +225,7 @@ def transformer_config(
             f"{path}: {num_positions} positions are not a class and a square of tokens."
         )
     return ml_collections.ConfigDict({
-        "stage": "maskgit",
+        "stage": "maskgit_transformer",
         "model": {
             "width": width,
             "depth": sum(name.startswith("TransformerLayer_") for name in params),

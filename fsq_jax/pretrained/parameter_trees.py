@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from fsq_jax.formats import weights_file
 from fsq_jax.runtime.user_error import UserError
@@ -69,7 +70,7 @@ def check_shapes(path: str, model, params: PyTree, *inputs) -> None:
 
 def check_tree(path: str, params: PyTree, expected: PyTree) -> None:
     """Raises a UserError where names or shapes are not those of the tree that is `expected`."""
-    ours = {key: array.shape for key, array in _flatten(expected).items()}
+    ours = {key: array.shape for key, array in traverse_util.flatten_dict(expected, sep="/").items()}
     theirs = {key: array.shape for key, array in weights_file.flatten(params).items()}
     lacking, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     if lacking:
@@ -81,11 +82,6 @@ def check_tree(path: str, params: PyTree, expected: PyTree) -> None:
     for key, shape in ours.items():
         if theirs[key] != shape:
             raise UserError(f"{path}: {key} has shape {theirs[key]}, expected {shape}.")
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
 def _some(names) -> str:

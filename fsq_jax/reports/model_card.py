@@ -9,14 +9,14 @@ from fsq_jax.formats import weights_file
 from fsq_jax.pretrained import weights
 
 TITLES = {
-    "tokenizer": "Image tokenizer (MaskGIT stage I)",
-    "maskgit": "Masked transformer (MaskGIT stage II)",
+    "maskgit_tokenizer": "Image tokenizer (MaskGIT stage I)",
+    "maskgit_transformer": "Masked transformer (MaskGIT stage II)",
     "uvim_base": "Label autoencoder (UViM stage I)",
     "uvim_lm": "Language model of label codes (UViM stage II)",
 }
 READING = {
     "safetensors": "`model.safetensors` holds every array under its path, and the config, the "
-    "results and this card in its metadata. `python -m fsq_jax.evaluate --pretrained=FILE` and "
+    "results and this card in its metadata. `python -m fsq_jax.evaluate --workdir=FILE` and "
     "`--config.init_from=FILE` read it.",
     "msgpack": "`model.msgpack` is `{{\"params\": tree}}` as flax's `msgpack_restore` reads it, in "
     "the layout of MaskGIT's checkpoints. {unsaid}",
@@ -66,8 +66,8 @@ def facts(loaded: weights.Weights) -> dict[str, str]:
         known["quantizer"] = ", ".join(f"{k}={v}" for k, v in config.quantizer.to_dict().items())
     if config.get("num_classes"):
         known["classes"] = str(config.num_classes)
-    if config.stage == "maskgit":
-        known["tokenizer"] = f"`{config.tokenizer.fingerprint}`"
+    if "stage_1" in config:
+        known["stage I"] = f"`{config.stage_1.fingerprint}`"
     if config.get("init_from"):
         known["started from"] = str(config.init_from)
     return known
@@ -76,7 +76,7 @@ def facts(loaded: weights.Weights) -> dict[str, str]:
 def _unsaid(config) -> str:
     """What MaskGIT's layout has no place for, and a reader must be told."""
     unsaid = {}
-    if config.stage == "tokenizer":
+    if config.stage == "maskgit_tokenizer":
         unsaid = {"num_groups": config.model.num_groups}
         if config.quantizer.name == "fsq":
             unsaid["levels"] = tuple(config.quantizer.levels)

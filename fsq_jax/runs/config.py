@@ -1,7 +1,6 @@
 """Configs: resolved before a run starts, and changed by dotted keys."""
 
 import ast
-import difflib
 from collections.abc import Iterable, Mapping
 
 import ml_collections
@@ -10,7 +9,7 @@ from flax import traverse_util
 from fsq_jax import evaluators
 from fsq_jax.runs import data_checks
 from fsq_jax.runtime import sharding
-from fsq_jax.runtime.user_error import UserError
+from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,9 +39,7 @@ def override_config(config: ml_collections.ConfigDict, overrides: Mapping) -> No
     known = traverse_util.flatten_dict(config.to_dict(), sep=".")
     for name, value in overrides.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise UserError(f"The config has no {name!r}{hint}")
+            raise UserError(f"The config has no {name!r}{did_you_mean(name, known)}")
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError:
@@ -64,3 +61,9 @@ def parse_overrides(assignments: Iterable[str]) -> dict:
         except (ValueError, SyntaxError):
             overrides[name] = text
     return overrides
+
+
+def data_overrides(source: str, data_dir: str, size: int) -> dict:
+    """Overrides for what is given of the flags --data, --data_dir and --size."""
+    given = {"data.source": source, "data.data_dir": data_dir, "data.size": size}
+    return {name: value for name, value in given.items() if value}

@@ -26,7 +26,7 @@ def check_data(config) -> None:
     for split, least, purpose in _splits(config):
         name = inputs.split_name(config, split)
         if name not in opened or split == "eval":
-            opened[name] = inputs.eval_source(config, split)  # which looks at its records
+            opened[name] = inputs.eval_dataset(config, split)  # which looks at its records
         source, limit = opened[name], _limit(config, purpose, split)
         found = min(len(source), limit or len(source))
         if found < least:

@@ -18,7 +18,7 @@ from fsq_jax.runtime.user_error import UserError
 PyTree = Any
 
 # `frozen` stays out: these weights are saved already, in the run that they come from.
-_SAVED = ("step", "params", "opt_state", "ema_params", "model_state")
+_SAVED = ("step", "params", "opt_state", "ema_params", "model_state", "train_only")
 
 
 class Checkpoints:

@@ -114,8 +114,13 @@ def _header(file, path: str) -> tuple[tuple[int, ...], np.dtype]:
         shape, fortran, dtype = read(file)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: arr_0 is not an array that can be read ({error}).") from None
+    if fortran and len(shape) > 1:
+        raise UserError(
+            f"{path}: arr_0 is in Fortran's order, in which no image lies in one piece; save "
+            "np.ascontiguousarray of it."
+        )
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if not fits or fortran or not (dtype == np.uint8 or dtype.kind == "f"):
+    if not fits or not (dtype == np.uint8 or dtype.kind == "f"):
         raise UserError(
             f"{path}: arr_0 is {dtype} of shape {shape}; images are uint8, or floats in [0, 1], of "
             "shape [N,H,W,3], [N,H,W,1] or [N,H,W]."

@@ -2,19 +2,21 @@
 
 The same images get another FID from every tool: another resize, other rounding, another reference.
 `NAMED` holds what each tool does; a measurement fills in what it was run on, and what a result is
-recorded with is `told` of that.
+recorded with is `as_record` of that.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from flax import traverse_util
+
 from fsq_jax.runtime.user_error import UserError
 
 # What belongs to the thing that is measured, not to how: the model, its sampler and its seed, what
 # it was trained on, and the machine. Anything else has to agree for two numbers to be compared.
 OWN = frozenset({
-    "tokenizer", "base", "sampling", "seed", "train_split", "codebook_size", "level_histograms",
+    "stage_1", "sampling", "seed", "train_split", "codebook_size", "level_histograms",
     "device", "jax", "python", "samples",
 })
 
@@ -173,12 +175,7 @@ def check_comparable(metric: str, told_of: Mapping[str, Mapping[str, Any]]) -> N
             )
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested mappings; lists as JSON would give them back."""
-    leaves = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return leaves
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": value} of nested mappings; tuples as lists, which is how JSON gives them back."""
+    leaves = traverse_util.flatten_dict(dict(values), sep=".")
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in leaves.items()}

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsq_jax.features import efficientnet_weights, inception_weights, networks
+from fsq_jax.features import efficientnet, inception_weights
 from fsq_jax.features.inception import SPATIAL_FEATURES, to_uint8
+from fsq_jax.features.network import Network, load_features
 from fsq_jax.metrics import frechet, inception_score, kernel_distance, precision_recall
 from fsq_jax.runtime import sharding
 from fsq_jax.runtime.user_error import UserError
@@ -31,7 +32,7 @@ def check(network: str, weights: str = "") -> None:
     elif weights:
         raise UserError(f"{weights=} is for inception; {network} brings its own.")
     elif network == "efficientnet":
-        efficientnet_weights.find_weights()
+        efficientnet.find_weights()
 
 
 class Scorer:
@@ -48,16 +49,17 @@ class Scorer:
 
     def __init__(self, mesh: jax.sharding.Mesh, protocol: Protocol, weights: str = ""):
         check(protocol.network, weights)
-        apply_fn, variables, info = _load(protocol, weights)
+        network = _load(protocol, weights)
         # What a network calls its preparation: Inception's is the protocol's, others have one.
         self.protocol = protocol.replace(
-            weights_sha256=info["weights_sha256"], resize=info.get("resize") or info["input"]
+            weights_sha256=network.weights_sha256, resize=network.input
         )
-        self._mesh, self._variables = mesh, sharding.put(variables, sharding.replicated(mesh))
-        self._widths = {"pool": info["features"]}
+        self._mesh = mesh
+        self._variables = sharding.put(network.variables, sharding.replicated(mesh))
+        self._widths = {"pool": network.num_features}
         if protocol.spatial:
             self._widths["spatial"] = SPATIAL_FEATURES
-        self._apply = jax.jit(self._outputs(apply_fn))
+        self._apply = jax.jit(self._outputs(network.apply))
 
     def _outputs(self, apply_fn):
         protocol = self.protocol
@@ -204,9 +206,9 @@ class Scorer:
         ))
 
 
-def _load(protocol: Protocol, weights: str):
+def _load(protocol: Protocol, weights: str) -> Network:
     if protocol.network not in INCEPTION:
-        return networks.load_features(protocol.network)
+        return load_features(protocol.network)
     options = dict(resize=protocol.resize, scaling=protocol.scaling, dtype=protocol.dtype)
     if protocol.network == "inception-random":
         return inception_weights.load_random(**options)

@@ -27,9 +27,9 @@ def test_commands_name_configs_that_build(row, scale):
         assert file == module
         config = MODULES[file].get_config(argument)
         assert (config.task.name, config.data.source) == (row.task, "arrays:data/y")
-    assert config.base.workdir == f"runs/x/{row.name}_base"
-    assert config.base.quantizer.name == ("fsq" if "fsq" in row.variant else "vq_ema")
-    assert config.base.model.encoder_context == ("no_context" not in row.variant)
+    assert config.stage_1.workdir == f"runs/x/{row.name}_base"
+    assert config.stage_1.quantizer.name == ("fsq" if "fsq" in row.variant else "vq_ema")
+    assert config.stage_1.model.encoder_context == ("no_context" not in row.variant)
     assert samples[1][1] == "fsq_jax.sample" and samples[0].startswith(f"runs/x/{row.name}_lm/")
 
 

@@ -65,7 +65,7 @@ def test_other_numbers_of_classes_are_refused(tmp_path):
     config.num_classes = 30
     config.data.source = data  # as `evaluate --set=data.source=...` does
     with pytest.raises(UserError, match="has 1 classes .* num_classes is 30"):
-        inputs.eval_source(config, "eval")
+        inputs.eval_dataset(config, "eval")
 
 
 def test_held_out_sets_are_as_large_as_their_metrics_need(tmp_path):
