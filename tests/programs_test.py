@@ -200,7 +200,7 @@ def test_cache_holds_the_tokenizers_own_tokens(trained, cache, generator, tmp_pa
     assert (views[:, 0] != views[:, 1]).any() and (views[:, 1] != views[:, 2]).any()
     meta = json.loads(open(os.path.join(cache, "train", "meta.json")).read())
     assert (meta["views"], meta["codebook_size"], meta["num_classes"]) == (3, 15, 30)
-    assert meta["fingerprint"] == run.info["tokenizer"]
+    assert meta["fingerprint"] == run.facts.stage_1
 
 
 def on_cache(trained, cache, **changes):
@@ -249,9 +249,9 @@ def test_a_workdir_belongs_to_one_run(trained):
 
 def test_a_checkpoint_is_chosen_by_its_step(trained):
     assert runs.load(trained.transformer).step == 40
-    assert runs.load(trained.transformer, 20).step == 20
+    assert runs.load(trained.transformer, step=20).step == 20
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; there are \[20, 40\]."):
-        runs.load(trained.transformer, 7)
+        runs.load(trained.transformer, step=7)
 
 
 @pytest.fixture(scope="module")

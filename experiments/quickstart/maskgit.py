@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
-from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
@@ -24,9 +23,9 @@ from experiments.quickstart.runner import (
     write_report,
 )
 from fsq_jax import encode, runs, sample
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
-from fsq_jax.runs import inputs
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
@@ -178,8 +177,7 @@ def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure
     }
     for quantizer in transformers:
         run = runs.load(paths[f"{quantizer}_maskgit"])
-        config = run.config
-        class_names = inputs.open_split(config.data, "train").class_names
+        class_names = run.dataset("train").class_names
         labels_N = np.repeat(np.arange(len(class_names), dtype=np.int32), SAMPLES_OF_A_CLASS)
         pictures[f"{quantizer}_samples"] = figures.samples_figure(
             sample.sample(run, labels_N), labels_N, class_names

@@ -10,7 +10,6 @@ import time
 import ml_collections
 from matplotlib.figure import Figure
 
-from configs import uvim_base, uvim_lm
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
@@ -22,6 +21,7 @@ from experiments.quickstart.runner import (
     write_report,
 )
 from fsq_jax import runs, sample
+from fsq_jax.configs import uvim_base, uvim_lm
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
 from fsq_jax.runtime.progress import log
@@ -124,8 +124,7 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
         name = quantizer.upper()
         for title, part in (("true code", quantizer), ("image", f"{quantizer}_lm")):
             run = runs.load(paths[part])
-            config = run.config
-            panels = sample.predicted_labels(config, run, num=12)
+            panels = sample.predicted_labels(run, num=12)
             rows.setdefault("input", panels["input"])
             rows.setdefault("truth", panels["truth"])
             rows[f"{name}, {title}"] = panels["prediction"]

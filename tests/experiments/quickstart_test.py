@@ -5,10 +5,10 @@ import json
 import jax
 import pytest
 
-from configs import maskgit_tokenizer
 from experiments.quickstart import maskgit as quickstart
 from experiments.quickstart import runner, uvim
 from fsq_jax import describe, quantizers
+from fsq_jax.configs import maskgit_tokenizer
 from fsq_jax.runs import startup
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.frozen import make_stage
@@ -41,7 +41,7 @@ def test_transformer_config_builds():
     config.num_classes = 30
     stage = tiny.stage_of_shapes(config)
     state = jax.eval_shape(stage.init, jax.random.key(0), {})
-    assert state.params and stage.info["grid"] == 8
+    assert state.params and stage.facts.grid == 8
     assert config.optim.warmup_steps < config.steps
 
 

@@ -45,7 +45,7 @@ def started(config, path, workdir):
     shardings = sharding.state_shardings(shapes, sharding.make_mesh(), fsdp=config.fsdp)
     state = jax.jit(stage.init, out_shardings=shardings)(jax.random.key(0), batch)
     start = startup.initial_weights(config, str(workdir), shapes)
-    return state, start.put_over(state, shardings, str(workdir)), start
+    return state, start.apply_to(state, shardings, str(workdir)), start
 
 
 def test_fsq_in_the_place_of_vq(vq, tmp_path, capsys):

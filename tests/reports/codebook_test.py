@@ -53,10 +53,10 @@ def test_the_page_of_a_run(trained, tmp_path):
     own = load_stage_1(trained.tokenizer).fingerprint
     for name, tokenizer, bits in (("mg", own, 2.345), ("other", "0123456789abcdef", 3.456)):
         save_config(tmp_path / name, config)
-        result = {"value": bits, "protocol": {"tokenizer": tokenizer}, "step": 1}
+        result = {"value": bits, "protocol": {"stage_1": tokenizer}, "step": 1}
         save_results(str(tmp_path / name), {"compression/bits_per_token": result})
     assert codebook_page.bits_of_models(run) == {"mg": 2.345}
-    path = codebook_page.write(config, run)
+    path = codebook_page.write(run)
     assert path == str(tmp_path / "tokenizer" / "codebook" / "index.html")
     text = open(path).read()
     assert "15 (5 x 3)" in text and "2.345" in text and "3.456" not in text
