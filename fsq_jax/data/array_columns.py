@@ -95,8 +95,13 @@ def column(name: str, array: np.ndarray, path: pathlib.Path, num_classes: int) -
     """
     if array.ndim < 1 or not array.size:
         raise UserError(f"{path} is of shape {array.shape}, and holds no record.")
-    judge = {"image": _image, "label": _label, "depth": _depth, "segments": _segments,
-             "crowd": _crowd}[name]  # fmt: skip
+    judge = {
+        "image": _image,
+        "label": _label,
+        "depth": _depth,
+        "segments": _segments,
+        "crowd": _crowd,
+    }[name]
     return judge(array, str(path), num_classes)
 
 
@@ -175,5 +180,7 @@ def _segments(array: np.ndarray, path: str, num_classes: int) -> Column:
 def _crowd(array: np.ndarray, path: str, num_classes: int) -> Column:
     del num_classes
     if array.dtype.kind not in "iu" or array.ndim != 2:
-        raise _found(array, path, "integers [N,n], instances that are crowds, 0 where there are none")
+        raise _found(
+            array, path, "integers [N,n], instances that are crowds, 0 where there are none"
+        )
     return Column(path, "crowd")

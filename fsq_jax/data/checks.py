@@ -20,6 +20,7 @@ from fsq_jax.data.decode import RecordError
 from fsq_jax.runtime.user_error import UserError
 
 _SECONDS = 5.0  # that looking at records may take, once two have been seen
+_MOST_INSTANCES = 2**16 - 1  # tables are made that are as long: ids of files are to be numbered
 _BEYOND = 0.5  # share of known depths beyond the largest: above it, they are no metres
 
 
@@ -71,8 +72,9 @@ def check_dataset(source: Dataset, wanted: Wanted, least: int = 1, purpose: str 
     for record in sample.values():
         image = record.get("image")
         if image is not None and (image.dtype != np.uint8 or image.shape[2:] != (3,)):
-            raise UserError(f"{where} has images of {image.dtype} {image.shape}; expected uint8 "
-                            "[H,W,3].")  # fmt: skip
+            raise UserError(
+                f"{where} has images of {image.dtype} {image.shape}; expected uint8 [H,W,3]."
+            )
     if "depth" in wanted.features:
         _check_depths(where, sample, *wanted.depths)
     if "segments" in wanted.features:
@@ -92,8 +94,8 @@ def num_semantics(source: Dataset) -> int:
     names = source.meta.get("segment_names")
     if not names:
         raise UserError(
-            f"{_where(source)} does not say which classes its segments have (of arrays, meta.json's "
-            "segment_names and things do)."
+            f"{_where(source)} does not say which classes its segments have (of arrays, meta.json's"
+            " segment_names and things do)."
         )
     return len(names)
 
@@ -130,19 +132,22 @@ def check_record(
             )
         classes, instances = segments[..., 0], segments[..., 1]
         highest = num_segment_classes - 1 if num_segment_classes else np.iinfo(np.int32).max
-        if classes.min() < 0 or classes.max() > highest or instances.min() < 0:
+        low, high = instances.min(), instances.max()
+        if classes.min() < 0 or classes.max() > highest or low < 0 or high > _MOST_INSTANCES:
             raise RecordError(
                 f"{where} has segments of classes {classes.min()} to {classes.max()} and instances "
-                f"{instances.min()} to {instances.max()}; expected classes 0 (void) to {highest}, "
-                "and instances from 0 on."
+                f"{low} to {high}; expected classes 0 (void) to {highest}, and instances 0 to "
+                f"{_MOST_INSTANCES}."
             )
 
 
 def check_same_size(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> None:
     """UserError where two pictures [H,W,...] that belong together are not of one size."""
     if first.shape[:2] != second.shape[:2]:
-        sizes = [f"{name} is of {x.shape[0]} x {x.shape[1]} pixels"
-                 for name, x in zip(names, (first, second), strict=True)]  # fmt: skip
+        sizes = [
+            f"{name} is of {x.shape[0]} x {x.shape[1]} pixels"
+            for name, x in zip(names, (first, second), strict=True)
+        ]
         raise UserError(f"{' and '.join(sizes)} (height x width); expected the same size.")
 
 

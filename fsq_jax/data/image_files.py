@@ -36,7 +36,9 @@ def _walk(
     if key in above:
         raise UserError(f"{folder} is a link to a folder that holds it, {seen[key]}.")
     if key in seen:
-        raise UserError(f"{folder} and {seen[key]} are the same folder; its images would count twice.")
+        raise UserError(
+            f"{folder} and {seen[key]} are the same folder; its images would count twice."
+        )
     seen[key] = folder
     for entry in entries:
         if entry.name.startswith("."):

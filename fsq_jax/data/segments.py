@@ -1,7 +1,7 @@
 """Panoptic segments: int32 [H,W,2], a class (0: void) and an instance of each pixel.
 
 A segment is a pair of the two: stuff, such as floor, may have instance 0 everywhere, or ids of its
-own.
+own. Instances are small numbers: tables are made that are as long as the largest is.
 
 Legend: H, W height and width of a record, K ids of pairs.
 """
@@ -21,9 +21,6 @@ def canonical(segments: np.ndarray) -> np.ndarray:
     """
     height, width = segments.shape[:2]
     semantic, instance = segments[..., 0].ravel(), segments[..., 1].ravel()
-    if instance.max(initial=0) >= semantic.size:  # such as ids in base 256: tables would be as long
-        _, instance = np.unique(np.append(0, instance), return_inverse=True)
-        instance = instance[1:]
     base = int(instance.max(initial=0)) + 1
     pair = semantic * base + instance
     pixels_K = np.bincount(pair)

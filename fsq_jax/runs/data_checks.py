@@ -26,7 +26,7 @@ def check_data(config) -> None:
     for split, least, purpose in _splits(config):
         name = inputs.split_name(config, split)
         if name not in opened or split == "eval":
-            opened[name] = inputs.eval_source(config, split)  # which looks at its records
+            opened[name] = inputs.eval_dataset(config, split)  # which looks at its records
         source, limit = opened[name], _limit(config, purpose, split)
         found = min(len(source), limit or len(source))
         if found < least:
@@ -67,4 +67,3 @@ def _limit(config, purpose: str, split: str) -> int:
     arguments = config.evals.get(name, {})
     own = arguments.get("limit" if split == "eval" else "reference_limit", 0)
     return own or config.data.eval_limit
-

@@ -26,18 +26,31 @@ def folder(path, **arrays):
     return f"arrays:{path}"
 
 
-@pytest.mark.parametrize("image", [
-    PIXELS,
-    (PIXELS / 255).astype(np.float32),
-    (PIXELS / 255).astype(">f8"),
-    PIXELS.astype(np.float32),
-    PIXELS.astype(np.int64),
-    PIXELS.astype(np.uint16) * 257,
-    PIXELS.transpose(0, 3, 1, 2),
-    np.asfortranarray(PIXELS),
-    np.concatenate([PIXELS, PIXELS[..., :1]], -1),
-], ids=("uint8", "unit", "big-endian", "float255", "int64", "uint16", "channels first", "fortran",
-        "rgba"))  # fmt: skip
+@pytest.mark.parametrize(
+    "image",
+    [
+        PIXELS,
+        (PIXELS / 255).astype(np.float32),
+        (PIXELS / 255).astype(">f8"),
+        PIXELS.astype(np.float32),
+        PIXELS.astype(np.int64),
+        PIXELS.astype(np.uint16) * 257,
+        PIXELS.transpose(0, 3, 1, 2),
+        np.asfortranarray(PIXELS),
+        np.concatenate([PIXELS, PIXELS[..., :1]], -1),
+    ],
+    ids=(
+        "uint8",
+        "unit",
+        "big-endian",
+        "float255",
+        "int64",
+        "uint16",
+        "channels first",
+        "fortran",
+        "rgba",
+    ),
+)
 def test_images_of_any_layout_are_the_same_picture(tmp_path, image):
     record = open_dataset(folder(tmp_path, image=image), "train", 8)[7]
     np.testing.assert_array_equal(record["image"], PIXELS[7])
@@ -52,25 +65,40 @@ def test_grey_and_binary_images(tmp_path):
     np.testing.assert_array_equal(binary[..., 0], (PIXELS[3, ..., 0] > 99) * 255)
 
 
-@pytest.mark.parametrize("name, array, message", [
-    ("image", PIXELS.astype(np.float32) - 128, r"float32 of shape \(40, 6, 8, 3\).* from -128 to"),
-    ("image", PIXELS / np.nan, "nan"),
-    ("image", PIXELS.astype(np.uint16) * 16, "uint16 of shape .* to 4080; expected uint8"),
-    ("image", PIXELS.astype(np.int32) * 300, "int32 of shape"),
-    ("image", PIXELS.astype(complex), "complex128 of shape"),
-    ("image", PIXELS[..., None], "expected uint8"),
-    ("image", PIXELS[:0], "different lengths"),
-    ("label", np.arange(40) % 2 + 1, r"from 1 to 2 \(they count from 1: subtract 1\); expected 0 to"),
-    ("label", np.arange(40) % 2 + 998, "label.npy has labels from 998 to 999; expected 0 to 1"),
-    ("label", np.full(40, -1), "from -1 to -1"),
-    ("label", np.full(40, 2**40), "from 1099511627776"),
-    ("label", np.eye(40)[:, :2], r"float64 of shape \(40, 2\); expected integers"),
-    ("label", np.zeros(40), "float64 .* expected integers"),
-    ("depth", (METRES * 1000).astype(np.uint16), "uint16 of shape .* millimetres: divide by 1000"),
-    ("depth", METRES[..., None, None], "expected floats"),
-    ("segments", SEGMENTS.astype(np.float32), "float32 .* expected integers"),
-    ("segments", SEGMENTS[..., 0], r"\[N,H,W,2\], a class and an instance"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, array, message",
+    [
+        (
+            "image",
+            PIXELS.astype(np.float32) - 128,
+            r"float32 of shape \(40, 6, 8, 3\).* from -128 to",
+        ),
+        ("image", PIXELS / np.nan, "nan"),
+        ("image", PIXELS.astype(np.uint16) * 16, "uint16 of shape .* to 4080; expected uint8"),
+        ("image", PIXELS.astype(np.int32) * 300, "int32 of shape"),
+        ("image", PIXELS.astype(complex), "complex128 of shape"),
+        ("image", PIXELS[..., None], "expected uint8"),
+        ("image", PIXELS[:0], "different lengths"),
+        (
+            "label",
+            np.arange(40) % 2 + 1,
+            r"from 1 to 2 \(they count from 1: subtract 1\); expected 0 to",
+        ),
+        ("label", np.arange(40) % 2 + 998, "label.npy has labels from 998 to 999; expected 0 to 1"),
+        ("label", np.full(40, -1), "from -1 to -1"),
+        ("label", np.full(40, 2**40), "from 1099511627776"),
+        ("label", np.eye(40)[:, :2], r"float64 of shape \(40, 2\); expected integers"),
+        ("label", np.zeros(40), "float64 .* expected integers"),
+        (
+            "depth",
+            (METRES * 1000).astype(np.uint16),
+            "uint16 of shape .* millimetres: divide by 1000",
+        ),
+        ("depth", METRES[..., None, None], "expected floats"),
+        ("segments", SEGMENTS.astype(np.float32), "float32 .* expected integers"),
+        ("segments", SEGMENTS[..., 0], r"\[N,H,W,2\], a class and an instance"),
+    ],
+)
 def test_other_arrays_are_refused_with_what_was_found(tmp_path, name, array, message):
     with pytest.raises(UserError, match=message):
         open_dataset(folder(tmp_path, **{name: array}), "train", 8)
@@ -96,7 +124,9 @@ def test_segments_first_and_last_and_what_does_not_fit(tmp_path):
     wrong[3, 0, 0, 1] = 2**33
     np.save(tmp_path / "train" / "segments.npy", wrong)
     source = open_dataset(f"arrays:{tmp_path}", "train", 8)
-    with pytest.raises(RecordError, match="Record 3 of .*segments.npy .* to 8589934592; .* 2147483647"):
+    with pytest.raises(
+        RecordError, match="Record 3 of .*segments.npy .* to 8589934592; .* 2147483647"
+    ):
         source[3]
 
 

@@ -19,7 +19,8 @@ NAMES = {"segment_names": ["void", "wall", "box"], "things": [2]}
 def record(size=(6, 8), **features):
     """An image of 6 x 8 pixels, with depth in metres and segments of 3 classes."""
     return {
-        "image": RNG.integers(0, 256, (*size, 3), np.uint8), "label": 0,
+        "image": RNG.integers(0, 256, (*size, 3), np.uint8),
+        "label": 0,
         "depth": RNG.uniform(0.5, 9, size).astype(np.float32),
         "segments": RNG.integers(0, 3, (*size, 2)).astype(np.int32),
     } | features
@@ -40,28 +41,64 @@ def test_what_fits_passes():
     assert checks.num_semantics(toy([record()])) == 3
 
 
-@pytest.mark.parametrize("wanted, source, message", [
-    (Wanted(), toy([record(image=np.zeros((6, 8, 3)))]), r"images of float64 \(6, 8, 3\); expected"),
-    (Wanted(num_classes=3), toy([record()]), "toy train has 2 classes .* num_classes is 3;"),
-    (Wanted(num_classes=1), toy([record()]), "toy train has 2 classes .* num_classes is 1;"),
-    (DEPTH, toy([{"image": record()["image"], "label": 0}]), "Record 0 of toy .* no feature 'depth'"),
-    (DEPTH, toy([record(depth=record()["depth"] * 1000)]), "look like millimetres"),
-    (DEPTH, toy([record(depth=record()["depth"] + 9)]), "max_depth is 10 metres: .*% of the pixels"),
-    (DEPTH, toy([record(depth=record()["depth"] * 0)]), "float32, 0 to 0 in 1 records; expected"),
-    (DEPTH, toy([record(depth=record()["depth"] + np.inf)]), "NaN or infinity"),
-    (DEPTH, toy([record(depth=np.ones((6, 8), int))]), "depth of int64"),
-    (DEPTH, toy([record(depth=np.ones((3, 4), np.float32))]),
-     "Record 0 of toy train has depth of 3 x 4 and an image of 6 x 8 pixels"),
-    (DEPTH, toy([record(), record(depth=np.ones((8, 6), np.float32))]), "Record 1 .* depth of 8 x 6"),
-    (PANOPTIC, toy([record(segments=np.ones((3, 4, 2), int))]), "segments of 3 x 4 and an image"),
-    (PANOPTIC, toy([record(segments=np.full((6, 8, 2), 3))]), r"classes 3 to 3 .*0 \(void\) to 2"),
-    (PANOPTIC, toy([record(segments=np.full((6, 8, 2), -1))]), "instances -1 to -1; expected"),
-    (PANOPTIC, toy([record(segments=np.zeros((6, 8, 2), int))]), "Every pixel of 1 records"),
-    (PANOPTIC, toy([record(segments=np.ones((6, 8, 3), int))]), r"int64 \(6, 8, 3\); expected"),
-    (dataclasses.replace(PANOPTIC, num_semantics=4), toy([record()]), "of 3 classes.* is 4;"),
-    (PANOPTIC, toy([record()], {}), "does not say which classes its segments have"),
-    (PANOPTIC, toy([record()], {"segment_names": ["v", "x", "y"]}), "classes are things"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wanted, source, message",
+    [
+        (
+            Wanted(),
+            toy([record(image=np.zeros((6, 8, 3)))]),
+            r"images of float64 \(6, 8, 3\); expected",
+        ),
+        (Wanted(num_classes=3), toy([record()]), "toy train has 2 classes .* num_classes is 3;"),
+        (Wanted(num_classes=1), toy([record()]), "toy train has 2 classes .* num_classes is 1;"),
+        (
+            DEPTH,
+            toy([{"image": record()["image"], "label": 0}]),
+            "Record 0 of toy .* no feature 'depth'",
+        ),
+        (DEPTH, toy([record(depth=record()["depth"] * 1000)]), "look like millimetres"),
+        (
+            DEPTH,
+            toy([record(depth=record()["depth"] + 9)]),
+            "max_depth is 10 metres: .*% of the pixels",
+        ),
+        (
+            DEPTH,
+            toy([record(depth=record()["depth"] * 0)]),
+            "float32, 0 to 0 in 1 records; expected",
+        ),
+        (DEPTH, toy([record(depth=record()["depth"] + np.inf)]), "NaN or infinity"),
+        (DEPTH, toy([record(depth=np.ones((6, 8), int))]), "depth of int64"),
+        (
+            DEPTH,
+            toy([record(depth=np.ones((3, 4), np.float32))]),
+            "Record 0 of toy train has depth of 3 x 4 and an image of 6 x 8 pixels",
+        ),
+        (
+            DEPTH,
+            toy([record(), record(depth=np.ones((8, 6), np.float32))]),
+            "Record 1 .* depth of 8 x 6",
+        ),
+        (
+            PANOPTIC,
+            toy([record(segments=np.ones((3, 4, 2), int))]),
+            "segments of 3 x 4 and an image",
+        ),
+        (
+            PANOPTIC,
+            toy([record(segments=np.full((6, 8, 2), 3))]),
+            r"classes 3 to 3 .*0 \(void\) to 2",
+        ),
+        (PANOPTIC, toy([record(segments=np.array([1, 2**24]) * np.ones((6, 8, 1), int))]),
+         "instances 16777216 to 16777216; expected .* 0 to 65535"),
+        (PANOPTIC, toy([record(segments=np.full((6, 8, 2), -1))]), "instances -1 to -1; expected"),
+        (PANOPTIC, toy([record(segments=np.zeros((6, 8, 2), int))]), "Every pixel of 1 records"),
+        (PANOPTIC, toy([record(segments=np.ones((6, 8, 3), int))]), r"int64 \(6, 8, 3\); expected"),
+        (dataclasses.replace(PANOPTIC, num_semantics=4), toy([record()]), "of 3 classes.* is 4;"),
+        (PANOPTIC, toy([record()], {}), "does not say which classes its segments have"),
+        (PANOPTIC, toy([record()], {"segment_names": ["v", "x", "y"]}), "classes are things"),
+    ],
+)
 def test_what_does_not_fit_is_named(wanted, source, message):
     with pytest.raises(UserError, match=message):
         checks.check_dataset(source, wanted)
@@ -99,7 +136,9 @@ def test_a_depth_of_another_size_never_reaches_a_batch(kind, area):
 
 def test_pictures_that_belong_together():
     checks.check_same_size(np.zeros((4, 5, 3)), np.zeros((4, 5)), ("in.png", "mask.png"))
-    with pytest.raises(UserError, match="in.png is of 4 x 5 pixels and mask.png is of 5 x 4 pixels"):
+    with pytest.raises(
+        UserError, match="in.png is of 4 x 5 pixels and mask.png is of 5 x 4 pixels"
+    ):
         checks.check_same_size(np.zeros((4, 5, 3)), np.zeros((5, 4)), ("in.png", "mask.png"))
 
 

@@ -104,7 +104,8 @@ def encoded_tiff(image):
     RGB.astype(np.float32),
 ], ids=["uint16", "float32", "int32", "float255"])  # fmt: skip
 def test_measurements_are_no_pictures(measured):
-    with pytest.raises(decode.RecordError, match=r"^depth.tiff has pixels of \w+ from \S+ to \S+[,;]"):
+    message = r"^depth.tiff has pixels of \w+ from \S+ to \S+[,;]"
+    with pytest.raises(decode.RecordError, match=message):
         decode.decode_image(encoded_tiff(measured), "depth.tiff")
     if measured.dtype == np.uint16:
         with pytest.raises(decode.RecordError, match="uint16 from 500 to 9000, no picture"):

@@ -20,7 +20,9 @@ def test_classes_that_are_links_have_their_images(tmp_path):
     write(tmp_path / "elsewhere" / "cats" / "1.png", 9)
     write(tmp_path / "data" / "train" / "dog" / "2.png", 5)
     os.symlink(tmp_path / "elsewhere" / "cats", tmp_path / "data" / "train" / "cat")
-    os.symlink(tmp_path / "elsewhere" / "cats" / "1.png", tmp_path / "data" / "train" / "dog" / "3.png")
+    os.symlink(
+        tmp_path / "elsewhere" / "cats" / "1.png", tmp_path / "data" / "train" / "dog" / "3.png"
+    )
     source = open_dataset(f"folder:{tmp_path}/data", "train", 8)
     found = [(r["label"], int(r["image"][0, 0, 0])) for r in map(source.__getitem__, range(3))]
     assert source.class_names == ("cat", "dog") and found == [(0, 9), (1, 5), (1, 9)]

@@ -1,4 +1,4 @@
-"""A config whose data doesn't fit it is refused before training, and what it leaves open is found."""
+"""A config whose data doesn't fit it is refused before training; what it leaves open is found."""
 
 import json
 
@@ -45,7 +45,9 @@ def test_what_is_left_open_is_as_the_data_has_it(tmp_path):
     assert config.task.num_semantics == 0
     data_checks.check_data(config)
     assert config.task.num_semantics == 21
-    config = of(maskgit_transformer, f"scale=smoke,data={data}", **{"evals.generation.features": ""})
+    config = of(
+        maskgit_transformer, f"scale=smoke,data={data}", **{"evals.generation.features": ""}
+    )
     data_checks.check_data(config)
     assert config.num_classes == 1
 
@@ -63,7 +65,7 @@ def test_other_numbers_of_classes_are_refused(tmp_path):
     config.num_classes = 30
     config.data.source = data  # as `evaluate --set=data.source=...` does
     with pytest.raises(UserError, match="has 1 classes .* num_classes is 30"):
-        inputs.eval_source(config, "eval")
+        inputs.eval_dataset(config, "eval")
 
 
 def test_held_out_sets_are_as_large_as_their_metrics_need(tmp_path):
@@ -71,7 +73,9 @@ def test_held_out_sets_are_as_large_as_their_metrics_need(tmp_path):
     config = of(uvim_base, f"scale=smoke,task=colorization,data={data}")
     data_checks.check_data(config)
     config.evals.colorization.reference_split = "train[1:2]"
-    with pytest.raises(UserError, match=r"reference_split needs 2 .* of arrays.* train\[1:2\]; there are 1"):
+    with pytest.raises(
+        UserError, match=r"reference_split needs 2 .* of arrays.* train\[1:2\]; there are 1"
+    ):
         data_checks.check_data(config)
     config = of(maskgit_transformer, f"scale=smoke,data={data}")
     with pytest.raises(UserError, match="evals.generation.reference_split needs 4 images or more"):
@@ -83,7 +87,8 @@ def test_held_out_sets_are_as_large_as_their_metrics_need(tmp_path):
 
 def test_a_crop_of_evaluation_that_no_image_has(tmp_path):
     config = of(
-        uvim_base, f"scale=smoke,task=depth,data={arrays(tmp_path)}",
+        uvim_base,
+        f"scale=smoke,task=depth,data={arrays(tmp_path)}",
         **{"data.eval_crop": (0, 40, 0, 40)},
     )
     with pytest.raises(UserError, match="40.* leaves an image of 32 x 32"):
