@@ -30,6 +30,7 @@ from fsq_jax.data.open import open_dataset
 from fsq_jax.runtime.files import write_json
 
 _CLASSES = 10
+_REPEATED = 5
 _SHARDS = 2  # and row groups of 100, as `datasets` writes them
 
 
@@ -63,14 +64,17 @@ def write_wds(root: pathlib.Path, files: list[bytes]) -> str:
 
 
 def write_parquet(root: pathlib.Path, files: list[bytes], compression: str) -> str:
+    """A file of row groups of 100; a compressed one holds the images several times over, so that
+    the few row groups that are kept in memory are few of all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     root.mkdir()
+    files = files * (1 if compression == "none" else _REPEATED)
     images = [{"bytes": file, "path": f"{i}.jpg"} for i, file in enumerate(files)]
     table = pa.table({"image": images, "label": [i % _CLASSES for i in range(len(files))]})
     path = root / "train-00000-of-00001.parquet"
-    pq.write_table(table, path, row_group_size=100, compression=compression)
+    pq.write_table(table, path, row_group_size=100, compression=compression, use_dictionary=False)
     return f"parquet:{root}"
 
 
@@ -121,13 +125,15 @@ def measure(num_images: int, rounds: int, folder: pathlib.Path) -> dict:
     reads["decoding and cropping alone"] = lambda i: augment(
         {"image": decode.decode_image(files[i], "x"), "label": 0}, np.random.default_rng(i)
     )
-    orders = {"shuffled": np.random.default_rng(0).permutation(num_images)}
-    orders["in order"] = np.arange(num_images)
-    for order, indices in orders.items():
+    lengths = {name: num_images * (_REPEATED if "snappy" in name else 1) for name in reads}
+    for order in ("shuffled", "in order"):
         rates = {name: [] for name in reads}
         for _ in range(rounds):
             for name, read in reads.items():
-                rates[name].append(rate(read, indices))
+                indices = np.arange(lengths[name])
+                if order == "shuffled":
+                    indices = np.random.default_rng(0).permutation(indices)
+                rates[name].append(rate(read, indices[:num_images]))
         found[order] = {
             name: {kind: round(statistics.median(r[kind] for r in each), 1) for kind in each[0]}
             for name, each in rates.items()
