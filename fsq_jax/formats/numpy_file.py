@@ -115,7 +115,7 @@ def read_data(member, header: Header) -> np.ndarray:
     if array.dtype.kind == "U" and array.size:
         highest = np.ascontiguousarray(array).reshape(-1).view(np.uint32).max(initial=0)
         if highest > sys.maxunicode:  # of which Python can make no text
-            raise UserError(f"{member.path}: {member.name} has {highest:#x} in the place of a letter.")
+            raise UserError(f"{member.path}: {member.name} has {highest:#x} for a letter.")
     return array
 
 

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from fsq_jax.runtime import bounded, manifest
 from fsq_jax.runtime import checkpoint_checks as checks
+from fsq_jax.runtime import manifest
 from fsq_jax.runtime.best_checkpoint import Best
 from fsq_jax.runtime.checkpoint_checks import Damaged, OtherModel
 from fsq_jax.runtime.progress import log

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fsq_jax.data import decode
+from fsq_jax.data.image_files import list_images
 from fsq_jax.formats import numpy_file
 from fsq_jax.formats.archive import Archive
-from fsq_jax.data.image_files import list_images
 from fsq_jax.runtime.user_error import UserError
 
 _MAX_PIXELS = 1 << 28  # of one image

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import maskgit_tokenizer
+from fsq_jax.configs import maskgit_tokenizer
 from fsq_jax.data.open import open_dataset
 from fsq_jax.runs.config import override_config, parse_overrides
 from fsq_jax.runtime.user_error import UserError
@@ -17,7 +17,8 @@ from fsq_jax.sample import parse_labels
 
 PIECES = [
     ":", "train", "validation", "[", "]", "[:10%]", "[10%:]", "[-5:]", "[:", "+", "%", "-1", "0",
-    "9" * 30, "9" * 5000, "\u00b2", "\u0663", "\0", "\n", "~nobody", "/", "..", "a" * 300, "a" * 5000,
+    "9" * 30, "9" * 5000, "\u00b2", "\u0663", "\0", "\n", "~nobody", "/", "..", "a" * 300,
+    "a" * 5000,
     "\ud800", "{", "'", "\\", "=", " ", ",", "None", "True", "((", "()", "{[]:1}", "[" * 3000,
     "1e999", "0x", "1_0", "8-5", "mnist", "1.0.0", "*", "gs://x", "cat", "scale=smoke", "size=",
 ]
@@ -68,10 +69,8 @@ def test_names_of_tfds(tmp_path, text):
        value=TEXTS)  # fmt: skip
 def test_overrides(name, value):
     def override():
-        override_config(maskgit_tokenizer.get_config("scale=smoke"), parse_overrides([name + value]))
-        override_config(
-            maskgit_tokenizer.get_config("scale=smoke"), parse_overrides([f"{name}={value}"])
-        )
+        for text in (name + value, f"{name}={value}"):
+            override_config(maskgit_tokenizer.get_config("scale=smoke"), parse_overrides([text]))
 
     check(override)
 

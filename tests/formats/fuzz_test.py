@@ -1,4 +1,4 @@
-"""Files from strangers: hundreds of damaged ones, and those that are made to hang, crash or fill up.
+"""Files from strangers: hundreds of damaged ones, and some made to hang, crash or fill up.
 
 Each gets one sentence with its name, within two seconds and about twice its size of memory.
 """
@@ -166,7 +166,8 @@ HOSTILE = {  # name: (the file, its reader, what is said)
         safetensors(SIZES % b",".join([b"1"] * 99 + [b"2"])), weights, "safetensors",
     ),
     "a reference of a terabyte": (
-        zipped({"mu.npy": npy(shape=(2**40,)), "sigma.npy": npy()}), reference_file.load, "has 0 of",
+        zipped({"mu.npy": npy(shape=(2**40,)), "sigma.npy": npy()}), reference_file.load,
+        "and has 0",
     ),
     "an .npy of a terabyte": (npy(shape=(2**40,)), numpy_file.open_npy, "and has 0"),
     "an empty .npy": (b"", numpy_file.open_npy, "it is empty"),
@@ -279,12 +280,13 @@ def test_a_data_set_of_pipes_is_not_waited_for(tmp_path):
 
 
 def test_what_is_whole_is_read(tmp_path):
-    """The same helpers make files that are right: what is refused above is not the helpers' fault."""
+    """The functions above make files that are right, too: it isn't they that are refused."""
     (tmp_path / "x.pth").write_bytes(pth(("x", 3), ("y", 4)))
     assert {k: v.shape for k, v in torch_file.read(tmp_path / "x.pth").items()} == {
         "x": (3,), "y": (4,)
     }
-    (tmp_path / "x.npz").write_bytes(zipped({"a.npy": npy(data=np.arange(4, dtype="<f4").tobytes())}))
+    numbers = np.arange(4, dtype="<f4").tobytes()
+    (tmp_path / "x.npz").write_bytes(zipped({"a.npy": npy(data=numbers)}))
     np.testing.assert_array_equal(weights(tmp_path / "x.npz")["params"]["a"], np.arange(4))
     array = msgpack.packb(((2,), "float32", bytes(8)))
     tree = msgpack.packb({"params": {"a": msgpack.ExtType(1, array)}})

@@ -3,8 +3,8 @@
     python -m tests.formats.fuzzing SEED MUTANTS
 
 prints a JSON list of what should not have been: any exception but a `UserError`, more than two
-seconds of a processor, or more memory than twice the file and what small files may take anyway. It runs in a
-process of its own, whose memory is bounded, so that what kills it is noticed as well.
+seconds of a processor, or more memory than twice the file and what small files may take anyway.
+It runs in a process of its own, whose memory is bounded, so that what kills it is noticed as well.
 """
 
 import faulthandler

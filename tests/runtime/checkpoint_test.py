@@ -132,7 +132,8 @@ def test_a_checkpoint_without_the_number_is_never_the_best(tmp_path, mode, metri
 
 def files(folder) -> list[pathlib.Path]:
     """Those that hold a checkpoint's arrays and what it says of them."""
-    return sorted(p for name in ("state", "data") for p in (folder / name).rglob("*") if p.is_file())
+    inside = (p for name in ("state", "data") for p in (folder / name).rglob("*"))
+    return sorted(path for path in inside if path.is_file())
 
 
 def flip(path) -> None:
@@ -153,7 +154,8 @@ def test_any_damaged_file_is_named(run, tmp_path, damage):
         path = copy / path.relative_to(run)
         damage(path)
         name = path.relative_to(copy / "checkpoints" / "3")
-        with pytest.raises(UserError, match=rf"checkpoints/3 is damaged.*{name}.*of this run: \[2\]"):
+        message = rf"checkpoints/3 is damaged.*{name}.*of this run: \[2\]"
+        with pytest.raises(UserError, match=message):
             checkpoint.load_weights(str(copy))
         assert checkpoint.load_weights(str(copy), 2)[0] == 2
         if number % 5 == 0:  # a restore takes longer
@@ -221,7 +223,8 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(run, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    dict(shape=[2**40, 4]), dict(chunks=[2**40, 4]), dict(chunks=[16, 4]), dict(shape=[2**20, 2**20]),
+    dict(shape=[2**40, 4]), dict(shape=[2**20, 2**20]), dict(chunks=[2**40, 4]),
+    dict(chunks=[16, 4]),
 ])  # fmt: skip
 def test_absurd_shapes_are_refused_before_room_is_made(run, tmp_path, change):
     shutil.copytree(run, tmp_path / "run")
