@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from fsq_jax.formats import numpy_file, pickle_reader
+from fsq_jax.formats import hub, numpy_file, pickle_reader
 from fsq_jax.formats.archive import Archive, damaged
 from fsq_jax.formats.pickle_reader import Refused
 from fsq_jax.runtime import bounded
@@ -289,8 +289,8 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: there is no such file, or it cannot be read (see `read`).
     """
-    path = Path(path)
-    if not path.is_file() and not path.exists():
+    path = Path(hub.local_path(path))
+    if not path.exists():
         raise UserError(f"There is no file of weights at {path}.")
     if path.suffix != ".npz":
         return read(path)

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from fsq_jax.formats import msgpack_file, numpy_file
+from fsq_jax.formats import hub, msgpack_file, numpy_file
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
@@ -41,11 +41,14 @@ _RENAMED = {"Encoder": "encoder", "Decoder": "decoder"}
 def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
     """({"params": tree, collection: tree}, metadata) of a file; arrays are NumPy's.
 
+    Args:
+      path: of a file, or of one on the hub, see `hub.local_path`.
     metadata: what a safetensors file says of itself; {} for the other formats.
 
     Raises:
       UserError: there is no such file, or it is damaged or of another kind; says which.
     """
+    path = hub.local_path(path)
     if not os.path.exists(path) or os.path.isdir(path):
         kind = "a folder that holds no config.json" if os.path.isdir(path) else "not a file"
         raise UserError(f"{path} is {kind}; expected {EXPECTED}, or the workdir of a run.")
