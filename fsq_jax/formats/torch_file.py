@@ -10,118 +10,20 @@ import math
 import mmap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from fsq_jax.formats import hub, numpy_file, pickle_reader
 from fsq_jax.formats.archive import Archive, damaged
 from fsq_jax.formats.pickle_reader import Refused
+from fsq_jax.formats.torch_pickle import Pickles, Storage, Tensor
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_DIMS = 32
 _SHARED = 4  # times that the numbers of a storage may be seen, through tensors that share them
-_DTYPES = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-
-
-_StorageType = NamedTuple("_StorageType", [("dtype", Any)])
-
-
-class _Storage(NamedTuple):
-    key: str
-    dtype: np.dtype
-    size: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-
-class _Tensor(NamedTuple):
-    """A tensor as the pickle describes it: a view of a storage whose bytes come later."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
-    if not isinstance(storage, _Storage) or len(shape) > _MAX_DIMS:
-        raise ValueError("a tensor without a storage, or of too many dimensions")
-    shape, strides = tuple(shape), tuple(strides)
-    if not all(type(n) is int for n in (offset, *shape, *strides)) or len(shape) != len(strides):
-        raise ValueError("a tensor whose shape is not of integers")
-    return _Tensor(storage, offset, shape, strides)
-
-
-def _rebuild_parameter(tensor, *_) -> _Tensor:
-    if not isinstance(tensor, _Tensor):
-        raise ValueError("a parameter that is no tensor")
-    return tensor
-
-
-def _ordered_dict(pairs=()) -> dict:
-    """What collections.OrderedDict makes; Python 2 wrote the pairs as its argument."""
-    items = {}
-    for pair in pairs:
-        pickle_reader.set_items(items, list(pair))
-    if isinstance(pairs, list):
-        pairs.clear()  # a list that is used 100,000 times would be copied as often
-    return items
-
-
-_GLOBALS = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
-} | {f"torch.{name}": _StorageType(np.dtype(dtype)) for name, dtype in _DTYPES.items()}
-
-
-class _Pickles:
-    """Reads the pickles of a file, and keeps the storages that they mention."""
-
-    def __init__(self):
-        self.storages = {}
-
-    def load(self, file) -> Any:
-        return pickle_reader.Machine(self._find, self._storage).run(file)
-
-    def _find(self, name: str) -> Any:
-        if name not in _GLOBALS:
-            raise Refused(
-                f"it asks for the Python object {name}, and only tensors and plain containers are "
-                "read. Save the state_dict alone."
-            )
-        return _GLOBALS[name]
-
-    def _storage(self, pid) -> _Storage:
-        kind, storage_type, key, _, size = pid[:5]
-        if kind != "storage" or (len(pid) > 5 and pid[5] is not None):
-            kind = repr(kind)[:40] if isinstance(kind, str) else type(kind).__name__
-            raise Refused(f"it stores a {kind} in a way that torch no longer writes.")
-        if type(key) not in (str, int) or type(size) is not int or size < 0:
-            raise ValueError("a storage without a name or a size")
-        storage = _Storage(str(key), storage_type.dtype, size)
-        if self.storages.setdefault(storage.key, storage) != storage:
-            raise ValueError("two storages of one name")
-        return storage
 
 
 def _read_zip(path: Path) -> dict[str, np.ndarray]:
@@ -134,10 +36,10 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
         order = archive.read(root + "byteorder") if root + "byteorder" in names else b"little"
         if order not in (b"little", b"big"):
             raise Refused(f"its byte order is {order[:20]!r}; expected 'little' or 'big'.")
-        pickles = _Pickles()
+        pickles = Pickles()
         loaded = pickles.load(io.BytesIO(archive.read(root + "data.pkl")))
 
-        def array(storage: _Storage) -> np.ndarray:
+        def array(storage: Storage) -> np.ndarray:
             name = f"{root}data/{storage.key}"
             if archive.size(name) != storage.num_bytes:
                 raise ValueError(
@@ -159,22 +61,22 @@ def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            magic = _Pickles().load(data)
+            magic = Pickles().load(data)
         except pickle_reader.DAMAGE:
             magic = None
         if type(magic) is not int or magic != _LEGACY_MAGIC:
             raise Refused("it does not begin as a file of torch.save does.")
-        protocol, system = (_Pickles().load(data) for _ in range(2))
+        protocol, system = (Pickles().load(data) for _ in range(2))
         if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
             found = str(protocol)[:40] if type(protocol) is int else type(protocol).__name__
             raise Refused(f"its protocol is {found}, not {_LEGACY_PROTOCOL}.")
         little = system["little_endian"]
         if not isinstance(little, bool):
             raise Refused("it does not say its byte order by true or false.")
-        pickles = _Pickles()
+        pickles = Pickles()
         loaded = pickles.load(data)
         places = {}
-        for key in _Pickles().load(data):
+        for key in Pickles().load(data):
             storage = pickles.storages[str(key)]
             size = int.from_bytes(data.read(8), "little" if little else "big")
             if size != storage.size or data.tell() + storage.num_bytes > len(data):
@@ -182,7 +84,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
             places[storage.key] = data.tell()
             data.seek(storage.num_bytes, io.SEEK_CUR)
 
-        def array(storage: _Storage) -> np.ndarray:
+        def array(storage: Storage) -> np.ndarray:
             data.seek(places[storage.key])
 
             def fill(buffer):
@@ -193,7 +95,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
         return _materialised(_tensors(loaded), array)
 
 
-def _from_bytes(fill: Callable, storage: _Storage, little_endian: bool) -> np.ndarray:
+def _from_bytes(fill: Callable, storage: Storage, little_endian: bool) -> np.ndarray:
     """The flat array of a storage, whose bytes `fill` puts into a buffer."""
     data = np.empty(storage.num_bytes, np.uint8)
     if data.size:
@@ -203,20 +105,20 @@ def _from_bytes(fill: Callable, storage: _Storage, little_endian: bool) -> np.nd
     return data.view(storage.dtype)
 
 
-def _tensors(loaded: Any) -> dict[str, _Tensor]:
+def _tensors(loaded: Any) -> dict[str, Tensor]:
     """{name: tensor} of what was saved, or of its entry "state_dict"."""
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     entries = loaded.items() if isinstance(loaded, dict) else ()
-    tensors = {str(k): v for k, v in entries if isinstance(v, _Tensor)}
+    tensors = {str(k): v for k, v in entries if isinstance(v, Tensor)}
     if not tensors:
         raise Refused("it holds no tensors by name; save a state_dict.")
     return tensors
 
 
-def _materialised(tensors: dict[str, _Tensor], array: Callable) -> dict[str, np.ndarray]:
+def _materialised(tensors: dict[str, Tensor], array: Callable) -> dict[str, np.ndarray]:
     """{name: array}; each storage is read once, and held no longer than its tensors need it."""
-    named: dict[_Storage, list[str]] = {}
+    named: dict[Storage, list[str]] = {}
     for name, tensor in tensors.items():
         named.setdefault(tensor.storage, []).append(name)
     total = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
@@ -235,7 +137,7 @@ def _materialised(tensors: dict[str, _Tensor], array: Callable) -> dict[str, np.
     return {name: arrays[name] for name in tensors}
 
 
-def _check_view(name: str, tensor: _Tensor) -> None:
+def _check_view(name: str, tensor: Tensor) -> None:
     """Raises `Refused` for a tensor that is not inside its storage."""
     available = tensor.storage.size
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
@@ -247,7 +149,7 @@ def _check_view(name: str, tensor: _Tensor) -> None:
         raise Refused(f"tensor {name} reaches outside its storage of {available} elements.")
 
 
-def _view(tensor: _Tensor, flat: np.ndarray) -> np.ndarray:
+def _view(tensor: Tensor, flat: np.ndarray) -> np.ndarray:
     """The array of a tensor: all of its storage as it is, where it is so, or a copy."""
     if not math.prod(tensor.shape):
         return np.zeros(tensor.shape, flat.dtype)
