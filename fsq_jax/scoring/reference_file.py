@@ -15,7 +15,7 @@ from fsq_jax.scoring.accumulator import _SUFFIX, Statistics
 from fsq_jax.scoring.protocols import Reference
 
 # What `Statistics.save` writes as the protocol, see `bounded.read_json`.
-_TOLD = {
+_RECORD = {
     "reference": {
         "name?": str, "split?": str, "num_images?": int, "sha256?": str, "subset?": str,
     },
@@ -31,13 +31,13 @@ class Saved:
 
     Attributes:
       statistics: the moments; kept rows only where the file has features.
-      told: its `protocol`; {} where it has none, as ADM's files.
+      record: its `protocol`; {} where it has none, as ADM's files.
       has_images: whether there is an `arr_0`.
       size: height and width of its images, where they are known.
     """
 
     statistics: Statistics
-    told: Mapping
+    record: Mapping
     has_images: bool
     size: tuple[int, int] | None = None
 
@@ -58,7 +58,7 @@ def load(path: str | os.PathLike) -> Saved:
     suffixes = {name: suffix for name, suffix in _SUFFIX.items() if f"mu{suffix}" in has}
     wanted |= {f"{part}{suffix}" for part in ("mu", "sigma") for suffix in suffixes.values()}
     arrays = numpy_file.read_npz(path, sorted(wanted))
-    told = _told(path, arrays.get("protocol"))
+    record = _record(path, arrays.get("protocol"))
     # A file of ADM's doesn't say of how many images it is; two rows of this scatter have its
     # covariance.
     count = _count(path, arrays["count"]) if "count" in arrays else 2
@@ -69,11 +69,11 @@ def load(path: str | os.PathLike) -> Saved:
     kept = {}
     if "features" in arrays:
         kept["pool"] = (_features(path, arrays["features"], len(moments["pool"].mean)),)
-    if told:
+    if record:
         known = {field.name for field in dataclasses.fields(Reference)}
-        if strange := sorted(told["reference"].keys() - known):
+        if strange := sorted(record["reference"].keys() - known):
             raise UserError(f"{path}: the protocol's reference has {strange[:4]}, which none has.")
-        origin = Reference(**told["reference"])
+        origin = Reference(**record["reference"])
     else:
         origin = Reference(
             os.path.basename(path), "", count if "count" in has else 0, sha256(path), "arr_0"
@@ -83,9 +83,9 @@ def load(path: str | os.PathLike) -> Saved:
     if has_images:
         images = image_sets.open_images(str(path))
         size = images.height, images.width
-    elif "size" in told:
-        size = told["size"], told["size"]
-    return Saved(Statistics(moments, keep, kept, (), origin), told, has_images, size)
+    elif "size" in record:
+        size = record["size"], record["size"]
+    return Saved(Statistics(moments, keep, kept, (), origin), record, has_images, size)
 
 
 def names(path: str | os.PathLike) -> set[str]:
@@ -102,7 +102,7 @@ def sha256(path: str | os.PathLike) -> str:
     return manifest.sha256(path)
 
 
-def _told(path, protocol: np.ndarray | None) -> Mapping:
+def _record(path, protocol: np.ndarray | None) -> Mapping:
     """How a reference was measured; {} where the file doesn't say."""
     if protocol is None:
         return {}
@@ -111,8 +111,8 @@ def _told(path, protocol: np.ndarray | None) -> Mapping:
             f"{path}: its protocol is {protocol.dtype} of shape {protocol.shape}; expected a text."
         )
     where = f"{path}: its protocol"
-    told = bounded.parse_json(str(protocol), where, {})
-    return bounded.parse_json(str(protocol), where, _TOLD) if told else {}
+    record = bounded.parse_json(str(protocol), where, {})
+    return bounded.parse_json(str(protocol), where, _RECORD) if record else {}
 
 
 def _count(path, count: np.ndarray) -> int:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fsq_jax.configs import maskgit_tokenizer
+from configs import maskgit_tokenizer
 from fsq_jax.data.open import open_dataset
 from fsq_jax.runs.config import override_config, parse_overrides
 from fsq_jax.runtime.user_error import UserError
