@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fsq_jax.configs import maskgit_transformer, uvim_base
+from configs import maskgit_transformer, uvim_base
 from fsq_jax.runs import data_checks, inputs
 from fsq_jax.runtime.user_error import UserError
 
