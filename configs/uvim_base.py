@@ -88,6 +88,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.data = data(args)
     config.update(SCALES[scale](args["task"]))
     config.accumulate = 1  # microbatches of an update
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = BEST[args["task"]]
     return config

@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from fsq_jax import evaluators
 from fsq_jax.runs import data_checks
-from fsq_jax.runtime import sharding
+from fsq_jax.runtime import sharding, wandb_writer
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -28,6 +28,7 @@ def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
     evaluators.check(config.evals)
+    wandb_writer.check(config.get("wandb", {}))
     sharding.check_batch_size(config.batch_size, config.accumulate)
     sharding.check_batch_size(config.eval_batch_size, name="eval_batch_size")
     data_checks.check_data(config)
