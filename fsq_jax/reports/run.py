@@ -7,7 +7,7 @@ by copying one file.
 import glob
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from matplotlib import ticker
 from matplotlib.figure import Figure
@@ -65,19 +65,14 @@ def results(workdir: str) -> list[str | html.Table]:
     if not load_results(workdir):
         return ["Nothing was evaluated yet."]
     steps = {metric: str(result["step"]) for metric, result in load_results(workdir).items()}
-    table = comparison.comparison_table({"value": workdir}, list(ordered(steps)))
-    rows = [(*row, steps[metric]) for row, metric in zip(table.rows, ordered(steps), strict=True)]
+    ordered = comparison.ordered(steps)
+    table = comparison.comparison_table({"value": workdir}, ordered)
+    rows = [(*row, steps[metric]) for row, metric in zip(table.rows, ordered, strict=True)]
     measured = comparison.protocol_table({"value": workdir})
     return [
         html.Table(("", "value", "step"), rows),
         html.Table(("metrics", "protocol"), [(row[0], row[2]) for row in measured.rows]),
     ]
-
-
-def ordered(metrics: Sequence[str]) -> list[str]:
-    """Metrics in the order of tables: those with a title first."""
-    known = [metric for metric in comparison.METRICS if metric in metrics]
-    return known + sorted(set(metrics) - set(known))
 
 
 def curves(workdirs: Mapping[str, str]) -> list[str | Figure]:

@@ -3,8 +3,8 @@
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import plan
-from experiments.plan import Run
+from fsq_jax.launcher import plan
+from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_config, save_results
 
