@@ -100,6 +100,12 @@ def _at_end(path: str) -> bool:
     return bool(steps) and steps[-1] == load_config(path).steps
 
 
+def finished(path: str) -> bool:
+    """Whether a training run is at its last step, and evaluated there if its config asks for it."""
+    config = load_config(path)
+    return _at_end(path) and (not config.evals or is_evaluated(path, config.steps))
+
+
 def merged(runs: Iterable[Run]) -> list[Run]:
     """The runs of several experiments, each once, in the order in which they are begun.
 
