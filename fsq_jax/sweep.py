@@ -51,8 +51,9 @@ def points(grid: Sequence[str]) -> list[dict[str, str]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def plan_runs(config: str, grid: Sequence[str], seeds: int, workdir: str,
-              changes: Sequence[str] = ()) -> list[Run]:
+def plan_runs(
+    config: str, grid: Sequence[str], seeds: int, workdir: str, changes: Sequence[str] = ()
+) -> list[Run]:
     """One run for each point of the grid and each seed.
 
     Args:
@@ -76,9 +77,13 @@ def plan_runs(config: str, grid: Sequence[str], seeds: int, workdir: str,
         for seed in range(seeds):
             name = folder_name(point | {"seed": str(seed)})
             command = (
-                "-m", "fsq_jax.train", f"--config={text}",
-                f"--workdir={os.path.join(workdir, name)}", f"--config.seed={seed}",
-                *(f"--config.{key}={value}" for key, value in values.items()), *changes,
+                "-m",
+                "fsq_jax.train",
+                f"--config={text}",
+                f"--workdir={os.path.join(workdir, name)}",
+                f"--config.seed={seed}",
+                *(f"--config.{key}={value}" for key, value in values.items()),
+                *changes,
             )
             runs.append(Run(name, ((plan.RESULTS, command),), point | {"seed": seed}))
     return runs
@@ -97,7 +102,7 @@ def check(text: str, values: Mapping[str, str]) -> None:
 
 
 def folder_name(point: Mapping[str, str]) -> str:
-    """"levels=8-5-5-5,seed=0"; what a path can't hold becomes a dash."""
+    """ "levels=8-5-5-5,seed=0"; what a path can't hold becomes a dash."""
     shown = (f"{name.rpartition('.')[2]}={value}" for name, value in point.items())
     return re.sub(r"[^\w.,=+-]+", "-", ",".join(shown))
 
@@ -108,24 +113,39 @@ def table(workdir: str, runs: Sequence[Run]) -> html.Table:
     Raises:
       UserError: with the keys that differ, where a metric was measured in two ways.
     """
-    results = {run.name: load_results(plan.folder(workdir, run)) for run in runs
-               if plan.recorded(workdir, run)}
+    results = {
+        run.name: load_results(plan.folder(workdir, run))
+        for run in runs
+        if plan.recorded(workdir, run)
+    }
     found = dict.fromkeys(metric for result in results.values() for metric in result)
     metrics = comparison.ordered(found)
     for metric in metrics:
-        protocols.check_comparable(metric, {
-            name: result[metric]["protocol"] for name, result in results.items() if metric in result
-        })
+        protocols.check_comparable(
+            metric,
+            {
+                name: result[metric]["protocol"]
+                for name, result in results.items()
+                if metric in result
+            },
+        )
     rows = {}
     for run in runs:
         point = tuple(str(value) for name, value in run.facts.items() if name != "seed")
         rows.setdefault(point, []).append(results.get(run.name, {}))
     names = [name for name in runs[0].facts if name != "seed"]
     header = (*names, *(comparison.METRICS.get(m, (m, ""))[0] for m in metrics), "seeds")
-    return html.Table(header, [
-        (*point, *(_cell(metric, of_seeds) for metric in metrics), str(sum(map(bool, of_seeds))))
-        for point, of_seeds in rows.items()
-    ])
+    return html.Table(
+        header,
+        [
+            (
+                *point,
+                *(_cell(metric, of_seeds) for metric in metrics),
+                str(sum(map(bool, of_seeds))),
+            )
+            for point, of_seeds in rows.items()
+        ],
+    )
 
 
 def _cell(metric: str, results: Sequence[Mapping]) -> str:

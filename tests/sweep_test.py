@@ -19,19 +19,24 @@ def test_a_run_for_each_point_and_seed():
     assert file == plan.RESULTS
     assert command[2].endswith("maskgit_tokenizer.py:scale=smoke,levels=8-6-5")
     assert command[3:] == (
-        "--workdir=W/levels=8-6-5,learning_rate=1e-3,seed=1", "--config.seed=1",
-        "--config.optim.learning_rate=1e-3", "--config.steps=3",
+        "--workdir=W/levels=8-6-5,learning_rate=1e-3,seed=1",
+        "--config.seed=1",
+        "--config.optim.learning_rate=1e-3",
+        "--config.steps=3",
     )
     assert sweep.folder_name({"data": "folder:/a/b c"}) == "data=folder-a-b-c"
 
 
-@pytest.mark.parametrize("grid, message", [
-    (["levels"], "is not NAME=VALUE,VALUE"),
-    (["levels=4-3", "levels=5-3"], "of a name for itself"),
-    (["level=4-3"], "'level' is unknown; did you mean 'levels'"),
-    (["levels=1-3"], "levels"),
-    (["config.optim.learning_rat=1"], "no 'optim.learning_rat'; did you mean"),
-])
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        (["levels"], "is not NAME=VALUE,VALUE"),
+        (["levels=4-3", "levels=5-3"], "of a name for itself"),
+        (["level=4-3"], "'level' is unknown; did you mean 'levels'"),
+        (["levels=1-3"], "levels"),
+        (["config.optim.learning_rat=1"], "no 'optim.learning_rat'; did you mean"),
+    ],
+)
 def test_mistakes_are_found_before_anything_runs(grid, message):
     with pytest.raises(ValueError, match=message):
         sweep.plan_runs(CONFIG, grid, 1, "W")

@@ -41,13 +41,16 @@ def page(workdir: str) -> str:
     config = load_config(workdir)
     name = os.path.basename(os.path.abspath(workdir))
     values = sorted((key, str(value)) for key, value in protocols.flat(config.to_dict()).items())
-    return html.page(f"{name}: {config.stage}", {
-        "In short": [progress(workdir, config)],
-        "Results": results(workdir),
-        "Curves": curves({name: workdir}),
-        **previews(workdir),
-        "Config": [html.Table(("key", "value"), values)],
-    })
+    return html.page(
+        f"{name}: {config.stage}",
+        {
+            "In short": [progress(workdir, config)],
+            "Results": results(workdir),
+            "Curves": curves({name: workdir}),
+            **previews(workdir),
+            "Config": [html.Table(("key", "value"), values)],
+        },
+    )
 
 
 def progress(workdir: str, config) -> str:
@@ -111,8 +114,9 @@ def previews(workdir: str) -> dict[str, list[str | bytes]]:
     sections = {}
     for kind, pictures in found.items():
         parts = []
-        for i in sorted({round(n * (len(pictures) - 1) / max(1, _PREVIEWS - 1))
-                         for n in range(_PREVIEWS)}):
+        for i in sorted(
+            {round(n * (len(pictures) - 1) / max(1, _PREVIEWS - 1)) for n in range(_PREVIEWS)}
+        ):
             step, path = pictures[i]
             parts += [f"Step {step}", _thumbnail(path)]
         sections[f"Previews: {kind}"] = parts
