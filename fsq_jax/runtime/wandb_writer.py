@@ -54,7 +54,11 @@ class WandbWriter:
         name = section["name"] or os.path.basename(os.path.abspath(workdir))
         try:
             self._run = wandb.init(
-                **known, name=name, dir=workdir, config=dict(config), resume="allow",
+                **known,
+                name=name,
+                dir=workdir,
+                config=dict(config),
+                resume="allow",
                 settings=wandb.Settings(silent=True),
             )
         except wandb.Error as error:
