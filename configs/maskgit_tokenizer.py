@@ -10,7 +10,8 @@ Arguments, after the colon, separated by commas:
   quantizer=fsq|vq|vq_ema   FSQ, MaskGIT's VQ, UViM's VQ
   levels=8-5-5-5            FSQ's levels; default by scale
   codebook_size=1024        of the VQs, by default 1024
-  data=tfds:imagenet2012    or scenes, folder:PATH; default by scale
+  data=tfds:imagenet2012    or scenes, folder:PATH, wds:PATTERN, parquet:PATTERN, hf:NAME,
+                            arrays:PATH, see fsq_jax/data/open.py; default by scale
   data_dir=PATH             where TFDS keeps its data sets
   dtype=float32|bfloat16    what activations are computed in; default by scale
   reference=PATH            .npz of the real images' statistics, for FID; the paper's are ADM's
