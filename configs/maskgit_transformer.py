@@ -61,7 +61,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     if scale == "paper":
         if config.data.source == "tfds:imagenet2012":
             config.num_classes = 1000  # known without the data at hand
-        config.sampling.guidance = -1.0
+        config.sampling["guidance"] = -1.0
     config.evals.generation.reference = args["reference"]
     config.accumulate = 1
     # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.

@@ -22,6 +22,8 @@ depth RMSE 0.238 and 0.246 m, PQ 92.6 and 90.9, colour PSNR 31.87 and 30.98 dB.
 scale=paper: not run.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import arguments
@@ -49,7 +51,7 @@ DEFAULTS = {
     "smoke": dict(size=32, data="scenes", dtype="float32", levels=(8, 6, 5), codebook_size=240),
 }
 # Section C.4 of UViM's recipe: training set, its size, epochs, learning rate, weight decay.
-PAPER = {
+PAPER: dict[str, dict[str, Any]] = {
     "depth": dict(
         data="tfds:nyu_depth_v2", train_split="train", eval_split="validation",
         num_records=47_584, epochs=200, learning_rate=1e-3, weight_decay=1e-5,

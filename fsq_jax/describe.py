@@ -108,7 +108,7 @@ def training_flops(config, batch) -> float:
     state = startup.abstract_state(plain, stage, batch).replace(frozen=stage.frozen)
     key = jax.eval_shape(lambda: jax.random.key(plain.seed))
     costs = jax.jit(stage.update).lower(state, batch, key).cost_analysis()
-    return float(costs["flops"])
+    return float((costs or {})["flops"])
 
 
 def with_classes(config):

@@ -52,7 +52,7 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     dataset = inputs.eval_dataset(config, "train")
     augment, plain = inputs.transforms_of(config)
 
-    tokens_NVL, labels_N = [], None
+    tokens_NVL, labels_N = [], np.empty(0, np.int32)
     for view in range(views):
         transform = token_cache.view(augment, plain, config.seed, view, views)
         batches = inputs.every_record(config, dataset, transform)

@@ -19,6 +19,7 @@ README.md, which says what each file's SHA-256 is, and, by --format:
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,10 +138,12 @@ def _tokenizer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable, o
     side = size // model.downsampling
 
     def encode(images_BHWC):
-        return model.apply(loaded.variables, images_BHWC, method="encode").indices
+        quantized: Any = model.apply(loaded.variables, images_BHWC, method="encode")
+        return quantized.indices
 
     def decode(indices_Bhw):
-        return jnp.clip(model.apply(loaded.variables, indices_Bhw, method="decode_indices"), 0, 1)
+        images: Any = model.apply(loaded.variables, indices_Bhw, method="decode_indices")
+        return jnp.clip(images, 0, 1)
 
     return {
         "encode": (encode, _batch(size, size, 3, dtype=jnp.float32)),

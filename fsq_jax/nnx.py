@@ -35,7 +35,7 @@ class FSQ(nnx.Module):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        return self._linen.levels
+        return tuple(self._linen.levels)
 
     @property
     def codebook_size(self) -> int:

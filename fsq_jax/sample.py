@@ -228,7 +228,8 @@ def write(picture: np.ndarray, arrays: dict[str, np.ndarray], out: str, npz: str
     if out:
         Image.fromarray(picture).save(out)
     if npz:
-        np.savez(npz, **{name: _as_saved(array) for name, array in arrays.items()})
+        saved = {name: _as_saved(array) for name, array in arrays.items()}
+    np.savez(npz, **saved)  # pyright: ignore[reportArgumentType]
     shape = " x ".join(map(str, next(iter(arrays.values())).shape))
     print(f"{' and '.join(filter(None, (out, npz)))}: {shape}")
 

@@ -93,6 +93,8 @@ def check(text: str, values: Mapping[str, str]) -> None:
     """Raises a UserError unless FILE:ARGUMENTS is a config that has these keys."""
     path, _, argument = text.partition(":")
     spec = importlib.util.spec_from_file_location("swept_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"There is no config {path!r}.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(argument) if argument else module.get_config()

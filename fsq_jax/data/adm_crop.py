@@ -13,7 +13,7 @@ def adm_crop(image: np.ndarray, size: int) -> np.ndarray:
     """
     picture = Image.fromarray(image)
     while min(picture.size) >= 2 * size:
-        half = tuple(side // 2 for side in picture.size)
+        half = (picture.width // 2, picture.height // 2)
         picture = picture.resize(half, resample=Image.Resampling.BOX)
     width, height = scaled_size(picture.height, picture.width, size)[::-1]
     pixels = np.asarray(picture.resize((width, height), resample=Image.Resampling.BICUBIC))

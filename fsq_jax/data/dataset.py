@@ -69,7 +69,7 @@ class Dataset:
         kept = frozenset(("image", "label", "tokens_VL", *features, *crowd))
         return dataclasses.replace(self, records=_Cached(self.records, kept))
 
-    def mapped(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
+    def mapped(self, function: Callable[..., dict[str, Any]]) -> "Dataset":
         """The same records as a function leaves them; it travels to workers with the source."""
         return dataclasses.replace(self, records=_Mapped(self.records, function))
 

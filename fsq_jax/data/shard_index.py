@@ -94,7 +94,7 @@ def open_index(kind: str, files: Sequence[pathlib.Path], scan: Scan) -> ShardInd
     rows, facts, changed = [], [], []
     for number, file in enumerate(_shown(files, stamps, old, known)):
         place = known.get(str(file), -1)
-        if place >= 0 and tuple(old[2]["files"][place][1:3]) == stamps[number]:
+        if old and place >= 0 and tuple(old[2]["files"][place][1:3]) == stamps[number]:
             of_shard = old[0]["shard"] == place
             found = {name: array[of_shard] for name, array in old[0].items()}
             fact = old[2]["files"][place][3]
@@ -164,7 +164,7 @@ def _write(places: Sequence[pathlib.Path], arrays: Rows, meta: str) -> pathlib.P
     for path in places:
         try:
             with written_whole(path, "wb") as file:
-                np.savez(file, meta=np.frombuffer(meta.encode(), np.uint8), **arrays)
+                np.savez(file, meta=np.frombuffer(meta.encode(), np.uint8), **arrays)  # pyright: ignore[reportArgumentType]
             return path
         except OSError:
             if path == places[-1]:

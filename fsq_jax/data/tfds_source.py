@@ -76,8 +76,9 @@ def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, .
             f"tfds:{name} is prepared under {shown}, but not as array_record."
         ) from None
     label = features["label"] if "label" in features else None
-    labelled = isinstance(label, tfds.features.ClassLabel)
-    return data, tuple(label.names) if labelled else ("image",)
+    if isinstance(label, tfds.features.ClassLabel):
+        return data, tuple(label.names or ())
+    return data, ("image",)
 
 
 def _segment_classes(features) -> dict[str, Any]:

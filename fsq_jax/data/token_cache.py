@@ -75,7 +75,7 @@ class _TokenRecords:
     @functools.cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [N,V,L] and labels [N], mapped to memory."""
-        return tuple(open_array(self.folder / f"{name}.npy") for name in ("tokens", "labels"))
+        return open_array(self.folder / "tokens.npy"), open_array(self.folder / "labels.npy")
 
     def __getstate__(self) -> dict[str, Any]:  # an array in memory would travel whole
         return {"folder": self.folder, "codebook_size": self.codebook_size}

@@ -30,7 +30,8 @@ from fsq_jax.data.crops import distorted_bounding_box, draw_crop
 from fsq_jax.runtime.user_error import UserError
 
 Record = dict[str, Any]
-Transform = Callable[[Record, np.random.Generator], Record]
+# The generator may be None for those without chance.
+Transform = Callable[[Record, Any], Record]
 
 KINDS = ("square", "adm", "uvim")
 MAPS = ("image", "depth", "segments")  # what is laid out as [H,W,...]
@@ -79,7 +80,7 @@ def augment(
     crop = fit(size, kind)
     if kind != "uvim" or min_area < 1:
         crop = functools.partial(
-            random_resized_crop, size=size, area=(min_area, 1.0), aspect=tuple(aspect), kind=kind
+            random_resized_crop, size=size, area=(min_area, 1.0), aspect=(aspect[0], aspect[1]), kind=kind
         )
     return compose(crop, *([random_flip] if flip else []), *_last(kind))
 
@@ -106,7 +107,8 @@ def fit(size: int, kind: str = "square") -> Transform:
 
 def _adm(record: Record, rng: np.random.Generator | None = None, *, size: int) -> Record:
     """The record as `adm_crop` cuts its image; maps come from the pixels under the same centres."""
-    height, width = scaled_size(*record["image"].shape[:2], size)
+    height, width = record["image"].shape[:2]
+    height, width = scaled_size(height, width, size)
     top, left = (height - size) // 2, (width - size) // 2
     maps = {
         name: resize_nearest(record[name], height, width)[top : top + size, left : left + size]

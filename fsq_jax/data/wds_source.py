@@ -78,11 +78,11 @@ def scan(path: pathlib.Path) -> tuple[shard_index.Rows, dict[str, Any]]:
 
 def _samples(path: pathlib.Path) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]]]:
     """(name, {extension: (offset, size, content of labels)}) of the neighbours of one name."""
-    current, members = None, {}
+    current, members = "", {}
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                archive.members = []  # which tarfile would keep
+                archive.members = []  # which tarfile would keep  # pyright: ignore
                 folder, _, base = member.name.rpartition("/")
                 if not member.isfile() or base.startswith("."):
                     continue
@@ -93,7 +93,8 @@ def _samples(path: pathlib.Path) -> Iterator[tuple[str, dict[str, tuple[int, int
                         yield current, members
                     current, members = key, {}
                 is_label = extension in ("cls", "json")
-                content = archive.extractfile(member).read() if is_label else b""
+                file_of_label = archive.extractfile(member) if is_label else None
+                content = file_of_label.read() if file_of_label else b""
                 members[extension] = (member.offset_data, member.size, content)
             _check_end(path, file, archive.offset)
     except (tarfile.TarError, OSError, EOFError) as error:

@@ -9,9 +9,9 @@ from fsq_jax.evaluators.image_choice import choose
 from fsq_jax.evaluators.masked_means import masked_means
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
-from fsq_jax.metrics.frechet import Moments
 from fsq_jax.metrics.image_quality import psnr
 from fsq_jax.runtime.user_error import UserError
+from fsq_jax.scoring.accumulator import Statistics
 
 _FRECHET_SIZE = 256  # ColTran's: larger pictures shrink to it
 
@@ -86,7 +86,7 @@ def _distance(
     return distance, record | {"crop": "centre square", "distance_size": small, "rounded": True}
 
 
-def _coloured(predictor: Predictor, network: RunScorer, chosen: Dataset, size: int) -> Moments:
+def _coloured(predictor: Predictor, network: RunScorer, chosen: Dataset, size: int) -> Statistics:
     """Moments of the features of pictures that the run has coloured."""
     if size > _FRECHET_SIZE and size % _FRECHET_SIZE:
         raise UserError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
@@ -98,7 +98,7 @@ def _coloured(predictor: Predictor, network: RunScorer, chosen: Dataset, size: i
     return moments
 
 
-def _real(predictor: Predictor, network: RunScorer, chosen: Dataset, size: int) -> Moments:
+def _real(predictor: Predictor, network: RunScorer, chosen: Dataset, size: int) -> Statistics:
     """Moments of the features of real images; they are in 8 bits from the start."""
     moments = network.no_images()
     batches = predictor.batches(chosen, len(chosen), transforms.coltran(size))

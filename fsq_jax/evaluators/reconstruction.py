@@ -37,13 +37,13 @@ def evaluate(
     def measured():
         nonlocal seen
         for batch, outputs in predictor.outputs("reconstruct", limit=limit):
-            if network:
+            if network and seen:
                 seen = network.add(seen, batch, outputs["reconstruction"])
             yield batch, quality(batch["image"], outputs["reconstruction"])
 
     values, count = masked_means(measured())
     record = {"split": predictor.eval_split, "num_images": count}
-    if network:
+    if network and seen:
         real = network.reference(reference_split, reference_limit, reference)
         distances, more = network.measure(
             seen, real, published_reference, seed=predictor.seed, class_balance="data"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 
@@ -102,7 +103,7 @@ class RunScorer:
                 )
             return self._scorer.load_reference(path, self._predictor.batch_size, (size, size))
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
-        batches = self._predictor.batches(split, limit)
+        batches: Any = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))
         # Neighbours that come to their evaluations together compute them once.
         with alone(file) if file else contextlib.nullcontext():

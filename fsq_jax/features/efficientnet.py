@@ -94,7 +94,7 @@ def find_weights() -> Path:
       UserError: the package is not installed; the message says how to get it.
     """
     spec = importlib.util.find_spec(PACKAGE)
-    for folder in spec.submodule_search_locations if spec else ():
+    for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob("models/*.pth")):
             return path
     raise UserError(

@@ -151,7 +151,7 @@ def checksum(state: dict[str, np.ndarray]) -> str:
     for name in sorted(state):
         array = np.ascontiguousarray(state[name], "<f4")
         digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()
 
 
@@ -187,7 +187,7 @@ def write(path: str | Path, state: dict[str, np.ndarray]) -> str:
     if Path(path).suffix == ".safetensors":
         weights_file.write_safetensors(path, state, {"sha256": digest})
     elif Path(path).suffix == ".npz":
-        np.savez(path, sha256=digest, **state)
+        np.savez(path, sha256=digest, **state)  # pyright: ignore[reportArgumentType]
     else:
         raise UserError(f"{path} must end in .npz or .safetensors.")
     return digest

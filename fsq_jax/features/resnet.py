@@ -77,7 +77,7 @@ class ResNet(nn.Module):
         if self.stride_in not in STRIDES_IN:
             raise UserError(f"stride_in={self.stride_in!r} is not one of {STRIDES_IN}.")
         x = nn.relu(_conv(self.width, 7, 2, "conv1")(inputs_BHWC))
-        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
                 x = Bottleneck(

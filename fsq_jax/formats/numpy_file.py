@@ -110,7 +110,7 @@ def read_data(member, header: Header) -> np.ndarray:
     """The array whose header was read from a member, which has as many bytes as it says."""
     array = np.empty(math.prod(header.shape), header.dtype)
     if header.num_bytes:
-        member.readinto(memoryview(array.view(np.uint8)).cast("B"))
+        member.readinto(array.view(np.uint8).reshape(-1).data)
     array = _native(_shaped(array, header))
     if array.dtype.kind == "U" and array.size:
         highest = np.ascontiguousarray(array).reshape(-1).view(np.uint32).max(initial=0)

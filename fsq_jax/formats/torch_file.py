@@ -99,7 +99,7 @@ def _from_bytes(fill: Callable, storage: Storage, little_endian: bool) -> np.nda
     """The flat array of a storage, whose bytes `fill` puts into a buffer."""
     data = np.empty(storage.num_bytes, np.uint8)
     if data.size:
-        fill(memoryview(data))
+        fill(data.data)
     if not little_endian:
         data.view(f"u{storage.dtype.itemsize}").byteswap(inplace=True)
     return data.view(storage.dtype)

@@ -107,7 +107,7 @@ def write_npz(path: str, variables: Mapping[str, PyTree]) -> None:
     """Writes {"params": ..., "codebook_state": ...} with UViM's keys, params/... and state/...."""
     flat = {_moved(name, _OURS, _STATE): array for name, array in flatten(variables).items()}
     with open(path, "wb") as file:
-        np.savez(file, **flat)
+        np.savez(file, **flat)  # pyright: ignore[reportArgumentType]
 
 
 def flatten(tree: PyTree) -> dict[str, np.ndarray]:

@@ -35,8 +35,8 @@ class Job:
     gpu: str
     places: int
     left: list  # commands, the one at work first
-    process: subprocess.Popen
-    begin: float
+    process: subprocess.Popen | None = None
+    begin: float = 0.0
 
 
 class Pool:
@@ -70,14 +70,14 @@ class Pool:
                     self.waiting.remove(run)
                     self.failed[run.name] = f"{run.name} needs {lost[0]}, which failed."
                 continue
-            gpu = max(self._free, key=self._free.get)
+            gpu = max(self._free, key=lambda name: self._free[name])
             places = min(run.places, self._per_gpu)
             if self._free[gpu] < places:
                 return
             left = plan.commands_left(self._workdir, run, run.name in self._wanted)
             self.waiting.remove(run)
             self._free[gpu] -= places
-            job = Job(run, gpu, places, left, None, 0.0)
+            job = Job(run, gpu, places, left)
             self.jobs.append(job)
             self._start(job)
 
@@ -98,7 +98,7 @@ class Pool:
         """Looks after processes that have ended; returns the runs that are finished."""
         finished = []
         for job in list(self.jobs):
-            status = job.process.poll()
+            status = job.process.poll() if job.process else None
             if status is None:
                 continue
             self._note(job, status)
@@ -136,7 +136,8 @@ class Pool:
         """Sends a signal to all that is at work."""
         for job in self.jobs:
             with contextlib.suppress(ProcessLookupError):
-                job.process.send_signal(number)
+                if job.process:
+                    job.process.send_signal(number)
 
 
 def compilation_cache(workdir: str) -> dict[str, str]:

@@ -4,6 +4,9 @@ Legend: B images  H height  W width  C channels. Images are float, in [0, 1]; a 
 leaves this range is not clipped here, since what is shown to a viewer is the caller's choice.
 """
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,8 +66,9 @@ def _blur(x_BHWC: jax.Array) -> jax.Array:
     # A sum of shifted images: exact float32 on every device, where a convolution may not be.
     for axis in (1, 2):
         size = x_BHWC.shape[axis] - _WINDOW + 1
-        x_BHWC = sum(
+        shifted = [
             weight * jax.lax.slice_in_dim(x_BHWC, i, i + size, axis=axis)
             for i, weight in enumerate(weights)
-        )
+        ]
+        x_BHWC = functools.reduce(operator.add, shifted)
     return x_BHWC

@@ -88,7 +88,7 @@ class LabelEmbedding(nn.Module):
         bias_D = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         if self.real:
             flat_BPI = label.reshape(*label.shape[:2], -1)
-            x_BPD = float32_product(flat_BPI, kernel_CXD.reshape(-1, self.width), self.dtype)
+            x_BPD: Any = float32_product(flat_BPI, kernel_CXD.reshape(-1, self.width), self.dtype)
         else:
             x_BPD = sum_rows(kernel_CXD, label, self.dtype)
         return (x_BPD + bias_D).astype(self.dtype)
@@ -106,5 +106,5 @@ class LabelHead(nn.Module):
         zeros, shape = nn.initializers.zeros, (self.channels, self.pixels)
         kernel_DCX = self.param("kernel", zeros, (x_BPD.shape[-1], *shape), jnp.float32)
         bias_CX = self.param("bias", zeros, shape, jnp.float32)
-        flat = float32_product(x_BPD, kernel_DCX.reshape(x_BPD.shape[-1], -1), self.dtype)
+        flat: Any = float32_product(x_BPD, kernel_DCX.reshape(x_BPD.shape[-1], -1), self.dtype)
         return flat.reshape(*x_BPD.shape[:2], *shape) + bias_CX

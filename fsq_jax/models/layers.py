@@ -135,7 +135,8 @@ class LayerNorm(nn.Module):
         scale_D = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
         bias_D = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
         # As a matrix: XLA gives three axes layouts that it then has to transpose.
-        return layer_norm(x.reshape(-1, width), scale_D, bias_D, self.epsilon).reshape(x.shape)
+        normed: Any = layer_norm(x.reshape(-1, width), scale_D, bias_D, self.epsilon)
+        return normed.reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

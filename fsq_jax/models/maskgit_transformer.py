@@ -56,7 +56,8 @@ class Embed(_Block):
         padding = -self.num_positions % self.pad_to
         tokens_BL = jnp.pad(tokens_BL, ((0, 0), (0, padding)))
         positions_LD = jnp.pad(positions_LD, ((0, padding), (0, 0)))
-        x_BLD = lookup(words_VD, tokens_BL, self.dtype) + positions_LD.astype(self.dtype)
+        rows: Any = lookup(words_VD, tokens_BL, self.dtype)
+        x_BLD = rows + positions_LD.astype(self.dtype)
         return self.drop(self.norm("embeddings_ln")(x_BLD)), words_VD
 
 

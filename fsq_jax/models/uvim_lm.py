@@ -41,7 +41,7 @@ class DecoderBlock(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        attention = dict(
+        attention: dict[str, Any] = dict(
             use_bias=False, initializer=nn.initializers.lecun_normal(), dtype=self.dtype
         )
         self.LayerNorm1 = LayerNorm(LN_EPSILON)
@@ -137,7 +137,8 @@ class Logits(nn.Module):
         zeros, shape = nn.initializers.zeros, (x.shape[-1], self.features)
         kernel = self.param("kernel", zeros, shape, jnp.float32)
         bias = self.param("bias", zeros, shape[1:], jnp.float32)
-        return float32_product(x, kernel, self.dtype) + bias
+        logits: Any = float32_product(x, kernel, self.dtype)
+        return logits + bias
 
 
 class CodeLanguageModel(nn.Module):

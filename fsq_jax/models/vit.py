@@ -102,7 +102,7 @@ class MultiHeadAttention(nn.Module):
         if self.width % self.num_heads:
             raise UserError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
         heads = (self.num_heads, self.width // self.num_heads)
-        values = dict(use_bias=self.use_bias, kernel_init=self.initializer, dtype=self.dtype)
+        values: dict[str, Any] = dict(use_bias=self.use_bias, kernel_init=self.initializer, dtype=self.dtype)
         self.query = Dense(heads, **values)
         self.key = Dense(heads, **values)
         self.value = Dense(heads, **values)
@@ -133,7 +133,7 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD):
-        values = dict(
+        values: dict[str, Any] = dict(
             kernel_init=XAVIER, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype
         )
         hidden_BLF = Dense(self.mlp_dim, **values, name="Dense_0")(x_BLD)

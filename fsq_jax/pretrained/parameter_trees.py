@@ -70,7 +70,8 @@ def check_shapes(path: str, model, params: PyTree, *inputs) -> None:
 
 def check_tree(path: str, params: PyTree, expected: PyTree) -> None:
     """Raises a UserError where names or shapes are not those of the tree that is `expected`."""
-    ours = {key: array.shape for key, array in traverse_util.flatten_dict(expected, sep="/").items()}
+    shapes: Any = traverse_util.flatten_dict(expected, sep="/")
+    ours = {key: array.shape for key, array in shapes.items()}
     theirs = {key: array.shape for key, array in weights_file.flatten(params).items()}
     lacking, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     if lacking:

@@ -5,8 +5,6 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-import ml_collections
-
 from fsq_jax.formats import weights_file
 from fsq_jax.runtime import bounded, checkpoint
 from fsq_jax.runtime.user_error import UserError
@@ -31,7 +29,7 @@ class Weights:
     params: PyTree
     model_state: PyTree
     step: int = 0
-    config: ml_collections.ConfigDict | None = None
+    config: Any = None  # an ml_collections.ConfigDict
 
     @property
     def variables(self) -> dict[str, PyTree]:
@@ -74,8 +72,8 @@ def load(path: str, step: int | None = None, stages: Collection[str] = ()) -> We
     if "config" in metadata:  # written by fsq_jax.export
         config = parse_config(metadata["config"], path)
         check_stage(path, config.stage, stages)
-    step = bounded.parse_json(metadata.get("step", "0"), f"{path}: the step in it", int)
-    return Weights(path, variables.pop("params"), variables, step, config)
+    seen = bounded.parse_json(metadata.get("step", "0"), f"{path}: the step in it", int)
+    return Weights(path, variables.pop("params"), variables, seen, config)
 
 
 def check_stage(path: str, stage: str, stages: Collection[str]) -> None:

@@ -16,7 +16,7 @@ significant.
 import difflib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -273,7 +273,7 @@ def _check_channels(name: str, array: jax.Array, levels: tuple[int, ...]) -> Non
         )
 
 
-def _check_option(name: str, value: str, allowed: Sequence[str]) -> None:
+def _check_option(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         nearest = difflib.get_close_matches(str(value), list(allowed), n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

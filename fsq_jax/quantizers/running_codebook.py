@@ -4,6 +4,7 @@ Legend: K words  D channels.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ def after_step(
     batch: Mapping[str, jax.Array],
     momentum: float,
     split_threshold: float,
-    key: jax.Array | None,
+    key: Any,
 ) -> dict[str, jax.Array]:
     """Returns the state after one step: faded by `momentum`, with a whole batch's tokens added.
 

@@ -206,7 +206,7 @@ class EMAVectorQuantizer(nn.Module):
         # the codebook is state.
         return jax.lax.stop_gradient(_unit(self.dictionary.value))
 
-    def after_step(self, state, batch, key: jax.Array):
+    def after_step(self, state, batch, key):
         """Returns the variables of "codebook_state" after a step, of those before it and of the
         sum of what its calls left in "codebook_batch"; `key` draws the splitting's noise."""
         return running_codebook.after_step(

@@ -117,9 +117,9 @@ def dead_codes(counts_K: np.ndarray) -> str:
 
 def classes_table(counts_CK: np.ndarray, class_names: Sequence[str]) -> html.Table:
     """How each class uses the codes, from the narrowest use to the widest."""
-    seen = np.flatnonzero(counts_CK.sum(axis=1))
+    seen = np.flatnonzero(counts_CK.sum(axis=1)).tolist()
     perplexity = {c: codebook.perplexity(counts_CK[c]) for c in seen}
-    order = sorted(seen, key=perplexity.get)
+    order = sorted(seen, key=lambda c: perplexity[c])
     caption = f"{len(seen)} of {len(class_names)} classes occur"
     if len(order) > _CLASSES:
         order = order[: _CLASSES // 2] + order[-_CLASSES // 2 :]

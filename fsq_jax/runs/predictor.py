@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,8 +50,9 @@ def load(
         _check_positions(loaded, config, stage.facts.grid)
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
+    updates: Any = np.int32(loaded.step)
     state = TrainState(
-        step=np.int32(loaded.step), params=None, opt_state=None,
+        step=updates, params=None, opt_state=None,
         ema_params=sharding.put(loaded.params, replicated),
         model_state=sharding.put(loaded.model_state, replicated),
         frozen=sharding.put(stage.frozen, replicated),

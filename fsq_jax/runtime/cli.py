@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -41,8 +42,9 @@ def define_config_flag() -> None:
         "A config's name or file, and its arguments after a colon.",
         lock_config=True,
     )
-    parse = flags.FLAGS[flag.name].parser.parse
-    flags.FLAGS[flag.name].parser.parse = lambda text: parse(config_path(text))
+    parser: Any = flags.FLAGS[flag.name].parser
+    parse = parser.parse
+    parser.parse = lambda text: parse(config_path(text))
 
 
 def config_path(text: str) -> str:

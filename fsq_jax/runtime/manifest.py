@@ -106,7 +106,8 @@ def _inside(folder: str) -> Iterable[str]:
 def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with bounded.open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256")  # pyright: ignore[reportArgumentType]
+    return digest.hexdigest()
 
 
 def metrics(folder: str) -> Mapping[str, float]:

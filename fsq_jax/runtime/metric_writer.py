@@ -49,8 +49,8 @@ class MetricWriter:
         self._tensorboard = SummaryWriter(
             os.path.join(workdir, "tensorboard"), purge_step=step + 1 if step else None
         )
-        project = (config or {}).get("wandb", {}).get("project")
-        self._wandb = WandbWriter(workdir, config) if project else None
+        logged = config and config.get("wandb", {}).get("project")
+        self._wandb = WandbWriter(workdir, config) if config and logged else None
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl, and the same to TensorBoard under `split/`.

@@ -95,7 +95,7 @@ def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
 
 def merged(older: Mapping[str, Mapping], newer: Mapping[str, Mapping]) -> dict[str, dict]:
     """Both results; of the same measurement the newer one stays."""
-    both = dict(older)
+    both = {metric: dict(result) for metric, result in older.items()}
     for metric in newer:
         measured = {_identity(r): r for r in every_result(older, metric)}
         for new in every_result(newer, metric):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fsq_jax.runtime.user_error import UserError
 
@@ -112,7 +113,7 @@ def initial_tokens(
 
     Raises UserError for a label outside that range, where labels are values and not traced.
     """
-    if not isinstance(labels_B, jax.core.Tracer):
+    if not isinstance(labels_B, Tracer):
         labels = np.asarray(labels_B)
         if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
             raise UserError(
@@ -208,7 +209,7 @@ def decode(
 
     steps_T = (np.arange(num_steps), share_T, noise_T)
     (_, sampled_BL), steps = jax.lax.scan(step, (tokens_BL, tokens_BL), steps_T)
-    return (sampled_BL, *steps) if return_steps else sampled_BL
+    return (sampled_BL, *steps) if steps is not None else sampled_BL
 
 
 def _sample(key, logits_BLK):

@@ -5,6 +5,8 @@ into one, with gradients stopped where one network must not feel the other's los
 the forward passes that the two halves share.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,8 +31,8 @@ def make_encode(config):
     model = make_model(config)
 
     def encode(variables, batch) -> jax.Array:
-        indices = model.apply(variables, batch["image"], method="encode").indices
-        return indices.reshape(indices.shape[0], -1)
+        quantized: Any = model.apply(variables, batch["image"], method="encode")
+        return quantized.indices.reshape(len(batch["image"]), -1)
 
     return encode
 
@@ -39,7 +41,8 @@ def decode(model: Tokenizer, variables, tokens_BL: jax.Array) -> jax.Array:
     """Images [B, H, W, 3] in [0, 1], of tokens of a square grid in raster order."""
     side = round(tokens_BL.shape[1] ** 0.5)
     indices = tokens_BL.reshape(-1, side, side)
-    return jnp.clip(model.apply(variables, indices, method="decode_indices"), 0, 1)
+    images: Any = model.apply(variables, indices, method="decode_indices")
+    return jnp.clip(images, 0, 1)
 
 
 def facts_of(config, model: Tokenizer) -> StageFacts:

@@ -46,9 +46,12 @@ class MaskGIT:
             return batch["tokens"]
         return self.encode(state.frozen, batch)
 
-    def logits_fn(self, params):
+    def logits_fn(self, params) -> masked.LogitsFn:
         """tokens_BS -> logits_BSV over codes."""
-        return lambda tokens_BS: self.transformer.apply({"params": params}, tokens_BS)
+        def logits(tokens_BS) -> Any:
+            return self.transformer.apply({"params": params}, tokens_BS)
+
+        return logits
 
 
 def make(config, stage_1: Stage1) -> Stage:
@@ -166,7 +169,7 @@ def masked_loss(
       train: whether there is dropout.
     """
     inputs_BL = jnp.where(mask_BL, models.mask_id, tokens_BL)
-    logits_BSV = models.transformer.apply(
+    logits_BSV: Any = models.transformer.apply(
         {"params": params},
         jnp.concatenate([class_B[:, None], inputs_BL], axis=1),
         train=train,
@@ -190,7 +193,7 @@ def _make_predict(models: MaskGIT, sampling, masking) -> dict:
         )
         if "known" in batch:
             tokens_BS = masked.with_known(tokens_BS, batch["tokens"], batch["known"])
-        tokens_BS = masked.decode(
+        tokens_BS: Any = masked.decode(
             masked.guided(models.logits_fn(state.ema_params), sampling.guidance, mask_id),
             tokens_BS,
             key,

@@ -12,8 +12,7 @@ from flax import struct
 PyTree = Any
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that changes in training, and the frozen weights that travel with it.
 
     Attributes:

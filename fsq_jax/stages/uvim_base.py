@@ -38,14 +38,14 @@ class LabelCoder:
     def encode(self, variables, batch) -> jax.Array:
         """Codes int32 [B, N] of a batch's labels, without code dropout."""
         labels, context_BHWC = self.task.to_inputs(batch)
-        quantized = self.model.apply(
+        quantized: Any = self.model.apply(
             variables, self.patches(labels), context_BHWC, method="encode"
         )
         return quantized.indices
 
     def predict(self, variables, context_BHWC, indices_BN) -> dict[str, jax.Array]:
         """The task's prediction, {name: [B,H,W,...]}, that codes and context stand for."""
-        logits = self.model.apply(variables, indices_BN, context_BHWC, method="decode_indices")
+        logits: Any = self.model.apply(variables, indices_BN, context_BHWC, method="decode_indices")
         height, width = context_BHWC.shape[1:3]
         return self.task.to_prediction({
             kind: unpatchify(x_BPCX.swapaxes(2, 3), self.model.patch, height, width)

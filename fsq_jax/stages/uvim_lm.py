@@ -5,6 +5,7 @@ token c + 1.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ class UViM:
 
     def loss(self, params, context_BHWC, codes_BN) -> dict[str, jax.Array]:
         """{"loss" in nats, "accuracy"} of the codes, each given those before it; [B]."""
-        logits_BNV = self.lm.apply({"params": params}, context_BHWC, codes_BN)
+        logits_BNV: Any = self.lm.apply({"params": params}, context_BHWC, codes_BN)
         hits_BN = logits_BNV.argmax(-1) == codes_BN + 1
         return {
             "loss": losses.cross_entropy(logits_BNV, codes_BN + 1).mean(axis=1),

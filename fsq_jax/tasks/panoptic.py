@@ -4,6 +4,8 @@ Legend: B batch, H W pixels, C channels, N instances, S classes.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -57,10 +59,11 @@ class Panoptic:
 
         Void is a class like any other. Ids without a channel cost nothing.
         """
-        return sum(
+        costs = [
             losses.cross_entropy(logits[kind], labels[kind]).mean(axis=(1, 2))
             for kind in self.kinds
-        )
+        ]
+        return functools.reduce(operator.add, costs)
 
     def to_prediction(self, logits: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """{"segments": int32 [B,H,W,2]}, class and segment of each pixel; (0, 0) where void.
