@@ -63,6 +63,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         config.sampling.guidance = 0.2 if args["quantizer"] == "fsq" else 0.1  # figure 4
     config.accumulate = 1
     config.fsdp = False
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
     config.best, config.best_mode = "validation/loss", "min"
     return config
 

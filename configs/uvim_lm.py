@@ -61,6 +61,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.evals = {task: stage_1.evals[task].to_dict(), "validation": dict(every=every)}
     config.accumulate = 1
     config.fsdp = False
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
     return config
 

@@ -55,7 +55,9 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     tokens_NVL, labels_N = [], None
     for view in range(views):
         transform = token_cache.view(augment, plain, config.seed, view, views)
-        batches = inputs.every_record(config, dataset, transform)
+        batches = inputs.every_record(
+            config, dataset, transform, rows=sharding.padded(config.eval_batch_size, mesh)
+        )
         rows, labels = [], []
         for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
             put = sharding.put_batch(batch, mesh)

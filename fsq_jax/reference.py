@@ -79,7 +79,6 @@ def build(
     Raises:
       UserError: for data that isn't there, or fewer than two images.
     """
-    sharding.check_batch_size(batch_size)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
     suite = Scorer(mesh, protocol.replace(
@@ -110,6 +109,7 @@ def gather(
     """The statistics of all images of a source, of which `subset` gets its share."""
     batches = pipeline.eval_batches(
         source, transforms.evaluation(size), batch_size=batch_size, workers=workers,
+        rows=sharding.padded(batch_size, mesh),
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
     seen = suite.empty()

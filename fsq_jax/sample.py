@@ -50,17 +50,16 @@ def sample(
       known: {"tokens" [L], "known" [L] bool}: tokens that are given and stay (in-painting).
     """
     key, images = jax.random.key(seed), []
-    rows = predictor.batch_size // jax.process_count()
+    rows = np.array(predictor.own_rows)
     starts = range(0, len(labels_N), predictor.batch_size)
     for i, start in enumerate(tqdm.tqdm(starts, desc="sampling", disable=None)):
-        first = start + jax.process_index() * rows
-        # The last batch is filled up with its first label, and cut afterwards.
-        index = np.arange(first, first + rows)
-        batch = {"label": labels_N[np.where(index < len(labels_N), index, start)].astype(np.int32)}
+        # A batch is filled up with its first label, and cut afterwards.
+        given = (rows < predictor.batch_size) & (start + rows < len(labels_N))
+        batch = {"label": labels_N[np.where(given, start + rows, start)].astype(np.int32)}
         for name, value_L in (known or {}).items():
-            batch[name] = np.broadcast_to(value_L, (rows, len(value_L)))
+            batch[name] = np.broadcast_to(value_L, (len(rows), len(value_L)))
         out = predictor.predict["sample"](predictor.state, predictor.put(batch), jax.random.fold_in(key, i))
-        images.append(sharding.to_host(out["image"]))
+        images.append(sharding.to_host(out["image"])[: predictor.batch_size])
     return np.concatenate(images)[: len(labels_N)]
 
 
@@ -114,7 +113,7 @@ def known_tokens(predictor: Predictor, image_path: str, mask_path: str) -> dict[
     patch = size // side
     white = read["mask"].mean(-1) > 0.5
     redrawn = white.reshape(side, patch, side, patch).any(axis=(1, 3)).reshape(-1)
-    rows = predictor.batch_size // jax.process_count()
+    rows = len(predictor.own_rows)
     batch = {"image": np.broadcast_to(read["image"], (rows, size, size, 3))}
     out = predictor.predict["tokens"](predictor.state, predictor.put(batch), jax.random.key(0))
     return {"tokens": sharding.to_host(out["tokens"])[0], "known": ~redrawn}
@@ -136,9 +135,9 @@ def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> di
     if predictor.config.stage != "uvim_lm":
         raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
     image = read_image(predictor.config, image_path)
-    rows = predictor.batch_size // jax.process_count()
+    rows = np.array(predictor.own_rows)
     batch = predictor.put({
-        "image": np.broadcast_to(image, (rows, *image.shape)), "mask": np.arange(rows) == 0
+        "image": np.broadcast_to(image, (len(rows), *image.shape)), "mask": rows == 0
     })
     return _pictures(predictor.config, [(batch, predictor.predict["prediction"](predictor.state, batch,
                                                                jax.random.key(predictor.seed)))])

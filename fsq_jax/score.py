@@ -42,7 +42,6 @@ def score(
     Raises:
       UserError: for images or statistics that can't be read, or don't fit each other.
     """
-    sharding.check_batch_size(batch_size)
     images = image_sets.open_images(samples)
     size = images.height, images.width
     of_statistics = is_statistics(reference)

@@ -30,7 +30,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     writer = MetricWriter(workdir, step=run.first, active=main_host)
     progress = Progress(config.steps, initial=run.first, title=config.stage, active=main_host)
     reporter = StepReporter(writer, progress, config.log_every, config.batch_size)
-    preview_batch = sharding.put_batch(inputs.preview_batch(config), mesh)
+    preview_batch = sharding.put_batch(inputs.preview_batch(config, mesh), mesh)
     stop = StopSignal()
 
     def save(step, results):

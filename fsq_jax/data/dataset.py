@@ -52,6 +52,13 @@ class Dataset:
         kept = frozenset(("image", "label", "tokens_VL", *features, *crowd))
         return dataclasses.replace(self, records=_Cached(self.records, kept))
 
+    def spread(self, num: int) -> "Dataset":
+        """`num` of these records at most, evenly spaced: of a folder, images of all classes."""
+        num = min(num, len(self))
+        chosen = tuple(self.start + i * len(self) // num for i in range(num))
+        return dataclasses.replace(
+            self, records=_Chosen(self.records, chosen), start=0, stop=num
+        )
 
     def mapped(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
         """The same records as a function leaves them; it travels to workers with the source."""
@@ -67,6 +74,17 @@ class _Mapped:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.function(self.records[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Some of the records, by their positions."""
+
+    records: Any
+    chosen: tuple[int, ...]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.records[self.chosen[index]]
 
 
 class _Cached:

@@ -12,12 +12,22 @@ from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
 
 
-def balanced_labels(num_samples: int, num_classes: int, batch_size: int) -> Iterator[dict]:
-    """This host's batches of labels: every class as often as any other (give or take one)."""
-    rows = batch_size // jax.process_count()
+def balanced_labels(
+    num_samples: int, num_classes: int, batch_size: int, rows: range
+) -> Iterator[dict]:
+    """This host's batches of labels: every class as often as any other (give or take one).
+
+    Args:
+      num_samples: in all.
+      num_classes: the labels are below it.
+      batch_size: samples of a batch over all hosts.
+      rows: this host's rows of a batch; those from `batch_size` on are masked out.
+    """
+    row = np.array(rows)
     for start in range(0, num_samples, batch_size):
-        index = start + jax.process_index() * rows + np.arange(rows)
-        yield {"label": (index % num_classes).astype(np.int32), "mask": index < num_samples}
+        index = start + row
+        mask = (row < batch_size) & (index < num_samples)
+        yield {"label": (index % num_classes).astype(np.int32), "mask": mask}
 
 
 def balance(num_samples: int, num_classes: int) -> str:
@@ -30,7 +40,9 @@ def balance(num_samples: int, num_classes: int) -> str:
 def samples(predictor: Predictor, num_samples: int) -> Iterator[tuple[dict, dict]]:
     """(batch of labels, sampled "image" and "tokens"), on the mesh."""
     key = jax.random.key(predictor.seed)
-    labels = balanced_labels(num_samples, predictor.facts.num_classes, predictor.batch_size)
+    labels = balanced_labels(
+        num_samples, predictor.facts.num_classes, predictor.batch_size, predictor.own_rows
+    )
     for i, batch in enumerate(labels):
         batch = predictor.put(batch)
         yield batch, predictor.predict["sample"](predictor.state, batch, jax.random.fold_in(key, i))

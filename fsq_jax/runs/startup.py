@@ -63,8 +63,13 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
       UserError: the config can't be run, or `workdir` holds a run of another config.
     """
     config = resolve_config(config)
-    stage = frozen.make_stage(config)
-    mesh, key = sharding.make_mesh(), jax.random.key(config.seed)
+    mesh = sharding.training_mesh(config.batch_size, config.accumulate, config.idle_devices)
+    if 1 < mesh.size < jax.device_count():
+        log(
+            f"batch_size={config.batch_size} trains on {mesh.size} of {jax.device_count()} devices:"
+            " it is no multiple of more."
+        )
+    stage, key = frozen.make_stage(config), jax.random.key(config.seed)
     batches = inputs.train_batches(config)
     batch = sharding.put_batch(next(batches), mesh)
     # Shapes first, shardings from them, then the arrays: each is made where it will live.

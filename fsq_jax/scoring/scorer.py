@@ -104,11 +104,12 @@ class Scorer:
     ) -> Statistics:
         """With images of all hosts' common blocks, of `batch_size` but for the last, added and
         settled."""
-        rows = batch_size // jax.process_count()
+        padded = sharding.padded(batch_size, self._mesh)
+        rows = padded // jax.process_count()
         first = jax.process_index() * rows
         for block_BHWC in blocks_BHWC:
-            padding = [(0, batch_size - len(block_BHWC))] + [(0, 0)] * 3
-            batch = {"image": np.pad(block_BHWC, padding), "mask": np.arange(batch_size)}
+            padding = [(0, padded - len(block_BHWC))] + [(0, 0)] * 3
+            batch = {"image": np.pad(block_BHWC, padding), "mask": np.arange(padded)}
             batch["mask"] = batch["mask"] < len(block_BHWC)
             own = {name: value[first : first + rows] for name, value in batch.items()}
             batch = sharding.put_batch(own, self._mesh)
