@@ -6,7 +6,6 @@ python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --work
 import jax
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from fsq_jax import evaluators, runs
 from fsq_jax.runs import inputs, predictor
@@ -87,7 +86,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    cli.define_config_flag()
     flags.DEFINE_string("workdir", None, "Folder that the run writes and resumes from.")
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

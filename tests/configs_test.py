@@ -9,9 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from experiments.benchmarks import train_step
 from fsq_jax import describe
+from fsq_jax.configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.data import scenes
 from fsq_jax.runs.config import resolve_config
 from tests import tiny
@@ -278,7 +278,7 @@ def test_arguments_take_the_type_of_their_default():
 
 def test_overrides_are_taken_and_misspelt_ones_fail(monkeypatch):
     def parse(change):
-        file = tiny.ROOT / "configs" / "maskgit_tokenizer.py"
+        file = cli.config_path("configs/maskgit_tokenizer.py")
         argv = ["program", f"--config={file}:scale=smoke", change]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
         values = flags.FlagValues()

@@ -11,8 +11,8 @@ import ml_collections
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import stages
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import checkpoint
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics

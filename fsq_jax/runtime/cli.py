@@ -2,12 +2,16 @@
 
 import functools
 import os
+import pathlib
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from fsq_jax.runtime.user_error import UserError
+from fsq_jax.runtime.user_error import UserError, did_you_mean
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 # While flags are parsed, what a config file or an override raises is the user's mistake as well:
 # get_config raises a ValueError, ml_collections the others for its keys and types.
@@ -17,13 +21,44 @@ _FLAG_MISTAKES = (ValueError, OSError, AttributeError, KeyError, TypeError)
 def run(main: Callable[[list[str]], None], takes_arguments: bool = False) -> None:
     """Parses the flags and calls `main(argv)`; a UserError ends the program with status 1.
 
-    `takes_arguments`: whether there may be arguments that are no flags. An OSError ends it, too, which says what the filesystem refused. All else is a
-    bug and keeps its traceback. FSQ_JAX_TRACEBACK=1 in the environment shows where a mistake was
-    found, too.
+    `takes_arguments`: whether there may be arguments that are no flags. An OSError ends it, too,
+    which says what the filesystem refused. All else is a bug and keeps its traceback.
+    FSQ_JAX_TRACEBACK=1 in the environment shows where a mistake was found, too.
     """
     called = _called(main, takes_arguments)
     app.run(_one_sentence(called, (UserError, OSError)),
             flags_parser=_one_sentence(_parse, _FLAG_MISTAKES))
+
+
+def define_config_flag() -> None:
+    """--config=FILE.py:ARGUMENTS, with --config.KEY=VALUE over its values; see `config_path`."""
+    flag = config_flags.DEFINE_config_file(
+        "config", None, "A config's name or file, and its arguments after a colon.",
+        lock_config=True,
+    )
+    parse = flags.FLAGS[flag.name].parser.parse
+    flags.FLAGS[flag.name].parser.parse = lambda text: parse(config_path(text))
+
+
+def config_path(text: str) -> str:
+    """FILE:ARGUMENTS of a config that is a file, or that the package brings.
+
+    Args:
+      text: "FILE.py:ARGUMENTS", or a name with no ".py". What is not a file here is looked for
+        among the package's own configs: "configs/uvim_lm.py:scale=smoke" and
+        "uvim_lm:scale=smoke" are found from any folder.
+
+    Raises:
+      UserError: there is no such config.
+    """
+    path, colon, arguments = text.partition(":")
+    if os.path.isfile(path):
+        return text
+    shipped = {file.stem: file for file in CONFIGS.glob("*_*.py") if file.stem[0] != "_"}
+    name = os.path.basename(path).removesuffix(".py")
+    if name not in shipped:
+        raise UserError(f"There is no config {path!r}{did_you_mean(name, shipped)}")
+    return f"{shipped[name]}{colon}{arguments}"
 
 
 def _called(main: Callable, takes_arguments: bool) -> Callable:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import fashion_mnist
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 
 MODULES = {"maskgit_tokenizer": maskgit_tokenizer, "maskgit_transformer": maskgit_transformer}
 

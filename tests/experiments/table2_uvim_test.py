@@ -7,8 +7,8 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from configs import uvim_base, uvim_lm
 from experiments import table2_uvim
+from fsq_jax.configs import uvim_base, uvim_lm
 from fsq_jax.runtime.workdir import save_config, save_results
 
 MODULES = {"uvim_base.py": uvim_base, "uvim_lm.py": uvim_lm}
