@@ -2,8 +2,10 @@
 
 python -m fsq_jax.export --workdir=runs/tokenizer --format=safetensors --out=exports/tokenizer
 python -m fsq_jax.export --workdir=runs/maskgit --format=jax-export --out=exports/maskgit
+python -m fsq_jax.export --workdir=runs/tokenizer --out=exports/tokenizer --push=OWNER/NAME
 
-OUT/ gets README.md and, by --format:
+With --push the files go to the Hugging Face hub, too, where hf:OWNER/NAME names them. OUT/ gets
+README.md, which says what each file's SHA-256 is, and, by --format:
   safetensors   model.safetensors: all arrays, with config, results and this card in the metadata
   msgpack       model.msgpack: the layout of MaskGIT's own checkpoints
   npz           model.npz: the layout of UViM's
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsq_jax.formats import safetensors_file, weights_file
+from fsq_jax.formats import hub, safetensors_file, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
@@ -69,9 +71,10 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
         written = [path]
     else:
         written = write_functions(out, loaded)
-    written.append(os.path.join(out, "README.md"))
+    checksums = {os.path.basename(path): hub.sha256(path) for path in written}
+    written.append(os.path.join(out, hub.CARD))
     with open(written[-1], "w") as file:
-        file.write(card)
+        file.write(hub.front_matter(model_card.facts_for_hub(loaded, results, checksums)) + card)
     return written
 
 
@@ -169,8 +172,13 @@ FUNCTIONS = {
 def main(argv) -> None:
     del argv
     options = flags.FLAGS
-    for path in export(options.workdir, options.format, options.out, options.step):
-        print(f"{path}: {os.path.getsize(path):,} bytes")
+    if options.push:
+        hub.require()  # before anything is written
+    files = export(options.workdir, options.format, options.out, options.step)
+    for path in files:
+        print(f"{path}: {os.path.getsize(path):,} bytes", flush=True)
+    if options.push:
+        print(hub.push(options.out, [os.path.basename(path) for path in files], options.push))
 
 
 if __name__ == "__main__":
@@ -178,4 +186,5 @@ if __name__ == "__main__":
     flags.DEFINE_enum("format", "safetensors", FORMATS, "What to write.")
     flags.DEFINE_string("out", None, "Folder to write to.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
+    flags.DEFINE_string("push", "", "OWNER/NAME of a repository on the Hugging Face hub.")
     cli.run(main)

@@ -14,6 +14,7 @@ from fsq_jax import describe
 from fsq_jax.configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.data import scenes
 from fsq_jax.runs.config import resolve_config
+from fsq_jax.runtime import cli
 from tests import tiny
 
 CONFIGS = {
@@ -291,6 +292,18 @@ def test_overrides_are_taken_and_misspelt_ones_fail(monkeypatch):
         parse("--config.optim.learning_rat=0.5")
     with pytest.raises(flags.IllegalFlagValueError, match="many"):
         parse("--config.steps=many")
+
+
+@pytest.mark.parametrize("path", ["configs/uvim_lm.py:scale=smoke,base=a:b", "uvim_lm:scale=smoke"])
+def test_the_packages_configs_are_found_from_any_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, _, rest = cli.config_path(path).partition(":")
+    assert rest == path.partition(":")[2]
+    assert file == uvim_lm.__file__
+    (tmp_path / "uvim_lm").touch()
+    assert cli.config_path("uvim_lm:scale=smoke") == "uvim_lm:scale=smoke"  # a file here goes first
+    with pytest.raises(ValueError, match="no config 'configs/uvim_ml.py'; did you mean 'uvim_lm'"):
+        cli.config_path("configs/uvim_ml.py:scale=smoke")
 
 
 def three_steps(config) -> list[dict]:

@@ -73,7 +73,7 @@ def test_safetensors_say_what_they_are(trained, tmp_path):
     assert config == load_config(trained.tokenizer)
     assert metadata["step"] == "3"
     text = open(card).read()
-    assert metadata["model_card"] == text
+    assert text.endswith("---\n\n" + metadata["model_card"])
     for said in ("levels=(5, 3)", "scenes, train[:32], 16 pixels", "| codebook/usage | 0.5 |",
                  '"split": "validation"', "3 of 3"):
         assert said in text

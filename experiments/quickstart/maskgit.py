@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
+    described,
     load_times,
     scaled,
     timed,
@@ -39,9 +40,9 @@ TITLES = {
     "report": "samples and report",
 }
 INTRODUCTION = (
-    "Two tokenizers that differ in their quantizer alone were trained on images of 32 x 32 pixels "
-    "(the embedded scenes: five kinds of objects in six colours). FSQ rounds three channels to 8, "
-    "6 and 5 levels, so its 240 codes are not learned; VQ learns a codebook of 240 vectors. A "
+    "Two tokenizers that differ in their quantizer alone were trained on {data}. FSQ "
+    "rounds three channels to 8, 6 and 5 levels, so its 240 codes are not learned; VQ learns a "
+    "codebook of 240 vectors. A "
     "masked transformer then learned the tokens, and drew the samples below. A demonstration "
     "on a CPU: minutes of training, small networks, no adversarial and no perceptual loss, one "
     "seed, and settings that were chosen with FSQ and not tuned for VQ. It shows that all parts "
@@ -135,7 +136,7 @@ def run(
     log(f"{TITLES['report']} …")
     pictures = draw(paths, transformers)
     sections = {
-        "What this is": [INTRODUCTION],
+        "What this is": [INTRODUCTION.format(data=described(config))],
         "Reconstructions of held-out images": [pictures["reconstructions"]],
         **{
             f"Samples from {q.upper()} tokens, by class": [pictures[f"{q}_samples"]]

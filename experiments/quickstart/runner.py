@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments import report
 from fsq_jax import train
 from fsq_jax.reports import html
-from fsq_jax.runs import startup
+from fsq_jax.runs import inputs, startup
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.progress import log
@@ -36,6 +36,18 @@ def train_for(config, steps: int, batch_size: int, scale: float) -> None:
         config.evals[name].every = steps
         if "reference_limit" in config.evals[name]:
             config.evals[name].reference_limit = min(records, 1_000)
+
+
+def described(config) -> str:
+    """The data of a run in words: how many images of what size, of which classes."""
+    data = config.data
+    dataset = inputs.open_split(data, data.train_split)
+    names = dataset.class_names
+    classes = f"{len(names)} classes: {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
+    return (
+        f"{len(dataset):,} images of {data.size} x {data.size} pixels from {data.source!r} "
+        f"({classes if len(names) > 1 else 'no classes'})"
+    )
 
 
 def scaled(number: int, scale: float, least: int) -> int:

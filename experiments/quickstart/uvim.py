@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
+    described,
     load_times,
     scaled,
     timed,
@@ -34,8 +35,8 @@ TITLES = {
     "report": "predictions and report",
 }
 INTRODUCTION = (
-    "Two autoencoders of depth maps that differ in their quantizer alone were trained on images of "
-    "32 x 32 pixels (the embedded scenes): a depth map becomes 16 codes of 240, and is read back "
+    "Two autoencoders of depth maps that differ in their quantizer alone were trained on "
+    "{data}: a depth map becomes 16 codes of 240, and is read back "
     "from them with the image at hand. On the codes of each a language model then learned to write "
     "the code of an image's depth, which the autoencoder turns into depth. What the first stage "
     "reaches with the true code is the most that the second can reach. A demonstration on a CPU: "
@@ -93,14 +94,15 @@ def run(workdir: str, scale: float = 1.0, data: str = "data=scenes") -> str:
         timed(workdir, part, TITLES[part], lambda: train_once(config, paths[part]))
 
     for quantizer in QUANTIZERS:
-        do(quantizer, base_config(quantizer, scale, data))
+        config = base_config(quantizer, scale, data)
+        do(quantizer, config)
     for quantizer in QUANTIZERS:
         do(f"{quantizer}_lm", lm_config(quantizer, paths[quantizer], scale, data))
     begin = time.monotonic()
     log(f"{TITLES['report']} …")
     pictures = draw(paths)
     sections = {
-        "What this is": [INTRODUCTION],
+        "What this is": [INTRODUCTION.format(data=described(config))],
         "Depth of held-out images": [pictures["depth"]],
         "Use of the codes": [pictures["codes"]],
         "Training": [pictures["base_curves"], pictures["lm_curves"]],

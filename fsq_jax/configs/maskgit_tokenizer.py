@@ -51,7 +51,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.model = dict(
         filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2, num_groups=32,
         shortcut="output",  # as in MaskGIT's code and checkpoints; "input" is a true residual
-        remat=False, dtype=args["dtype"],
+        remat=False, dense_layers=0, dtype=args["dtype"],
     )
     config.discriminator = dict(
         channel_multiplier=1, max_width=512, blur=True, dtype=args["dtype"]

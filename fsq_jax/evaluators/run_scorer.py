@@ -1,13 +1,15 @@
 """FID and its relatives inside a run: its data's statistics, kept on disk beside its workdir."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runtime.files import alone
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols, reference_file
@@ -86,8 +88,16 @@ class RunScorer:
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
         batches = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))
-        if file and os.path.exists(file):
-            return self._scorer.load_reference(file)
+        # Neighbours that come to their evaluations together compute them once.
+        with alone(file) if file else contextlib.nullcontext():
+            if file and os.path.exists(file):
+                return self._scorer.load_reference(file)
+            return self._compute_reference(origin, batches, file)
+
+    def _compute_reference(
+        self, origin: protocols.Reference, batches: Iterable, file: str
+    ) -> Statistics:
+        """The statistics of all images of these batches, saved in a file unless it is ""."""
         if file:
             log(f"Statistics of {origin.name} {origin.split}, for {file} …")
         seen = self._scorer.empty(reference=True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from fsq_jax.formats import hub
 from fsq_jax.runtime.user_error import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -204,7 +205,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: there is no such file, or it cannot be read (see `read`).
     """
-    path = Path(path)
+    path = Path(hub.local_path(path))
     if not path.is_file():
         raise UserError(f"There is no file of weights at {path}.")
     if path.suffix != ".npz":

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from flax import serialization, traverse_util
 
-from fsq_jax.formats import safetensors_file
+from fsq_jax.formats import hub, safetensors_file
 from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
@@ -35,11 +35,14 @@ _RENAMED = {"Encoder": "encoder", "Decoder": "decoder"}
 def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
     """({"params": tree, collection: tree}, metadata) of a file; arrays are NumPy's.
 
+    Args:
+      path: of a file, or of one on the hub, see `hub.local_path`.
     metadata: what a safetensors file says of itself; {} for the other formats.
 
     Raises:
       UserError: there is no such file, or it is damaged or of another kind; says which.
     """
+    path = hub.local_path(path)
     if not os.path.isfile(path):
         kind = "a folder that holds no config.json" if os.path.isdir(path) else "not a file"
         raise UserError(f"{path} is {kind}; expected {EXPECTED}, or the workdir of a run.")

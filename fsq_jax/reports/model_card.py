@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fsq_jax.formats import weights_file
+from fsq_jax.formats import hub, weights_file
 from fsq_jax.pretrained import weights
 
 TITLES = {
@@ -71,6 +71,38 @@ def facts(loaded: weights.Weights) -> dict[str, str]:
     if config.get("init_from"):
         known["started from"] = str(config.init_from)
     return known
+
+
+def facts_for_hub(
+    loaded: weights.Weights, results: Mapping[str, Mapping], checksums: Mapping[str, str]
+) -> dict:
+    """What the hub reads at the head of a card: tags, results, and each file's checksum.
+
+    Args:
+      loaded, results: as in `text`.
+      checksums: {file: SHA-256}, which `formats.hub` holds a download against.
+    """
+    config = loaded.config
+    section = {"stage": config.stage, "step": loaded.step, "fingerprint": loaded.fingerprint}
+    if "quantizer" in config:
+        section["quantizer"] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in config.quantizer.to_dict().items()
+        }
+    known = {"library_name": "fsq_jax", "tags": ["jax", "flax", "fsq", config.stage]}
+    if results:
+        measured = {}
+        for name, result in sorted(results.items()):
+            entry = {"name": name, "type": name, "value": round(float(result["value"]), 6)}
+            measured.setdefault(name.split("/")[0], []).append(entry)
+        data = {"name": config.data.source, "type": config.data.source}
+        known["model-index"] = [{
+            "name": TITLES.get(config.stage, config.stage),
+            "results": [
+                {"task": {"type": task}, "dataset": data, "metrics": metrics}
+                for task, metrics in measured.items()
+            ],
+        }]
+    return known | {hub.SECTION: section | {"files": dict(checksums)}}
 
 
 def _unsaid(config) -> str:

@@ -26,14 +26,18 @@ def run(main: Callable[[list[str]], None], takes_arguments: bool = False) -> Non
     FSQ_JAX_TRACEBACK=1 in the environment shows where a mistake was found, too.
     """
     called = _called(main, takes_arguments)
-    app.run(_one_sentence(called, (UserError, OSError)),
-            flags_parser=_one_sentence(_parse, _FLAG_MISTAKES))
+    app.run(
+        _one_sentence(called, (UserError, OSError)),
+        flags_parser=_one_sentence(_parse, _FLAG_MISTAKES),
+    )
 
 
 def define_config_flag() -> None:
     """--config=FILE.py:ARGUMENTS, with --config.KEY=VALUE over its values; see `config_path`."""
     flag = config_flags.DEFINE_config_file(
-        "config", None, "A config's name or file, and its arguments after a colon.",
+        "config",
+        None,
+        "A config's name or file, and its arguments after a colon.",
         lock_config=True,
     )
     parse = flags.FLAGS[flag.name].parser.parse

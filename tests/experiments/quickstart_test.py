@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from PIL import Image
 
 from experiments.quickstart import maskgit as quickstart
 from experiments.quickstart import runner, uvim
@@ -51,6 +52,21 @@ def test_no_key_is_misspelt():
     assert set(ours) == set(known)
     for name in ("model", "optim", "loss", "data"):
         assert set(ours[name]) == set(known[name])
+
+
+def test_the_report_says_what_the_data_is(tmp_path):
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(40):
+                image = Image.new("RGB", (4, 4), (number, 0, 0))
+                image.save(tmp_path / split / name / f"{number}.png")
+    config = quickstart.tokenizer_config("fsq", 0.001, f"data=folder:{tmp_path}")
+    text = quickstart.INTRODUCTION.format(data=runner.described(config))
+    assert "64 images of 32 x 32 pixels" in text and "2 classes: cat, dog" in text
+    assert "scenes" not in text
+    scenes = runner.described(uvim.base_config("fsq", 0.001))
+    assert "'scenes'" in scenes and "classes" in scenes
 
 
 def test_time_is_kept_only_where_something_was_done(tmp_path):
