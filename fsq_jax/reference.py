@@ -16,7 +16,7 @@ from absl import flags
 from fsq_jax.data import pipeline, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.open import open_dataset
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import cli, outputs, sharding
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
@@ -79,6 +79,7 @@ def build(
     Raises:
       UserError: for data that isn't there, or fewer than two images.
     """
+    outputs.check_file(out)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
     suite = Scorer(mesh, protocol.replace(

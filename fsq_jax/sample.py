@@ -25,14 +25,14 @@ import jax
 import numpy as np
 import tqdm
 from absl import flags
-from PIL import Image
 
 from fsq_jax import runs, tasks
 from fsq_jax.data import decode, transforms
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runs.config import parse_overrides
-from fsq_jax.runtime import cli, sharding
-from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime import cli, outputs, sharding
+from fsq_jax.runtime.files import written_whole
+from fsq_jax.runtime.image_grid import image_grid, save_picture
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import context
@@ -166,6 +166,10 @@ def main(argv) -> None:
     options = flags.FLAGS
     if not options.out and not options.npz:
         raise UserError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
+    if options.out and os.path.abspath(options.out) == os.path.abspath(options.npz or ""):
+        raise UserError(f"--out and --npz are one file, {options.out!r}; give two names.")
+    outputs.check_picture(options.out)
+    outputs.check_file(options.npz)
     overrides = parse_overrides(options.set)
     predictor = runs.load(options.workdir, options.stage_1, options.step, overrides)
     stage = predictor.config.stage
@@ -213,14 +217,14 @@ def write(picture: np.ndarray, arrays: dict[str, np.ndarray], out: str, npz: str
     """Saves the picture at `out`, and the arrays, images as uint8, at `npz`; "" for neither."""
     if jax.process_index() != 0:
         return
-    for path in filter(None, (out, npz)):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    if out:
-        Image.fromarray(picture).save(out)
-    if npz:
-        np.savez(npz, **{name: _as_saved(array) for name, array in arrays.items()})
     shape = " x ".join(map(str, next(iter(arrays.values())).shape))
-    print(f"{' and '.join(filter(None, (out, npz)))}: {shape}")
+    if npz:  # before the picture, which is made of them
+        with written_whole(npz, "wb") as file:
+            np.savez(file, **{name: _as_saved(array) for name, array in arrays.items()})
+        print(f"{npz}: {shape}", flush=True)
+    if out:
+        save_picture(out, picture)
+        print(f"{out}: {shape}", flush=True)
 
 
 def _as_saved(array: np.ndarray) -> np.ndarray:

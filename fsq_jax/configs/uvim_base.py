@@ -90,6 +90,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.accumulate = 1  # microbatches of an update
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
     config.best, config.best_mode = BEST[args["task"]]
     return config
 

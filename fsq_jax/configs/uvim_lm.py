@@ -62,6 +62,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.accumulate = 1
     config.fsdp = False
     config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
     return config
 

@@ -109,8 +109,8 @@ def eval_batches(
 ) -> "EvalBatches":
     """Batches of the first `limit` records (all by default) in their order, each exactly once.
 
-    Each batch has `batch_size` of them, and is filled up to `rows` (as many, by default) with copies
-    whose mask is False, as is the last one. Every host gets the same number of batches; host h the
+    Each batch has `batch_size` of them, and is filled up to `rows` (as many, by default) with
+    copies whose mask is False, as is the last one. Every host gets the same number of batches; host h the
     h-th block of rows of each. Iterate over the result as often as needed;
     `len` is the number of batches. Raises as `train_batches` does.
     """

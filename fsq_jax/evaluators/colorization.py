@@ -1,5 +1,7 @@
 """How close colours that were given to grey images come to the true ones, and to real images."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,18 @@ from fsq_jax.metrics.image_quality import psnr
 from fsq_jax.runtime.user_error import UserError
 
 _FRECHET_SIZE = 256  # ColTran's: larger pictures shrink to it
+
+
+def check(arguments: Mapping, size: int) -> None:
+    """Raises a UserError where the Fréchet distance of pictures of `size` pixels can't be taken."""
+    features = arguments.get("features", "")
+    if features and not arguments.get("reference_split"):
+        raise UserError(f"evals.colorization over features={features!r} needs a reference_split.")
+    if features and size > _FRECHET_SIZE and size % _FRECHET_SIZE:
+        raise UserError(
+            f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}, for the Fréchet "
+            "distance of colorization."
+        )
 
 
 def evaluate(
@@ -40,6 +54,8 @@ def evaluate(
       reference_limit: how many of them; 0 for all.
       limit: held-out images that PSNR is of; 0 for all.
     """
+    size = predictor.protocol["size"]
+    check({"features": features, "reference_split": reference_split}, size)
     compared = jax.jit(lambda images, colours: {"colorization/psnr": psnr(images, colours)})
     values, count = masked_means(
         (batch, compared(batch["image"], outputs["image"]))
@@ -48,10 +64,7 @@ def evaluate(
     protocol = {"split": predictor.eval_split, "psnr_num_images": count}
     if not features:
         return values, protocol
-    if not reference_split:
-        raise UserError(f"A distance over the features of {features!r} needs a reference_split.")
     network = RunScorer(predictor, features, "coltran")
-    size = predictor.protocol["size"]
     name = "fid5k" if features == "inception" else network.metric
     values[f"colorization/{name}"], frechet = network.distance(
         _coloured(predictor, network, num_images, size),
@@ -65,8 +78,6 @@ def evaluate(
 
 def _coloured(predictor: Predictor, network: RunScorer, limit: int, size: int) -> Moments:
     """Moments of the features of pictures that the run has coloured."""
-    if size > _FRECHET_SIZE and size % _FRECHET_SIZE:
-        raise UserError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
     finish = jax.jit(lambda images: _eight_bits(_shrink(images, max(1, size // _FRECHET_SIZE))))
     moments = network.no_images()
     square = transforms.coltran(size)

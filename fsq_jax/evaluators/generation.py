@@ -1,6 +1,6 @@
 """How close samples of a masked transformer come to real images: FID and its relatives."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -56,6 +56,18 @@ def sample_moments(predictor: Predictor, network: RunScorer, num_samples: int) -
     return moments
 
 
+def check(arguments: Mapping) -> int:
+    """How many samples are to be drawn; a UserError where neither config nor protocol says."""
+    protocol = arguments.get("protocol", "adm")
+    num_samples = arguments.get("num_samples", 0) or protocols.named(protocol).num_samples
+    if num_samples < 2:
+        raise UserError(
+            f"evals.generation.num_samples={num_samples} must be 2 or more: protocol {protocol} "
+            "takes any number of samples."
+        )
+    return num_samples
+
+
 def evaluate(
     predictor: Predictor, features: str, num_samples: int = 0, reference_split: str = "train",
     reference_limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
@@ -75,9 +87,7 @@ def evaluate(
       protocol: a name of `protocols.NAMED`.
       weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
     """
-    num_samples = num_samples or protocols.named(protocol).num_samples
-    if not num_samples:
-        raise UserError(f"Protocol {protocol} takes any number of samples: set num_samples.")
+    num_samples = check({"num_samples": num_samples, "protocol": protocol})
     network = RunScorer(predictor, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
     values, told = network.measure(

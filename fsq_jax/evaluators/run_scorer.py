@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 import jax
+from jax.sharding import Mesh
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runtime.files import alone
@@ -39,6 +40,24 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
                 raise UserError(f"evals.{name}: {error}") from None
 
 
+def check_reference(arguments: Mapping, every_metric: bool, mesh: Mesh, size: int) -> None:
+    """Raises a UserError where a reference's file isn't one for an evaluator's protocol and size."""
+    protocol = _wanted(arguments["features"], arguments.get("protocol", "adm"), every_metric)
+    scorer = Scorer(mesh, protocol, arguments.get("weights", ""))
+    scorer.read_reference(arguments["reference"], (size, size))
+
+
+def _wanted(network: str, protocol: str, every_metric: bool) -> protocols.Protocol:
+    """The protocol over a network's features, of the Fréchet distance alone or of all it has."""
+    wanted = protocols.named(protocol).over(network)
+    if every_metric:
+        return wanted
+    return wanted.replace(
+        spatial=False, inception_score="", precision_recall=False, precision_images=0,
+        kernel_distance=False,
+    )
+
+
 class RunScorer:
     """A frozen network on a run's mesh, the statistics of its features, and what they say.
 
@@ -57,12 +76,7 @@ class RunScorer:
         self, predictor: Predictor, name: str, protocol: str = "adm", weights: str = "",
         every_metric: bool = False,
     ):
-        wanted = protocols.named(protocol).over(name)
-        if not every_metric:
-            wanted = wanted.replace(
-                spatial=False, inception_score="", precision_recall=False,
-                precision_images=0, kernel_distance=False,
-            )
+        wanted = _wanted(name, protocol, every_metric)
         self._predictor, self._scorer = predictor, Scorer(predictor.mesh, wanted, weights)
         self.metric = self._scorer.metric("fid")
 

@@ -18,6 +18,9 @@ from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
+# Without a heartbeat for so long a process is lost; in a training `liveness` notices sooner.
+HEARTBEAT_SECONDS = 30
+
 
 def initialize_distributed() -> None:
     """Joins the other hosts' processes where a cluster is around; does nothing on a single host.
@@ -31,14 +34,15 @@ def initialize_distributed() -> None:
         if missing:
             raise UserError(f"JAX_COORDINATOR_ADDRESS={address} is set, but not {missing}.")
         jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     elif (
         int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
         or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     ):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -73,7 +77,7 @@ def training_mesh(batch_size: int, accumulate: int = 1, idle_devices: bool = Fal
     if not idle_devices:
         check_batch_size(batch_size, accumulate)
     some = most_devices(batch_size, accumulate)
-    return make_mesh(None if some == jax.device_count() else some)
+    return make_mesh() if some == jax.device_count() else make_mesh(some)
 
 
 def most_devices(batch_size: int, accumulate: int = 1) -> int:
