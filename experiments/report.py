@@ -96,8 +96,8 @@ def protocol_table(workdirs: Workdirs) -> html.Table:
     runs_of = {}
     for run, paths in workdirs.items():
         for metric, result in combined_results(paths).items():
-            told = {k: v for k, v in result["protocol"].items() if k != "level_histograms"}
-            text = "; ".join(f"{name}={value}" for name, value in protocols.flat(told).items())
+            record = {k: v for k, v in result["protocol"].items() if k != "level_histograms"}
+            text = "; ".join(f"{name}={value}" for name, value in protocols.flat(record).items())
             protocol = f"step={result['step']}; {text}"
             runs_of.setdefault((metric.split("/")[0], protocol), {})[run] = None
     rows = [(group, ", ".join(names), text) for (group, text), names in runs_of.items()]

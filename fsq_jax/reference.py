@@ -82,21 +82,21 @@ def build(
     outputs.check_file(out)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
-    suite = Scorer(mesh, protocol.replace(
+    scorer = Scorer(mesh, protocol.replace(
         inception_score="", precision_recall=False, kernel_distance=False
     ), weights)
     source = open_dataset(data, split, size, data_dir)
     if len(source) < 2:
         raise UserError(f"A reference needs at least 2 images; {data} {split} has {len(source)}.")
     subset = Subset(images, 1 if first else source.num_classes)
-    seen = gather(suite, mesh, source, size, subset, batch_size, workers)
+    seen = gather(scorer, mesh, source, size, subset, batch_size, workers)
     kept = subset.images()
     which = f"{0 if kept is None else len(kept)} {'first' if first else 'balanced'}"
     split = source.split + split[len(split.partition("[")[0]):]  # by the data's own name
-    seen = seen.described(data, split=split, subset=which)
+    seen = seen.with_source(data, split=split, subset=which)
     if jax.process_index() == 0:
-        told = {**suite.told(seen, seen, class_balance="data"), "size": size}
-        seen.save(out, told, kept)
+        record = {**scorer.record(seen, seen, class_balance="data"), "size": size}
+        seen.save(out, record, kept)
     return (
         f"{out}: statistics of {seen.count} images of {data} {split} at {size} pixels, and {which} "
         "of the images"
@@ -104,7 +104,7 @@ def build(
 
 
 def gather(
-    suite: Scorer, mesh: jax.sharding.Mesh, source: Dataset, size: int, subset: Subset,
+    scorer: Scorer, mesh: jax.sharding.Mesh, source: Dataset, size: int, subset: Subset,
     batch_size: int, workers: int,
 ) -> Statistics:
     """The statistics of all images of a source, of which `subset` gets its share."""
@@ -113,13 +113,13 @@ def gather(
         rows=sharding.padded(batch_size, mesh),
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
-    seen = suite.empty()
+    seen = scorer.empty()
     for batch in tqdm.tqdm(batches, desc="reference", disable=None):
         put = sharding.put_batch(batch, mesh)
-        seen = suite.add(seen, put["image"], put["mask"])
+        seen = scorer.add(seen, put["image"], put["mask"])
         if rows := subset.choose(*sharding.to_host((put["label"], put["mask"]))):
             subset.keep(sharding.to_host(put["image"])[rows])
-    return seen.settled()
+    return seen.flush()
 
 
 def main(argv) -> None:

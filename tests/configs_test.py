@@ -9,9 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from experiments.benchmarks import train_step
 from fsq_jax import describe
-from fsq_jax.configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.data import scenes
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runtime import cli
@@ -243,7 +243,7 @@ def test_paper_panoptic_has_cocos_classes():
 @pytest.mark.parametrize("text, message", [
     ("quantiser=vq", "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
     ("scale=papr", "scale='papr' is unknown; did you mean 'paper'?"),
-    ("dtype=half", "dtype='half' is unknown; there are float32, bfloat16."),
+    ("dtype=half", "dtype='half' is unknown; there are bfloat16, float32."),
     ("dtype=float16", "dtype='float16' is unknown; did you mean 'bfloat16'?"),
     ("size=big", "size='big' can't be read as a whole number."),
     ("size=-32", "size='-32' can't be read as a whole number."),

@@ -11,8 +11,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax import encode, evaluate, runs, sample, train
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax.runs.config import parse_overrides
 from tests import tiny
 

@@ -90,10 +90,10 @@ def evaluate(
     num_samples = check({"num_samples": num_samples, "protocol": protocol})
     network = RunScorer(predictor, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
-    values, told = network.measure(
+    values, record = network.measure(
         sample_moments(predictor, network, num_samples), real,
         sampling=dict(predictor.facts.sampling), seed=predictor.seed,
         class_balance=balance(num_samples, predictor.facts.num_classes),
     )
-    told |= {"stage_1": predictor.facts.stage_1}
-    return {f"sampling/{name}": value for name, value in values.items()}, told
+    record |= {"stage_1": predictor.facts.stage_1}
+    return {f"sampling/{name}": value for name, value in values.items()}, record

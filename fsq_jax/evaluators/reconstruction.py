@@ -39,10 +39,10 @@ def evaluate(
             yield batch, quality(batch["image"], outputs["reconstruction"])
 
     values, count = masked_means(measured())
-    told = {"split": predictor.eval_split, "num_images": count}
+    record = {"split": predictor.eval_split, "num_images": count}
     if network:
         real = network.reference(reference_split, reference_limit, reference)
-        distances, protocol_told = network.measure(seen, real, seed=predictor.seed, class_balance="data")
+        distances, more = network.measure(seen, real, seed=predictor.seed, class_balance="data")
         values |= {f"reconstruction/{name}": value for name, value in distances.items()}
-        told |= protocol_told
-    return values, told
+        record |= more
+    return values, record

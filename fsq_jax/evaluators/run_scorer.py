@@ -118,11 +118,11 @@ class RunScorer:
         for batch in map(self._predictor.put, batches):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
-        seen = seen.settled().described(
+        seen = seen.flush().with_source(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
-            seen.save(file, self._scorer.told(seen, seen))
+            seen.save(file, self._scorer.record(seen, seen))
         return seen
 
     def _split(self, split: str) -> str:
@@ -159,17 +159,17 @@ class RunScorer:
         split = self._split(split)
         if reference.origin == protocols.Reference():
             data = self._predictor.protocol.get("data", "")
-            reference = reference.settled().described(data, split=split)
+            reference = reference.flush().with_source(data, split=split)
         elif reference.origin.split != split:
             raise UserError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
-        values, told = self.measure(moments, reference, seed=self._predictor.seed)
-        return values[self.metric], told
+        values, record = self.measure(moments, reference, seed=self._predictor.seed)
+        return values[self.metric], record
 
     def measure(
         self, samples: Statistics, reference: Statistics, **facts
     ) -> tuple[dict[str, float], dict]:
         """({metric: value} of all that is measured, its protocol with these facts)."""
-        samples, reference = samples.settled(), reference.settled()
-        told = self._scorer.told(samples, reference, **facts)
-        return self._scorer.measure(samples, reference), dict(told)
+        samples, reference = samples.flush(), reference.flush()
+        record = self._scorer.record(samples, reference, **facts)
+        return self._scorer.measure(samples, reference), dict(record)
 

@@ -1,4 +1,4 @@
-"""The arrays in a file of weights, its format told by its content. Nothing is unpickled.
+"""The arrays in a file of weights, its format recognised by its content. Nothing is unpickled.
 
 Three formats: flax's msgpack (MaskGIT's checkpoints), NumPy's .npz with paths for keys (UViM's),
 and safetensors (what `fsq_jax.export` writes). All come out as {"params": tree} and, where there

@@ -22,13 +22,13 @@ class Saved:
 
     Attributes:
       statistics: the moments; kept rows only where the file has features.
-      told: its `protocol`; {} where it has none, as ADM's files.
+      record: its `protocol`; {} where it has none, as ADM's files.
       has_images: whether there is an `arr_0`.
       size: height and width of its images, where they are known.
     """
 
     statistics: Statistics
-    told: Mapping
+    record: Mapping
     has_images: bool
     size: tuple[int, int] | None = None
 
@@ -47,7 +47,7 @@ def load(path: str | os.PathLike) -> Saved:
                     f"{path} has no mu and sigma, only {sorted(has)}; build a reference with "
                     "python -m fsq_jax.reference."
                 )
-            told = json.loads(str(file["protocol"])) if "protocol" in has else {}
+            record = json.loads(str(file["protocol"])) if "protocol" in has else {}
             # A file of ADM's doesn't say of how many images it is; two rows of this scatter have
             # its covariance.
             count = int(file["count"]) if "count" in has else 2
@@ -62,8 +62,8 @@ def load(path: str | os.PathLike) -> Saved:
             kept = {"pool": (file["features"],)} if "features" in has else {}
     except (OSError, EOFError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
         raise UserError(f"{path} can't be read as a reference ({error}).") from None
-    if told:
-        origin = Reference(**told["reference"])
+    if record:
+        origin = Reference(**record["reference"])
     else:
         origin = Reference(
             os.path.basename(path), "", count if "count" in has else 0, sha256(path), "arr_0"
@@ -73,9 +73,9 @@ def load(path: str | os.PathLike) -> Saved:
     if has_images:
         images = image_sets.open_images(str(path))
         size = images.height, images.width
-    elif "size" in told:
-        size = told["size"], told["size"]
-    return Saved(Statistics(moments, keep, kept, (), origin), told, has_images, size)
+    elif "size" in record:
+        size = record["size"], record["size"]
+    return Saved(Statistics(moments, keep, kept, (), origin), record, has_images, size)
 
 
 def names(path: str | os.PathLike) -> set[str]:

@@ -131,7 +131,7 @@ def masked_loss(
 
     Args:
       models, params: the transformer and its weights.
-      tokens_BL, class_B: what is to be found, and the class token it is told.
+      tokens_BL, class_B: what is to be found, and the class token that the model sees.
       key: draws the masks and, in training, dropout.
       masking: values "min_ratio", "schedule", "label_smoothing".
     """

@@ -179,7 +179,7 @@ def config_of(r):
 
     _, arguments = r.commands[0]
     file, _, argument = arguments[2].removeprefix("--config=configs/").partition(":")
-    module = importlib.import_module("fsq_jax.configs." + file.removesuffix(".py"))
+    module = importlib.import_module("configs." + file.removesuffix(".py"))
     config = module.get_config(argument)
     given = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     override_config(config, parse_overrides(given))

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import entries, plan, table2_claims, table2_uvim
 from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
-from fsq_jax.configs import uvim_base, uvim_lm
+from configs import uvim_base, uvim_lm
 
 MODULES = {"uvim_base.py": uvim_base, "uvim_lm.py": uvim_lm}
 

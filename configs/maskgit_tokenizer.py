@@ -19,7 +19,7 @@ Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_m
 
 import ml_collections
 
-from fsq_jax.configs import arguments
+from configs import arguments
 from fsq_jax.runtime.user_error import UserError
 
 ARGUMENTS = dict(

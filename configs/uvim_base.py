@@ -23,7 +23,7 @@ scale=paper: not run.
 
 import ml_collections
 
-from fsq_jax.configs import arguments
+from configs import arguments
 from fsq_jax.runtime.user_error import UserError
 
 TASKS = ("depth", "colorization", "panoptic")

@@ -20,7 +20,7 @@ scale=paper: not run.
 
 import ml_collections
 
-from fsq_jax.configs import arguments, uvim_base
+from configs import arguments, uvim_base
 
 ARGUMENTS = uvim_base.ARGUMENTS | dict(base="", token_cache="")
 # Section C.5 of UViM's recipe: epochs over the training set.

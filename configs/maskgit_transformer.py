@@ -19,7 +19,7 @@ and 40.3. scale=paper: not run.
 
 import ml_collections
 
-from fsq_jax.configs import arguments, maskgit_tokenizer
+from configs import arguments, maskgit_tokenizer
 
 ARGUMENTS = maskgit_tokenizer.ARGUMENTS | dict(tokenizer="", token_cache="")
 
