@@ -32,10 +32,10 @@ import time
 import traceback
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
+from configs import maskgit_tokenizer
 from fsq_jax import train
-from fsq_jax.configs import maskgit_tokenizer
 from fsq_jax.runtime import checkpoint, liveness, sharding
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
 from fsq_jax.runtime.user_error import UserError
@@ -331,6 +331,7 @@ def main(argv) -> None:
     del argv
     options = flags.FLAGS
     random.seed(options.seed)
+    logging.set_verbosity(logging.ERROR)
     os.makedirs(options.workdir, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(f"{options.workdir}/compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
