@@ -62,6 +62,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
             config.num_classes = 1000  # known without the data at hand
         config.sampling.guidance = 0.2 if args["quantizer"] == "fsq" else 0.1  # figure 4
     config.accumulate = 1
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False
     config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
     config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end

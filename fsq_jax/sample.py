@@ -27,7 +27,7 @@ import tqdm
 from absl import flags
 
 from fsq_jax import runs, tasks
-from fsq_jax.data import decode, transforms
+from fsq_jax.data import checks, decode, transforms
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, outputs, sharding
@@ -93,21 +93,29 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     return np.array(labels or range(len(class_names)), np.int32)
 
 
-def read_image(config, path: str) -> np.ndarray:
-    """An image file as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
-    if not os.path.exists(path):
+def read_image(path: str) -> np.ndarray:
+    """An image file as it is: uint8 [H,W,3]."""
+    if not os.path.isfile(path):
         raise UserError(f"There is no image {path!r}.")
     with open(path, "rb") as file:
-        record = {"image": decode.decode_image(file.read(), path)}
-    return transforms.evaluation(config.data.size, config.data.transform)(record, None)["image"]
+        return decode.decode_image(file.read(), path)
+
+
+def as_evaluated(config, image: np.ndarray) -> np.ndarray:
+    """An image as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
+    seen = transforms.evaluation(config.data.size, config.data.transform)
+    return seen({"image": image}, None)["image"]
 
 
 def known_tokens(predictor: Predictor, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
     """{"tokens" [L], "known" [L]} of an image, where white pixels of the mask are to be redrawn.
 
-    A token is redrawn as soon as one of its pixels is.
+    A token is redrawn as soon as one of its pixels is. Raises UserError for a mask of another size
+    than the image: cropped alike, it would lie elsewhere.
     """
-    read = {"image": read_image(predictor.config, image_path), "mask": read_image(predictor.config, mask_path)}
+    read = {"image": read_image(image_path), "mask": read_image(mask_path)}
+    checks.check_same_size(read["image"], read["mask"], (image_path, mask_path))
+    read = {name: as_evaluated(predictor.config, image) for name, image in read.items()}
     size = predictor.config.data.size
     side = predictor.facts.grid
     patch = size // side
@@ -134,7 +142,7 @@ def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> di
         return _pictures(predictor.config, predictor.outputs("prediction", limit=num))
     if predictor.config.stage != "uvim_lm":
         raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
-    image = read_image(predictor.config, image_path)
+    image = as_evaluated(predictor.config, read_image(image_path))
     rows = np.array(predictor.own_rows)
     batch = predictor.put({
         "image": np.broadcast_to(image, (len(rows), *image.shape)), "mask": rows == 0

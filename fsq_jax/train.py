@@ -8,6 +8,7 @@ import ml_collections
 from absl import flags
 
 from fsq_jax import evaluators, runs
+from fsq_jax.reports import run as run_page
 from fsq_jax.runs import inputs, predictor
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.guard import Guard
@@ -26,13 +27,13 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
       NonFiniteError, GuardError: a metric is not finite, or beyond `config.guard`; the checkpoints
         before it are kept.
     """
+    guard = Guard(**config.guard)
     run = runs.begin(config, workdir)
     config, mesh = run.config, run.mesh
     main_host = jax.process_index() == 0
-    writer = MetricWriter(workdir, step=run.first, active=main_host)
+    writer = MetricWriter(workdir, step=run.first, active=main_host, config=config.to_dict())
     progress = Progress(config.steps, initial=run.first, title=config.stage, active=main_host)
-    reporter = StepReporter(writer, progress, config.log_every, config.batch_size,
-                            Guard(**config.guard))
+    reporter = StepReporter(writer, progress, config.log_every, config.batch_size, guard)
     preview_batch = sharding.put_batch(inputs.preview_batch(config, mesh), mesh)
     stop = StopSignal()
 
@@ -47,6 +48,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         writer.scalars(step, "eval", metric_values(results))
         if main_host:
             save_results(workdir, results)
+            run_page.write(workdir)
         return results
 
     try:
@@ -59,11 +61,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
             last, results = step == config.steps, {}
             if last:
                 save(step, {})  # an evaluation that fails must not cost the training
-            if last or evaluators.due(config.evals, step):
-                results = evaluate(step, only_due=not last)
             if last or step % config.preview_every == 0:
                 images = run.predict["preview"](run.state, preview_batch, run.key)
                 writer.images(step, sharding.to_host(images))
+            if last or evaluators.due(config.evals, step):
+                results = evaluate(step, only_due=not last)
             stopping = stop.requested(step)
             if stopping or (step % config.checkpoint_every == 0 and not last):
                 save(step, results)

@@ -60,7 +60,8 @@ def picture(at, name="in.png", size=(16, 16), cut=None):
     """The path of a picture, cut off after so many bytes."""
     path = at.tmp / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path)
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
     if cut:
         path.write_bytes(path.read_bytes()[:cut])
     return str(path)
@@ -169,7 +170,7 @@ CASES = {
     "no split at all": ("A", lambda at: open_dataset("scenes", "train[", 8),
         "'train[' is not a split; write train, train[:1000] or train[:10%]."),
     "cut image": ("G", lambda at: train_with(at, {
-            "data.source": f"folder:{pathlib.Path(picture(at, 'd/cat/1.png', cut=60)).parent.parent}",
+            "data.source": f"folder:{pathlib.Path(picture(at, 'd/cat/1.png', cut=100)).parent.parent}",
             "data.train_split": "train", "data.eval_split": "train"}),
         "1.png is not a whole, readable image"),
     # What evaluation would refuse after training.

@@ -40,7 +40,7 @@ def train_for(config, steps: int, batch_size: int, scale: float) -> None:
             few = num_train > 1_000 and "[" in config.data.train_split
             config.evals[name].reference_limit = 1_000 if few else 0
     if num_held_out < 2 and config.evals.get("reconstruction", {}).get("features"):
-        log(f"{config.data.source} has one held-out image: no distance of distributions is measured.")
+        log(f"{config.data.source} has one held-out image: no Fréchet distance is measured.")
         config.evals.reconstruction.features = ""
     if num_train < 4 and "generation" in config.evals:
         log(f"{config.data.source} has {num_train} images to train on: samples aren't measured.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,3 +118,13 @@ def existing_folder(path: str, kind: str) -> pathlib.Path:
 def sub_folders(folder: pathlib.Path) -> list[str]:
     """Names of the folders in a folder, sorted; hidden ones left out."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """What a JSON file of a data set holds; UserError, with its name, where it can't be read."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not whole JSON ({str(error)[:80]}).") from None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fsq_jax.runtime.user_error import UserError
 
-KINDS = ("scenes", "tfds", "folder", "arrays", "tokens")
+KINDS = ("scenes", "tfds", "folder", "wds", "parquet", "hf", "arrays", "tokens")
 
 _CUT = r"[A-Za-z]\w*(?:\[(?:-?\d+%?)?:(?:-?\d+%?)?\])?"
 _SPLIT = re.compile(r"([A-Za-z]\w*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
@@ -26,11 +26,13 @@ def parse_spec(spec: str) -> tuple[str, str, list[str]]:
         raise UserError(f"Unknown data {spec!r}: a spec starts with {listed(kind, KINDS)}")
     match = _WITH_CUTS.fullmatch(rest)
     has_cuts = match and bool(match["head"]) == (kind != "scenes")
+    if has_cuts and kind == "hf":  # NAME:CONFIG looks like NAME:SPLIT
+        has_cuts = not match["cuts"].isidentifier() or match["cuts"] in SPLIT_NAMES
     place = (match["head"] or "") if has_cuts else rest
     if kind == "scenes" and place:
         raise UserError(f"{spec!r}: scenes takes splits only, such as scenes:train[:4000].")
     if kind != "scenes" and not place:
-        name = "NAME" if kind == "tfds" else "PATH"
+        name = "NAME" if kind in ("tfds", "hf") else "PATH"
         raise UserError(f"{spec!r} names no data set; write {kind}:{name}.")
     return kind, place, match["cuts"].split("+") if has_cuts else []
 

@@ -168,6 +168,7 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
     if os.path.exists(os.path.join(workdir, "config.json")):
         there = load_config(workdir).to_dict()
         differing = differing_keys(config.to_dict(), there)
+        differing = {k: pair for k, pair in differing.items() if not k.startswith("wandb.")}
         if "stage" in differing:  # nearly every key differs then
             differing = {"stage": differing["stage"]}
         if differing:

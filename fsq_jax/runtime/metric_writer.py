@@ -4,12 +4,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
 
 from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.wandb_writer import WandbWriter
 
 WALL_CLOCK = ("seconds", "images_per_second")  # the fields in which two equal runs differ
 
@@ -19,9 +21,18 @@ class MetricWriter:
 
     Opening it at step s drops every later line of metrics.jsonl: a run that was killed after its
     last checkpoint writes those steps again, and the file reads as if it never had been.
+
+    Args:
+      workdir: of the run.
+      step: that it goes on from.
+      active: whether this is the first host.
+      config: of the run; with a `wandb.project` in it, the same goes to Weights & Biases.
     """
 
-    def __init__(self, workdir: str, *, step: int = 0, active: bool = True):
+    def __init__(
+        self, workdir: str, *, step: int = 0, active: bool = True,
+        config: Mapping[str, Any] | None = None,
+    ):
         self._active = active
         self._start = time.monotonic()
         if not active:
@@ -34,6 +45,8 @@ class MetricWriter:
         self._tensorboard = SummaryWriter(
             os.path.join(workdir, "tensorboard"), purge_step=step + 1 if step else None
         )
+        project = (config or {}).get("wandb", {}).get("project")
+        self._wandb = WandbWriter(workdir, config) if project else None
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl, and the same to TensorBoard under `split/`.
@@ -47,6 +60,8 @@ class MetricWriter:
         self._file.write(json.dumps(line | {"seconds": time.monotonic() - self._start}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self._wandb:
+            self._wandb.scalars(step, split, values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Saves grids of images [N,H,W,3] in [0, 1] as samples/NAME_STEP.png and in TensorBoard."""
@@ -56,11 +71,15 @@ class MetricWriter:
             picture = image_grid(images_NHWC)
             Image.fromarray(picture).save(os.path.join(self._samples, f"{name}_{step:07d}.png"))
             self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+            if self._wandb:
+                self._wandb.image(step, name, picture)
 
     def close(self) -> None:
         if self._active:
             self._file.close()
             self._tensorboard.close()
+            if self._wandb:
+                self._wandb.close()
 
 
 def read_metrics(workdir: str, split: str | None = None) -> list[dict]:

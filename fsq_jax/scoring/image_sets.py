@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fsq_jax.data import decode
+from fsq_jax.data.image_files import list_images
 from fsq_jax.runtime.user_error import UserError
 
 _THREADS = 16  # that decode files; OpenCV lets go of Python's lock
@@ -83,7 +84,7 @@ def open_images(path: str) -> ImageSet:
       UserError: where there are none, or not of such a kind.
     """
     if os.path.isdir(path):
-        files = decode.list_images(pathlib.Path(path))
+        files = list_images(path)
         if not files:
             raise UserError(f"{path} holds no images ({' '.join(decode.EXTENSIONS)}).")
         first = os.path.join(path, files[0])
@@ -113,8 +114,13 @@ def _header(file, path: str) -> tuple[tuple[int, ...], np.dtype]:
         shape, fortran, dtype = read(file)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: arr_0 is not an array that can be read ({error}).") from None
+    if fortran and len(shape) > 1:
+        raise UserError(
+            f"{path}: arr_0 is in Fortran's order, in which no image lies in one piece; save "
+            "np.ascontiguousarray of it."
+        )
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if not fits or fortran or not (dtype == np.uint8 or dtype.kind == "f"):
+    if not fits or not (dtype == np.uint8 or dtype.kind == "f"):
         raise UserError(
             f"{path}: arr_0 is {dtype} of shape {shape}; images are uint8, or floats in [0, 1], of "
             "shape [N,H,W,3], [N,H,W,1] or [N,H,W]."

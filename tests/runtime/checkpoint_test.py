@@ -69,6 +69,19 @@ def test_the_best_one_is_kept_as_well(tmp_path, mode, best):
     assert steps(tmp_path) == [best, 5]
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("values, best", [
+    ([{"other": 5.0}, {"psnr": 3.0}, {"other": -5.0}], 2),  # those without the number come last
+    ([{"psnr": -3.0}, {"other": 5.0}, {}], 1),
+])
+def test_a_checkpoint_without_the_metric_is_never_the_best(tmp_path, mode, values, best):
+    checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1, best="psnr", best_mode=mode)
+    for step, metrics in enumerate(values, 1):
+        checkpoints.save(state(step), {"position": step}, metrics)
+    checkpoints.close()
+    assert steps(tmp_path) == [best, 3]
+
+
 def test_restored_is_what_was_saved_where_it_belongs(run):
     restored, data_state = restore(run)
     assert data_state == {"position": 3}
