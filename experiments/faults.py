@@ -12,7 +12,8 @@ nobody disturbed. Three scenarios take turns:
 
 Faults: SIGKILL, SIGTERM, SIGSTOP for a while, a full disk (a tmpfs that is filled up, which takes
 root; otherwise a limit on the size of files), a folder that is read-only when the run starts, and a
-wall clock that jumps. RESULTS/results.json gets the counts, how runs ended, and what differed.
+wall clock that jumps. OUT/results.json gets the counts, how runs ended, and what differed; another
+--seed in the same workdir goes on with other moments, and is added to it.
 """
 
 import collections
@@ -51,16 +52,16 @@ TOLERANCE = 5e-3  # relative, of metrics on another number of devices: sums are 
 
 
 def tiny_config():
-    """A tokenizer that trains in a second, saves at every third step, and fits 1 to 4 devices."""
+    """A tokenizer that trains in seconds, saves every fourth step, and fits 1 to 4 devices."""
     config = maskgit_tokenizer.get_config("scale=smoke,size=8,levels=4-3")
     config.update(
-        steps=30, batch_size=12, eval_batch_size=5, log_every=1, preview_every=15,
-        checkpoint_every=3, keep=2, best="codebook/perplexity",
+        steps=20, batch_size=12, eval_batch_size=5, log_every=1, preview_every=20,
+        checkpoint_every=4, keep=2, best="codebook/perplexity",
     )
     config.model.update(filters=8, channel_multipliers=(1, 1), num_res_blocks=0)
     config.loss.adversarial = 0.0
     config.data.update(train_split="train[:24]", eval_split="validation[:12]")
-    config.evals = dict(codebook=dict(every=15))
+    config.evals = dict(codebook=dict(every=10))
     return config
 
 
@@ -256,13 +257,18 @@ class Scenario:
         self.tracebacks, self.slowest, self.starts = 0, 0.0, 0
         self.sentences = {}
         shutil.rmtree(self.workdir, ignore_errors=True)
-        for _ in range(2):  # the second one finds everything compiled, and is timed
-            shutil.rmtree(self.workdir, ignore_errors=True)
-            begin = time.monotonic()
-            self.start().wait(600)
-            self.seconds = time.monotonic() - begin
-        self.quiet = in_a_child(summary, self.workdir)
-        shutil.rmtree(self.workdir)
+        known = pathlib.Path(folder, f"{name}.quiet.json")
+        if not known.exists():
+            for _ in range(2):  # the second one finds everything compiled, and is timed
+                shutil.rmtree(self.workdir, ignore_errors=True)
+                begin = time.monotonic()
+                self.start().wait(600)
+                seconds = time.monotonic() - begin
+            quiet = in_a_child(summary, self.workdir) | {"seconds": seconds}
+            known.write_text(json.dumps(quiet))
+            shutil.rmtree(self.workdir)
+        self.quiet = json.loads(known.read_text())
+        self.seconds = self.quiet.pop("seconds")
 
     def start(self, **options) -> Run:
         devices = random.randint(1, 4) if self.name == "devices" and self.starts else 1
@@ -327,6 +333,18 @@ class Scenario:
         }
 
 
+def record(folder: str, done: dict) -> None:
+    """Adds what was done to FOLDER/results.json, in place of an older run of the same seed."""
+    os.makedirs(folder, exist_ok=True)
+    path = pathlib.Path(folder, "results.json")  # written by no function that starts JAX
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = [run for run in runs if run["seed"] != done["seed"]] + [done]
+    counts = [result["faults"] for run in runs for result in run["scenarios"].values()]
+    total = sum((collections.Counter(count) for count in counts), collections.Counter())
+    text = json.dumps({"faults": sum(total.values()), "of_each": total, "runs": runs}, indent=2)
+    path.write_text(text + "\n")
+
+
 def main(argv) -> None:
     del argv
     options = flags.FLAGS
@@ -347,15 +365,11 @@ def main(argv) -> None:
             scenario.one_fault()
             print(f"{name}: {dict(scenario.faults)}, {scenario.trainings} trainings", flush=True)
         results[name] = scenario.finish()
-        told = {
-            "faults": sum(sum(result["faults"].values()) for result in results.values()),
-            "scenarios": results, "seconds": round(time.monotonic() - begin),
-            "stop_seconds": options.stop_seconds, "seed": options.seed, "jax": jax.__version__,
+        record(options.out, {
+            "seed": options.seed, "scenarios": results, "seconds": round(time.monotonic() - begin),
+            "stop_seconds": options.stop_seconds, "jax": jax.__version__,
             "platform": platform.platform(),
-        }
-        os.makedirs(options.out, exist_ok=True)
-        path = pathlib.Path(options.out, "results.json")  # by no function that starts JAX
-        path.write_text(json.dumps(told, indent=2) + "\n")
+        })
     print(json.dumps(results, indent=2))
     failed = [n for n, r in results.items()
               if (r["largest_relative_difference"] or 0) > (TOLERANCE if n == "devices" else 0)]
