@@ -56,6 +56,8 @@ def check(evals: Mapping[str, Mapping]) -> None:
     if unknown:
         raise UserError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
     for name, arguments in evals.items():
+        if "every" not in arguments:
+            raise UserError(f"evals.{name} doesn't say how often: every=0 is at the end only.")
         try:
             inspect.signature(EVALUATORS[name]).bind(None, **_own(arguments))
         except TypeError as error:

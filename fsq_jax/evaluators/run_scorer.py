@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runtime import outputs
 from fsq_jax.runtime.files import alone
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
@@ -102,6 +103,12 @@ class RunScorer:
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
         batches = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))
+        if file and not os.path.exists(file):
+            try:
+                outputs.check_folder(os.path.dirname(file))
+            except UserError as error:  # the statistics are computed, and not kept
+                log(str(error))
+                file = ""
         # Neighbours that come to their evaluations together compute them once.
         with alone(file) if file else contextlib.nullcontext():
             if file and os.path.exists(file):
