@@ -3,7 +3,7 @@
 Every number is read from a run's results.json. What was not run says "not run".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fsq_jax.reports import html
 from fsq_jax.runtime.workdir import differing_keys, load_config, load_results
@@ -70,7 +70,7 @@ def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -
     results = {name: combined_results(paths) for name, paths in workdirs.items()}
     if metrics is None:
         found = {metric for result in results.values() for metric in result}
-        metrics = [m for m in METRICS if m in found] + sorted(found - set(METRICS))
+        metrics = ordered(found)
     rows = []
     for metric in metrics:
         title, form = METRICS.get(metric, (metric, "{:.4g}"))
@@ -86,7 +86,7 @@ def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -
 
 
 def protocol_table(workdirs: Workdirs) -> html.Table:
-    """How each number of `comparison_table` was measured, one row for runs that share a protocol."""
+    """How each number of `comparison_table` was measured: one row per protocol."""
     runs_of = {}
     for run, paths in workdirs.items():
         for metric, result in combined_results(paths).items():
@@ -96,6 +96,12 @@ def protocol_table(workdirs: Workdirs) -> html.Table:
             runs_of.setdefault((metric.split("/")[0], protocol), {})[run] = None
     rows = [(group, ", ".join(names), text) for (group, text), names in runs_of.items()]
     return html.Table(("metrics", "runs", "protocol"), rows)
+
+
+def ordered(metrics: Iterable[str]) -> list[str]:
+    """Metrics in the order of tables: those with a title first."""
+    found = set(metrics)
+    return [metric for metric in METRICS if metric in found] + sorted(found - set(METRICS))
 
 
 def config_table(workdirs: Mapping[str, str]) -> html.Table:

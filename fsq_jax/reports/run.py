@@ -7,7 +7,7 @@ by copying one file.
 import glob
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from matplotlib import ticker
 from matplotlib.figure import Figure
@@ -41,13 +41,16 @@ def page(workdir: str) -> str:
     config = load_config(workdir)
     name = os.path.basename(os.path.abspath(workdir))
     values = sorted((key, str(value)) for key, value in protocols.flat(config.to_dict()).items())
-    return html.page(f"{name}: {config.stage}", {
-        "In short": [progress(workdir, config)],
-        "Results": results(workdir),
-        "Curves": curves({name: workdir}),
-        **previews(workdir),
-        "Config": [html.Table(("key", "value"), values)],
-    })
+    return html.page(
+        f"{name}: {config.stage}",
+        {
+            "In short": [progress(workdir, config)],
+            "Results": results(workdir),
+            "Curves": curves({name: workdir}),
+            **previews(workdir),
+            "Config": [html.Table(("key", "value"), values)],
+        },
+    )
 
 
 def progress(workdir: str, config) -> str:
@@ -65,19 +68,14 @@ def results(workdir: str) -> list[str | html.Table]:
     if not load_results(workdir):
         return ["Nothing was evaluated yet."]
     steps = {metric: str(result["step"]) for metric, result in load_results(workdir).items()}
-    table = comparison.comparison_table({"value": workdir}, list(ordered(steps)))
-    rows = [(*row, steps[metric]) for row, metric in zip(table.rows, ordered(steps), strict=True)]
+    ordered = comparison.ordered(steps)
+    table = comparison.comparison_table({"value": workdir}, ordered)
+    rows = [(*row, steps[metric]) for row, metric in zip(table.rows, ordered, strict=True)]
     measured = comparison.protocol_table({"value": workdir})
     return [
         html.Table(("", "value", "step"), rows),
         html.Table(("metrics", "protocol"), [(row[0], row[2]) for row in measured.rows]),
     ]
-
-
-def ordered(metrics: Sequence[str]) -> list[str]:
-    """Metrics in the order of tables: those with a title first."""
-    known = [metric for metric in comparison.METRICS if metric in metrics]
-    return known + sorted(set(metrics) - set(known))
 
 
 def curves(workdirs: Mapping[str, str]) -> list[str | Figure]:
@@ -116,8 +114,9 @@ def previews(workdir: str) -> dict[str, list[str | bytes]]:
     sections = {}
     for kind, pictures in found.items():
         parts = []
-        for i in sorted({round(n * (len(pictures) - 1) / max(1, _PREVIEWS - 1))
-                         for n in range(_PREVIEWS)}):
+        for i in sorted(
+            {round(n * (len(pictures) - 1) / max(1, _PREVIEWS - 1)) for n in range(_PREVIEWS)}
+        ):
             step, path = pictures[i]
             parts += [f"Step {step}", _thumbnail(path)]
         sections[f"Previews: {kind}"] = parts

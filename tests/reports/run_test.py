@@ -22,7 +22,13 @@ def workdir(tmp_path):
     (path / "samples").mkdir(parents=True)
     save_config(str(path), tiny.tokenizer())
     lines = [
-        {"step": step, "split": "train", "loss": 1 / step, "images_per_second": 64.0, "seconds": 1.0}
+        {
+            "step": step,
+            "split": "train",
+            "loss": 1 / step,
+            "images_per_second": 64.0,
+            "seconds": 1.0,
+        }
         for step in (1, 2, 3)
     ] + [{"step": 3, "split": "eval", "codebook/usage": 0.5, "seconds": 2.0}]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -64,9 +64,12 @@ def test_scalars_pictures_and_config_go_to_one_run(tmp_path, monkeypatch):
     shown = {item.key: item.value_json for run in runs for item in run.config.update}
     assert json.loads(shown["quantizer"]) == {"name": "fsq", "levels": [4, 3]}, shown
     logged = [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json)
-         for item in record.history.item}
-        for record in written if record.HasField("history")
+        {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in record.history.item
+        }
+        for record in written
+        if record.HasField("history")
     ]
     losses = [(line["step"], line["train/loss"]) for line in logged if "train/loss" in line]
     assert losses == [(1, 0.5), (3, 0.5)]
