@@ -214,7 +214,7 @@ def test_evaluations_are_due_at_multiples_of_every():
 
 
 def test_only_what_is_due_is_evaluated(tokenizer):
-    evals = {"codebook": {"every": 2}, "reconstruction": {"every": 5}}
+    evals = {"codebook": {"every": 2}, "reconstruction": {"every": 5, "features": "random"}}
     assert set(evaluators.evaluate(evals, tokenizer, step=4)) == {
         "codebook/usage", "codebook/perplexity", "codebook/used"
     }
