@@ -10,7 +10,6 @@ JSON has each number with its whole protocol. --beside puts older scores in the 
 refuses those that were measured differently.
 """
 
-import json
 import os
 
 import jax

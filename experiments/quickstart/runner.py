@@ -29,7 +29,7 @@ def train_for(config, steps: int, batch_size: int, scale: float) -> None:
     config.log_every = max(1, steps // 100)
     config.preview_every = config.checkpoint_every = max(1, -(-steps // 4))
     config.keep = 1
-    config.data.update(cache=True, min_area=1.0, max_aspect=1.0)
+    config.data.update(cache=True, min_area=1.0, aspect=(1.0, 1.0))
     num_train = choose_split(config.data, "train_split", "train", records)
     num_held_out = choose_split(config.data, "eval_split", "validation", scaled(500, scale, 32))
     config.data.cache = num_train + num_held_out <= _MOST_CACHED

@@ -47,6 +47,22 @@ class Dataset:
         first, last = splits.span(split, len(self), where, endless)
         return dataclasses.replace(self, start=self.start + first, stop=self.start + last)
 
+    def chosen(self, indices: Sequence[int]) -> "Dataset":
+        """These records of the data set, in this order."""
+        where = tuple(self.start + int(index) for index in indices)
+        records = _Chosen(self.records, where)
+        return dataclasses.replace(self, records=records, start=0, stop=len(where))
+
+    def file_name(self, index: int) -> str:
+        """The name of the file that record `index` was made from, without folders.
+
+        Read without decoding its image. Raises UserError where the records have no such names.
+        """
+        name = _file_name(self.records, self.start + int(index))
+        if not name:
+            raise UserError(f"The records of {self.name} {self.split} have no file names.")
+        return pathlib.PurePosixPath(name).name
+
     def cached(self, features: Sequence[str] = ()) -> "Dataset":
         """The same records, kept in memory once read: image, label, tokens and `features`."""
         crowd = ["crowd"] if "segments" in features else []  # says which segments are no matches
@@ -56,10 +72,7 @@ class Dataset:
     def spread(self, num: int) -> "Dataset":
         """`num` of these records at most, evenly spaced: of a folder, images of all classes."""
         num = min(num, len(self))
-        chosen = tuple(self.start + i * len(self) // num for i in range(num))
-        return dataclasses.replace(
-            self, records=_Chosen(self.records, chosen), start=0, stop=num
-        )
+        return self.chosen([i * len(self) // num for i in range(num)])
 
     def mapped(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
         """The same records as a function leaves them; it travels to workers with the source."""
@@ -76,16 +89,22 @@ class _Mapped:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.function(self.records[index])
 
+    def file_name(self, index: int) -> str:
+        return _file_name(self.records, index)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-    """Some of the records, by their positions."""
+    """Records of which only some are left, in an order of their own."""
 
     records: Any
-    chosen: tuple[int, ...]
+    indices: tuple[int, ...]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.records[self.chosen[index]]
+        return self.records[self.indices[index]]
+
+    def file_name(self, index: int) -> str:
+        return _file_name(self.records, self.indices[index])
 
 
 class _Cached:
@@ -102,6 +121,14 @@ class _Cached:
             record = self._records[index]
             self._memory[index] = {name: record[name] for name in record if name in self._kept}
         return dict(self._memory[index])
+
+    def file_name(self, index: int) -> str:
+        return _file_name(self._records, index)
+
+
+def _file_name(records: Any, index: int) -> str:
+    """The name that the records underneath give; "" where they have none."""
+    return records.file_name(index) if hasattr(records, "file_name") else ""
 
 
 def existing_folder(path: str, kind: str) -> pathlib.Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
+from configs import uvim_lm
 from fsq_jax import evaluators
 from fsq_jax.data.pipeline import TrainBatches
 from fsq_jax.pretrained import initialize
@@ -71,6 +72,7 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
     """
     config = resolve_config(config)
     outputs.check_folder(workdir)
+    check_encoder(config, workdir)
     with contextlib.ExitStack() as resources:
         if lock := workdir_lock.take(workdir):
             resources.callback(lock.close)
@@ -82,7 +84,7 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
 def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     """`begin`, of a resolved config in a workdir that is this run's alone."""
     mesh = sharding.training_mesh(config.batch_size, config.accumulate, config.idle_devices)
-    if 1 < mesh.size < jax.device_count():
+    if mesh.size < jax.device_count():
         log(
             f"batch_size={config.batch_size} trains on {mesh.size} of {jax.device_count()} devices:"
             " it is no multiple of more."
@@ -145,6 +147,18 @@ def compiler_options() -> dict[str, bool]:
 def abstract_state(config, stage: Stage, batch) -> TrainState:
     """The state's shapes, of which nothing is allocated."""
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
+
+
+def check_encoder(config, workdir: str) -> None:
+    """Raises a UserError, before anything is read, where UViM's image encoder isn't there."""
+    path = config.init_from
+    if path != uvim_lm.ENCODER or os.path.exists(path) or checkpoint.saved_steps(workdir):
+        return
+    raise UserError(
+        f"UViM's image encoder starts from AugReg's ViT-L/16, and there is no {path!r} here: get "
+        "it from gs://vit_models/augreg and give its path as the config's argument encoder=PATH, "
+        "or train from scratch on purpose with encoder=none."
+    )
 
 
 def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.InitialWeights:
