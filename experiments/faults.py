@@ -292,8 +292,8 @@ class Scenario:
         run = self.start(**options)
         after = random.uniform(0, self.seconds)
         took = disturb(fault, run, 30.0 if read_only else after, self.stop_seconds, self.disk)
-        self.disk.make_room()
         self.disk.read_only(False)
+        self.disk.make_room()
         self.faults[fault] += 1
         self._note(fault, took)
         if self.is_done():
