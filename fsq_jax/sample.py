@@ -23,7 +23,6 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 from PIL import Image
 
@@ -33,6 +32,7 @@ from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import context
@@ -52,7 +52,7 @@ def sample(
     key, images = jax.random.key(seed), []
     rows = predictor.batch_size // jax.process_count()
     starts = range(0, len(labels_N), predictor.batch_size)
-    for i, start in enumerate(tqdm.tqdm(starts, desc="sampling", disable=None)):
+    for i, start in enumerate(tracked(starts, "sampling", predictor.batch_size)):
         first = start + jax.process_index() * rows
         # The last batch is filled up with its first label, and cut afterwards.
         index = np.arange(first, first + rows)

@@ -1,7 +1,7 @@
 """Trained weights with all that is needed to predict and to measure: what evaluators are given."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.transforms import Transform
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.stages.stage import Stage, StageFacts, TrainState
 
 
@@ -38,7 +39,7 @@ class Predictor:
     stage: Stage
     predict: Mapping[str, Callable]
     state: TrainState
-    batches: Callable[..., Iterable[dict[str, np.ndarray]]]
+    batches: Callable[..., Collection[dict[str, np.ndarray]]]
     dataset: Callable[[str], Dataset]
     mesh: jax.sharding.Mesh
     protocol: Mapping[str, Any]
@@ -67,7 +68,8 @@ class Predictor:
     ) -> Iterator[tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
         """(batch, outputs of `predict[name]`), both on the mesh, over a split (held-out one)."""
         key = jax.random.key(self.seed)
-        for i, batch in enumerate(self.batches(split or self.eval_split, limit, transform)):
+        batches = self.batches(split or self.eval_split, limit, transform)
+        for i, batch in enumerate(tracked(batches, f"  {name}", self.batch_size)):
             batch = self.put(batch)
             yield batch, self.predict[name](self.state, batch, jax.random.fold_in(key, i))
 
