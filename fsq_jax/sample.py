@@ -19,6 +19,7 @@ UViM's stages show what they make of held-out images: input, prediction and trut
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -82,7 +83,7 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     """
     labels = []
     for part in filter(None, text.split(",")):
-        label = int(part) if part.isdigit() else -1
+        label = int(part) if re.fullmatch("[0-9]{1,9}", part) else -1
         if part in class_names:
             label = class_names.index(part)
         if not 0 <= label < len(class_names):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fsq_jax.data import decode
+from fsq_jax.formats import numpy_file
 from fsq_jax.runtime.user_error import UserError
 
 NAMES = ("image", "label", "depth", "segments", "crowd")
@@ -73,9 +74,10 @@ class Column:
 def open_array(path: pathlib.Path) -> np.ndarray:
     """The array of an .npy file, mapped to memory; UserError where it can't be."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} can't be read as an array ({error}).") from None
+        array = numpy_file.open_npy(path)
+    except UserError as error:
+        reason = str(error).replace(f"{path} ", "it ", 1).rstrip(".")
+        raise UserError(f"{path} can't be read as an array ({reason}).") from None
     by_column = array.flags.f_contiguous and not array.flags.c_contiguous
     if by_column and array.nbytes > _LARGEST_COLUMNWISE:
         raise UserError(

@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 
 from fsq_jax.data import array_columns, decode
-from fsq_jax.data.dataset import Dataset, existing_folder, read_json, sub_folders
+from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import resolve
 from fsq_jax.data.transforms import Record, Transform
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 _TYPES = {
     "image": np.uint8, "label": np.int32, "depth": np.float32, "segments": np.int16,
     "crowd": np.int16,
 }
+_META = {"class_names": [str], "segment_names?": [str], "things?": [int]}
 _MAX_CROWDS = 32  # instances that are crowds in one record; the rest of a row is 0
 _CHUNK = 16  # records that a worker takes at once
 
@@ -67,23 +69,16 @@ def _open_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:
     """What meta.json says, names and numbers of classes as they should be."""
-    meta = read_json(path)
-    if not isinstance(meta, dict) or not _are_names(meta.get("class_names")):
-        raise UserError(f'{path} must be {{"class_names": [names of the classes], ...}}.')
+    meta = bounded.read_json(path, _META)
+    if not meta["class_names"]:
+        raise UserError(f"{path}: class_names is empty; expected the names of the classes.")
     names, things = meta.get("segment_names", []), meta.get("things", [])
-    if names and not _are_names(names):
-        raise UserError(f"{path}: segment_names must be a list of names, the first one for void.")
-    whole = isinstance(things, list) and all(type(t) is int for t in things)
-    if not whole or (names and not all(0 < thing < len(names) for thing in things)):
+    if names and not all(0 < thing < len(names) for thing in things):
         raise UserError(
             f"{path}: things={things!r} must be a list of numbers of classes, 1 to "
             f"{len(names) - 1} of segment_names."
         )
     return meta
-
-
-def _are_names(names: Any) -> bool:
-    return isinstance(names, list) and names != [] and all(isinstance(n, str) for n in names)
 
 
 @dataclasses.dataclass

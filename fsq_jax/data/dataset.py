@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -88,9 +88,14 @@ class _Cached:
 
 def existing_folder(path: str, kind: str) -> pathlib.Path:
     """The folder that a spec names; UserError, with the nearest name, where there is none."""
-    root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
-        siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
+    try:
+        root = pathlib.Path(path).expanduser()
+        found = root.is_dir()
+        siblings = [] if found or not root.parent.is_dir() else os.listdir(root.parent)
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, or ~NOBODY
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{kind}:{path[:200]} is not a folder ({reason}).") from None
+    if not found:
         near = difflib.get_close_matches(root.name, siblings, n=1)
         hint = f" Did you mean {str(root.parent / near[0])!r}?" if near else ""
         raise UserError(f"{kind}:{path} is not a folder.{hint}")
@@ -100,13 +105,3 @@ def existing_folder(path: str, kind: str) -> pathlib.Path:
 def sub_folders(folder: pathlib.Path) -> list[str]:
     """Names of the folders in a folder, sorted; hidden ones left out."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """What a JSON file of a data set holds; UserError, with its name, where it can't be read."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not whole JSON ({str(error)[:80]}).") from None

@@ -1,6 +1,7 @@
 """Image files to uint8 RGB arrays [H,W,3], or one clear error that names the record."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import PIL.ImageOps
 
 from fsq_jax.runtime.user_error import UserError
 
+MAX_PIXELS = 1 << 27  # of a picture: a file of kilobytes can say that it has many more
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -44,6 +46,7 @@ def decode_image(encoded: bytes, where: str, *, upright: bool = True) -> np.ndar
     Raises:
       RecordError: where neither can read it, or it is no picture.
     """
+    _check_pixels(encoded, where)
     if _is_whole(encoded):
         flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if _may_be_deep(encoded) else 0)
         if not upright:
@@ -62,6 +65,24 @@ def decode_image(encoded: bytes, where: str, *, upright: bool = True) -> np.ndar
             f"{where} is not a whole, readable image ({reason}; {len(encoded)} bytes)."
         ) from error
     return to_rgb(to_8_bits(image, where), where)
+
+
+def _check_pixels(encoded: bytes, where: str) -> None:
+    """Raises RecordError for a file that says it has more pixels than are decoded."""
+    try:
+        if encoded.startswith(_PNG_START):
+            width, height = struct.unpack(">II", encoded[16:24])
+        else:
+            with PIL.Image.open(io.BytesIO(encoded)) as image:  # which reads its header alone
+                width, height = image.size
+    except PIL.Image.DecompressionBombError as error:
+        raise RecordError(f"{where} has more than {MAX_PIXELS} pixels ({error}).") from None
+    except Exception:  # it can't be read, which is said where it is decoded
+        return
+    if width * height > MAX_PIXELS:
+        raise RecordError(
+            f"{where} has {width} x {height} pixels; expected {MAX_PIXELS} at most."
+        )
 
 
 def _by_opencv(encoded: bytes, flags: int) -> np.ndarray | None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fsq_jax.data.dataset import read_json
 from fsq_jax.data.shard_index import ShardIndex
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 _FILES = ("classes.txt", "class_names.txt", "classes.json", "class_names.json")
@@ -106,10 +106,11 @@ def _named(folder: pathlib.Path) -> tuple[str, ...]:
         if not path.is_file():
             continue
         if path.suffix == ".json":
-            names = read_json(path)
+            names = bounded.read_json(path, [str])
         else:
-            names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise UserError(f"{path} must be a list of the classes' names.")
+            text = bounded.read_bytes(path, bounded.MAX_JSON).decode(errors="replace")
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+        if not names:
+            raise UserError(f"{path} is empty; expected a list of the classes' names.")
         return tuple(names)
     return ()

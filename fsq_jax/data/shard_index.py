@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,11 +19,13 @@ import numpy as np
 import tqdm
 
 from fsq_jax.data.decode import RecordError
+from fsq_jax.formats import numpy_file
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.progress import log
 
 _VERSION = 1
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # ValueError: UserError is one
 
 Rows = dict[str, np.ndarray]
 Scan = Callable[[pathlib.Path], tuple[Rows, dict[str, Any]]]
@@ -145,10 +145,9 @@ def _read(path: pathlib.Path, log_damage: bool = False):
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = numpy_file.read_npz(path)
         text = arrays.pop("meta").tobytes().decode()
-        meta = json.loads(text)
+        meta = bounded.parse_json(text, str(path), {"version": int, "files": [list]})
         whole = len({len(array) for array in arrays.values()}) == 1 and "shard" in arrays
         if meta["version"] == _VERSION and whole and all(len(f) == 4 for f in meta["files"]):
             return arrays, hashlib.sha256(text.encode()).hexdigest(), meta, path

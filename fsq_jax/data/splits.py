@@ -8,9 +8,11 @@ from fsq_jax.runtime.user_error import UserError
 
 KINDS = ("scenes", "tfds", "folder", "wds", "parquet", "hf", "arrays", "tokens")
 
-_CUT = r"[A-Za-z]\w*(?:\[(?:-?\d+%?)?:(?:-?\d+%?)?\])?"
-_SPLIT = re.compile(r"([A-Za-z]\w*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+_PLACE = r"-?[0-9]{1,15}%?"
+_CUT = rf"[A-Za-z]\w*(?:\[(?:{_PLACE})?:(?:{_PLACE})?\])?"
+_SPLIT = re.compile(rf"([A-Za-z]\w*)(?:\[({_PLACE})?:({_PLACE})?\])?")
 _WITH_CUTS = re.compile(rf"(?:(?P<head>.+):)?(?P<cuts>{_CUT}(?:\+{_CUT})*)")
+_MAX_SPEC = 4096  # characters, as of a path
 _ALIASES = {
     "validation": ("validation", "val", "test"),
     "val": ("val", "validation", "test"),
@@ -22,6 +24,8 @@ SPLIT_NAMES = ("train", *_ALIASES)
 def parse_spec(spec: str) -> tuple[str, str, list[str]]:
     """Kind, name or path, and cuts of a spec: "tfds:x:train[:9]" is "tfds", "x", ["train[:9]"]."""
     kind, _, rest = spec.partition(":")
+    if len(spec) > _MAX_SPEC:
+        raise UserError(f"A spec of data has {_MAX_SPEC} characters at most, not {len(spec)}.")
     if kind not in KINDS:
         raise UserError(f"Unknown data {spec!r}: a spec starts with {listed(kind, KINDS)}")
     match = _WITH_CUTS.fullmatch(rest)

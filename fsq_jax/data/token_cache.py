@@ -18,10 +18,15 @@ import numpy as np
 
 from fsq_jax.data import decode, transforms
 from fsq_jax.data.array_columns import open_array
-from fsq_jax.data.dataset import Dataset, existing_folder, read_json, sub_folders
+from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import resolve
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
+_META = {
+    "codebook_size": int, "num_classes": int, "class_names": [str], "fingerprint": str,
+    "split?": str, "views?": int, "seed?": int,
+}  # fmt: skip
 _FILES = ("tokens.npy", "labels.npy", "meta.json")
 
 
@@ -40,7 +45,7 @@ def open_source(path: str, split: str) -> Dataset:
         split = resolve(split, splits, where)
     records = _TokenRecords(root, meta["codebook_size"])
     tokens, labels = records.arrays
-    if tokens.ndim != 3 or labels.shape != tokens.shape[:1]:
+    if tokens.ndim != 3 or 0 in tokens.shape or labels.shape != tokens.shape[:1]:
         raise UserError(
             f"{root} holds tokens of shape {tokens.shape} and labels of shape {labels.shape}; "
             "expected [records, views, length] and [records]."
@@ -59,13 +64,7 @@ def _read_meta(root: pathlib.Path) -> dict[str, Any]:
     missing = [name for name in _FILES if not (root / name).is_file()]
     if missing:
         raise UserError(f"{root} is no token cache: it lacks {', '.join(missing)}.")
-    meta = read_json(root / "meta.json")
-    if not isinstance(meta, dict):
-        raise UserError(f"{root / 'meta.json'} is no table of names and values.")
-    lacking = {"codebook_size", "num_classes", "class_names", "fingerprint"} - set(meta)
-    if lacking:
-        raise UserError(f"{root / 'meta.json'} lacks {', '.join(sorted(lacking))}.")
-    return meta
+    return bounded.read_json(root / "meta.json", _META)
 
 
 @dataclasses.dataclass

@@ -59,8 +59,8 @@ def parse_overrides(assignments: Iterable[str]) -> dict:
             raise UserError(f"{assignment!r} is not of the form KEY=VALUE.")
         try:
             overrides[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            overrides[name] = text
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            overrides[name] = text  # the last three: of {[]: 1}, and of a thousand brackets
     return overrides
 
 

@@ -10,10 +10,14 @@ import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from fsq_jax.runtime import bounded
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.wandb_writer import WandbWriter
 
 WALL_CLOCK = ("seconds", "images_per_second")  # the fields in which two equal runs differ
+_MAX_LINE = 1 << 20  # bytes
 
 
 class MetricWriter:
@@ -39,9 +43,9 @@ class MetricWriter:
             return
         self._samples = os.path.join(workdir, "samples")
         os.makedirs(self._samples, exist_ok=True)
-        path = os.path.join(workdir, "metrics.jsonl")
-        self._there = _drop_after(path, step)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        self._there = _drop_after(self._path, step)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115
         self._tensorboard = SummaryWriter(
             os.path.join(workdir, "tensorboard"), purge_step=step + 1 if step else None
         )
@@ -57,7 +61,8 @@ class MetricWriter:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {"step": step, "split": split} | values
-        self._file.write(json.dumps(line | {"seconds": time.monotonic() - self._start}) + "\n")
+        with bounded.names_path(self._path):
+            self._file.write(json.dumps(line | {"seconds": time.monotonic() - self._start}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         if self._wandb:
@@ -69,7 +74,8 @@ class MetricWriter:
             return
         for name, images_NHWC in images.items():
             picture = image_grid(images_NHWC)
-            Image.fromarray(picture).save(os.path.join(self._samples, f"{name}_{step:07d}.png"))
+            with written_whole(os.path.join(self._samples, f"{name}_{step:07d}.png"), "wb") as file:
+                Image.fromarray(picture).save(file, "png")
             self._tensorboard.add_image(name, picture, step, dataformats="HWC")
             if self._wandb:
                 self._wandb.image(step, name, picture)
@@ -83,12 +89,23 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str, split: str | None = None) -> list[dict]:
-    """The lines of a run's metrics.jsonl, all or those of one split; none before the first."""
+    """The lines of a run's metrics.jsonl, all or those of one split; none before the first.
+
+    A last line that was only half written is left out.
+
+    Raises:
+      UserError: for a line that is no object with a step and a split; says which.
+    """
     path = os.path.join(workdir, "metrics.jsonl")
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return []
-    with open(path) as file:
-        lines = [json.loads(line) for line in file if line.endswith("\n")]
+    lines = []
+    with bounded.open_regular(path) as file:
+        while (text := file.readline(_MAX_LINE)).endswith(b"\n"):
+            where = f"{path}, line {len(lines) + 1},"
+            lines.append(bounded.parse_json(text, where, {"step": int, "split": str}))
+        if len(text) == _MAX_LINE:
+            raise UserError(f"{path}, line {len(lines) + 1}, is longer than {_MAX_LINE} bytes.")
     return [line for line in lines if split is None or line["split"] == split]
 
 
@@ -98,9 +115,6 @@ def _drop_after(path: str, step: int) -> set[tuple[int, str]]:
     Returns the (step, split) of those that stay.
     """
     kept = [line for line in read_metrics(os.path.dirname(path)) if line["step"] <= step]
-    with open(path + ".tmp", "w") as file:
+    with written_whole(path) as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)
-    os.replace(path + ".tmp", path)
     return {(line["step"], line["split"]) for line in kept}
-
-

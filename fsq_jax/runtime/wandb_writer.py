@@ -7,7 +7,6 @@ with the same values.
 """
 
 import importlib.util
-import json
 import os
 import uuid
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.user_error import UserError
 
@@ -48,8 +48,7 @@ class WandbWriter:
         section = config["wandb"]
         known = {"project": section["project"], "id": uuid.uuid4().hex[:8]}
         if os.path.exists(path):
-            with open(path) as file:
-                known = json.load(file)
+            known = bounded.read_json(path, dict)
         else:
             write_json(path, known)
         name = section["name"] or os.path.basename(os.path.abspath(workdir))

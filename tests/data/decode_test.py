@@ -119,3 +119,21 @@ def test_a_photograph_turns_unless_its_labels_would_not(kind):
     file = encoded(RGB, kind, exif=exif)
     assert decode.decode_image(file, "x").shape == (16, 12, 3)
     assert decode.decode_image(file, "x", upright=False).shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "JPEG"])
+def test_a_picture_of_kilobytes_does_not_take_gigabytes(kind, monkeypatch):
+    pixels = PIL.Image.new("L", (1 << 7, 1 << 8))
+    buffer = io.BytesIO()
+    pixels.save(buffer, kind)
+    assert decode.decode_image(buffer.getvalue(), "x").shape == (1 << 8, 1 << 7, 3)
+    monkeypatch.setattr(decode, "MAX_PIXELS", (1 << 15) - 1)
+    with pytest.raises(decode.RecordError, match="x has 128 x 256 pixels; expected 32767 at most"):
+        decode.decode_image(buffer.getvalue(), "x")
+
+
+def test_a_picture_that_says_it_has_a_trillion_pixels():
+    data = bytearray(encoded(RGB))
+    data[16:24] = b"\0\x0f\xff\xff" * 2
+    with pytest.raises(decode.RecordError, match="x has 1048575 x 1048575 pixels"):
+        decode.decode_image(bytes(data), "x")
