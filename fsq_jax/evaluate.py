@@ -22,7 +22,7 @@ from fsq_jax.runs.config import data_overrides, parse_overrides
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.user_error import UserError, did_you_mean
-from fsq_jax.runtime.workdir import save_results
+from fsq_jax.runtime.workdir import save_results, with_overrides
 
 
 def evaluate(
@@ -34,13 +34,13 @@ def evaluate(
     Args:
       path, stage_1, step, overrides: see `runs.load`.
       names: which of `config.evals`; all by default.
-      out: JSON file that gets them, too.
+      out: JSON file that gets them, too, and nothing else.
 
     Raises:
       UserError: there are no such weights, or the config has no such evaluator.
     """
     predictor = runs.load(path, stage_1, step, overrides)
-    results = measure(predictor, names)
+    results = with_overrides(measure(predictor, names), overrides or {})
     if jax.process_index() == 0:
         for name, result in results.items():  # first of all: a full disk costs none of them
             print(f"{name}: {result['value']:.6g}", flush=True)

@@ -47,6 +47,7 @@ def sample_moments(predictor: Predictor, network: RunScorer, num_samples: int) -
 def evaluate(
     predictor: Predictor, features: str, num_samples: int = 0, reference_split: str = "train",
     reference_limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
+    published_reference: str = "",
 ) -> tuple[dict[str, float], dict]:
     """sampling/fid, sfid, inception_score, precision, recall of samples, as many of each class.
 
@@ -62,6 +63,8 @@ def evaluate(
       reference: file of them, in place of a split: ADM's, or one of `fsq_jax.reference`.
       protocol: a name of `protocols.NAMED`.
       weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
+      published_reference: name of the file that published numbers are against; over Inception's
+        features, metrics against another reference are called fid_own_reference and so on.
     """
     num_samples = num_samples or protocols.named(protocol).num_samples
     if not num_samples:
@@ -69,7 +72,7 @@ def evaluate(
     network = RunScorer(predictor, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
     values, record = network.measure(
-        sample_moments(predictor, network, num_samples), real,
+        sample_moments(predictor, network, num_samples), real, published_reference,
         sampling=dict(predictor.facts.sampling), seed=predictor.seed,
         class_balance=balance(num_samples, predictor.facts.num_classes),
     )

@@ -25,6 +25,7 @@ class Predictor:
       state: a `TrainState` on the mesh.
       batches: (split, limit, transform) -> the records of a split, each once, as padded NumPy
         batches with "mask"; limit 0 is no limit, and transform None the run's own for evaluation.
+        In place of a split, a data set: records chosen from what `dataset` gives.
       dataset: split -> the records that `batches` are made of, at their own size: row i of all
         batches is record i.
       mesh: where batches go.
@@ -63,11 +64,14 @@ class Predictor:
         return sharding.put_batch(dict(batch), self.mesh)
 
     def outputs(
-        self, name: str, split: str = "", limit: int = 0, transform: Transform | None = None
+        self, name: str, split: str | Dataset = "", limit: int = 0,
+        transform: Transform | None = None,
     ) -> Iterator[tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-        """(batch, outputs of `predict[name]`), both on the mesh, over a split (held-out one)."""
+        """(batch, outputs of `predict[name]`), both on the mesh, over a split (the held-out one)
+        or records chosen from one."""
         key = jax.random.key(self.seed)
-        for i, batch in enumerate(self.batches(split or self.eval_split, limit, transform)):
+        split = self.eval_split if split == "" else split
+        for i, batch in enumerate(self.batches(split, limit, transform)):
             batch = self.put(batch)
             yield batch, self.predict[name](self.state, batch, jax.random.fold_in(key, i))
 

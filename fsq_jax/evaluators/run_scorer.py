@@ -32,11 +32,22 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
         except ValueError as error:
             others = f"--config.evals.{name}.features=efficientnet"
             raise UserError(f"evals.{name}: {error} ({others} needs no file.)") from None
-        if path := arguments.get("reference", ""):
+        path, published = (arguments.get(n, "") for n in ("reference", "published_reference"))
+        if path:
             try:
                 reference_file.load(path)
             except ValueError as error:
                 raise UserError(f"evals.{name}: {error}") from None
+        elif published and arguments["features"] == "inception":
+            log(
+                f"evals.{name} has no reference={published}, against which published numbers are; "
+                f"what is measured against the data's own is called {OWN_REFERENCE.format('fid')}."
+            )
+
+
+# What a metric is called that is not against the reference of published numbers.
+OWN_REFERENCE = "{}_own_reference"
+_NO_REFERENCE = ("inception_score",)  # which sees no real images
 
 
 class RunScorer:
@@ -83,7 +94,12 @@ class RunScorer:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            size = self._predictor.protocol["size"]
+            size, ours = self._predictor.protocol["size"], self._predictor.protocol["transform"]
+            theirs = reference_file.load(path).record.get("transform", ours)
+            if theirs != ours:
+                raise UserError(
+                    f"{path} is of images with transform={theirs}, this run's have {ours}."
+                )
             return self._scorer.load_reference(path, self._predictor.batch_size, (size, size))
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
         batches = self._predictor.batches(split, limit)
@@ -122,6 +138,7 @@ class RunScorer:
         facts = self._scorer.facts() | {
             "data": origin.name, "split": origin.split, "limit": limit,
             "size": self._predictor.protocol.get("size"),
+            "transform": self._predictor.protocol.get("transform"),
             # Of a folder to which images were added: another number of batches.
             "batches": [num_batches, self._predictor.batch_size],
         }
@@ -152,10 +169,20 @@ class RunScorer:
         return values[self.metric], record
 
     def measure(
-        self, samples: Statistics, reference: Statistics, **facts
+        self, samples: Statistics, reference: Statistics, published_reference: str = "", **facts
     ) -> tuple[dict[str, float], dict]:
-        """({metric: value} of all that is measured, its protocol with these facts)."""
+        """({metric: value} of all that is measured, its protocol with these facts).
+
+        Where published numbers are against a file, `published_reference`, "fid" and its relatives
+        are those against that file; against another reference they are "fid_own_reference".
+        """
         samples, reference = samples.flush(), reference.flush()
         record = self._scorer.record(samples, reference, **facts)
-        return self._scorer.measure(samples, reference), dict(record)
+        values = self._scorer.measure(samples, reference)
+        if self.metric == "fid" and published_reference not in ("", reference.origin.name):
+            values = {
+                name if name in _NO_REFERENCE else OWN_REFERENCE.format(name): value
+                for name, value in values.items()
+            }
+        return values, dict(record)
 

@@ -39,7 +39,7 @@ def wanted(config) -> checks.Wanted:
 def transforms_of(config) -> tuple[transforms.Transform, transforms.Transform]:
     """(the transform of training, that of evaluation), as `config.data` says."""
     data, kind = config.data, config.data.transform
-    augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip, kind)
+    augment = transforms.augment(data.size, data.min_area, data.aspect, data.flip, kind)
     return augment, transforms.evaluation(data.size, kind)
 
 
@@ -73,14 +73,14 @@ def _training(config) -> tuple[Dataset, transforms.Transform, tuple[str, ...]]:
 
 
 def eval_batches(
-    config, split: str, limit: int = 0, transform: transforms.Transform | None = None
+    config, split: str | Dataset, limit: int = 0, transform: transforms.Transform | None = None
 ) -> Iterable[dict[str, np.ndarray]]:
     """This host's batches of a split, each record once, as it is (no augmentation).
 
-    "train" and "eval" stand for the data's own two splits; `transform` takes the place of the
-    config's own.
+    "train" and "eval" stand for the data's own two splits; records chosen from `eval_dataset` may
+    stand in for a split. `transform` takes the place of the config's own.
     """
-    dataset = eval_dataset(config, split)
+    dataset = eval_dataset(config, split) if isinstance(split, str) else split
     return every_record(config, dataset, transform or transforms_of(config)[1], limit)
 
 

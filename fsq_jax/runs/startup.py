@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
+from configs import uvim_lm
 from fsq_jax.data.pipeline import TrainBatches
 from fsq_jax.pretrained import initialize
 from fsq_jax.runs import frozen, inputs
@@ -63,6 +64,7 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
       UserError: the config can't be run, or `workdir` holds a run of another config.
     """
     config = resolve_config(config)
+    check_encoder(config, workdir)
     stage = frozen.make_stage(config)
     mesh, key = sharding.make_mesh(), jax.random.key(config.seed)
     batches = inputs.train_batches(config)
@@ -109,6 +111,18 @@ def compiler_options() -> dict[str, bool]:
 def abstract_state(config, stage: Stage, batch) -> TrainState:
     """The state's shapes, of which nothing is allocated."""
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
+
+
+def check_encoder(config, workdir: str) -> None:
+    """Raises a UserError, before anything is read, where UViM's image encoder isn't there."""
+    path = config.init_from
+    if path != uvim_lm.ENCODER or os.path.exists(path) or checkpoint.saved_steps(workdir):
+        return
+    raise UserError(
+        f"UViM's image encoder starts from AugReg's ViT-L/16, and there is no {path!r} here: get "
+        "it from gs://vit_models/augreg and give its path as the config's argument encoder=PATH, "
+        "or train from scratch on purpose with encoder=none."
+    )
 
 
 def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.InitialWeights:
