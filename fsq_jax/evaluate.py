@@ -9,7 +9,8 @@ python -m fsq_jax.evaluate --workdir=tokenizer_imagenet256_checkpoint --data_dir
 python -m fsq_jax.evaluate --workdir=maskgit_imagenet256_checkpoint \
     --stage_1=tokenizer_imagenet256_checkpoint --evals=generation --out=results.json
 
-Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports.
+Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports; of the Hugging Face hub, too,
+as hf:OWNER/NAME[/FILE][@REVISION].
 """
 
 import jax

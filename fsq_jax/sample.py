@@ -24,7 +24,6 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 from fsq_jax import runs, tasks
@@ -34,6 +33,7 @@ from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, outputs, sharding
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.image_grid import image_grid, save_picture
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import context
@@ -53,7 +53,7 @@ def sample(
     key, images = jax.random.key(seed), []
     rows = np.array(predictor.own_rows)
     starts = range(0, len(labels_N), predictor.batch_size)
-    for i, start in enumerate(tqdm.tqdm(starts, desc="sampling", disable=None)):
+    for i, start in enumerate(tracked(starts, "sampling", predictor.batch_size)):
         # A batch is filled up with its first label, and cut afterwards.
         given = (rows < predictor.batch_size) & (start + rows < len(labels_N))
         batch = {"label": labels_N[np.where(given, start + rows, start)].astype(np.int32)}

@@ -7,6 +7,7 @@ import numpy as np
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
@@ -40,10 +41,10 @@ def balance(num_samples: int, num_classes: int) -> str:
 def samples(predictor: Predictor, num_samples: int) -> Iterator[tuple[dict, dict]]:
     """(batch of labels, sampled "image" and "tokens"), on the mesh."""
     key = jax.random.key(predictor.seed)
-    labels = balanced_labels(
+    labels = list(balanced_labels(
         num_samples, predictor.facts.num_classes, predictor.batch_size, predictor.own_rows
-    )
-    for i, batch in enumerate(labels):
+    ))
+    for i, batch in enumerate(tracked(labels, "  samples", predictor.batch_size)):
         batch = predictor.put(batch)
         yield batch, predictor.predict["sample"](predictor.state, batch, jax.random.fold_in(key, i))
 

@@ -1,7 +1,7 @@
 """Trained weights with all that is needed to predict and to measure: what evaluators are given."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.transforms import Transform
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.stages.stage import Stage, StageFacts, TrainState
 
 
@@ -39,7 +40,7 @@ class Predictor:
     stage: Stage
     predict: Mapping[str, Callable]
     state: TrainState
-    batches: Callable[..., Iterable[dict[str, np.ndarray]]]
+    batches: Callable[..., Collection[dict[str, np.ndarray]]]
     dataset: Callable[[str], Dataset]
     mesh: jax.sharding.Mesh
     protocol: Mapping[str, Any]
@@ -82,7 +83,8 @@ class Predictor:
         or records chosen from one."""
         key = jax.random.key(self.seed)
         split = self.eval_split if split == "" else split
-        for i, batch in enumerate(self.batches(split, limit, transform)):
+        batches = self.batches(split, limit, transform)
+        for i, batch in enumerate(tracked(batches, f"  {name}", self.batch_size)):
             batch = self.put(batch)
             yield batch, self.predict[name](self.state, batch, jax.random.fold_in(key, i))
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runtime import outputs
 from fsq_jax.runtime.files import alone
-from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.progress import log, tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols, reference_file
 from fsq_jax.scoring.accumulator import Statistics
@@ -132,13 +132,14 @@ class RunScorer:
             return self._compute_reference(origin, batches, file)
 
     def _compute_reference(
-        self, origin: protocols.Reference, batches: Iterable, file: str
+        self, origin: protocols.Reference, batches: Collection, file: str
     ) -> Statistics:
         """The statistics of all images of these batches, saved in a file unless it is ""."""
         if file:
             log(f"Statistics of {origin.name} {origin.split}, for {file} …")
         seen = self._scorer.empty(reference=True)
-        for batch in map(self._predictor.put, batches):
+        rows = self._predictor.batch_size
+        for batch in map(self._predictor.put, tracked(batches, "  real images", rows)):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
         seen = seen.flush().with_source(
