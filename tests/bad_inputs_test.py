@@ -187,7 +187,7 @@ CASES = {
         "evals.reconstruction: There are no features named 'vgg'; choose one of"),
     "reference of another protocol": ("D", lambda at: train_with(at, {}, evals={"reconstruction": {
             "every": 0, "features": "random", "reference": written(at, "ref.npz", "no archive")}}),
-        "ref.npz is not a whole .npz file."),
+        "ref.npz is truncated or damaged (File is not a zip file); expected an .npz file."),
     "perceptual weights": ("D",
         lambda at: train_with(at, {"loss.perceptual": 0.1, "perceptual.name": "resnet50"}),
         "The perceptual network resnet50 needs the path of its weights"),

@@ -84,10 +84,11 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
 def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     """`begin`, of a resolved config in a workdir that is this run's alone."""
     mesh = sharding.training_mesh(config.batch_size, config.accumulate, config.idle_devices)
-    if mesh.size < jax.device_count():
+    busy = sharding.most_devices(config.batch_size, config.accumulate)
+    if busy < jax.device_count():
         log(
-            f"batch_size={config.batch_size} trains on {mesh.size} of {jax.device_count()} devices:"
-            " it is no multiple of more."
+            f"batch_size={config.batch_size} trains on {busy} of {jax.device_count()} devices: it "
+            "is no multiple of more."
         )
     stage, key = frozen.make_stage(config), jax.random.key(config.seed)
     evaluators.check_stage(
