@@ -98,7 +98,7 @@ def facts_for_hub(
         known["model-index"] = [{
             "name": TITLES.get(config.stage, config.stage),
             "results": [
-                {"task": {"type": task}, "dataset": data, "metrics": metrics}
+                {"task": {"type": task}, "dataset": dict(data), "metrics": metrics}
                 for task, metrics in measured.items()
             ],
         }]
