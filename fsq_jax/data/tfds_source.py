@@ -75,7 +75,7 @@ def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, .
         raise UserError(
             f"tfds:{name} is prepared under {shown}, but not as array_record."
         ) from None
-    label = features["label"] if "label" in features else None
+    label: Any = features["label"] if "label" in features else None
     if isinstance(label, tfds.features.ClassLabel):
         return data, tuple(label.names or ())
     return data, ("image",)
