@@ -9,6 +9,7 @@ each seed, a masked transformer on the first seed's.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from matplotlib import colormaps
@@ -27,6 +28,7 @@ LEVELS = {
     12: ((3,) * 8, (4,) * 6, (7, 5, 5, 5, 5), (8, 8, 8, 8)),
 }
 SIZES = {"paper": (10, 12), "bench": (10, 12), "smoke": (10,)}
+SEEN = 0.05  # the smallest gain of dense layers, of the distance, that runs must be able to show
 DENSE = {"levels": (8, 5, 5, 5), "layers": 2}
 
 
@@ -79,7 +81,9 @@ def figure(found: Sequence[Entry]) -> Figure:
                     "-".join(map(str, levels)), (group[0]["size"], spread.mean), fontsize=6,
                     xytext=(4, 4), textcoords="offset points",
                 )
-        axis.set(title=title, xlabel="codebook size", xscale="log")
+        axis.set(title=title, xlabel="codebook size", xscale="log", xlim=(600, 9_000))
+        axis.set_xticks([1_000, 2_000, 4_000, 8_000], ["1,000", "2,000", "4,000", "8,000"])
+        axis.minorticks_off()
         axis.set_ylabel(tables.title(metric), fontsize=7)
         for colour, level in enumerate((3, 4, 5, 8)):
             axis.plot([], [], "o", color=colours(colour), label=f"smallest level {level}")
@@ -94,13 +98,14 @@ def few_are_worse(found: Sequence[Entry], metric: str) -> Finding:
     signs, texts = [], []
     for bits in LEVELS:
         spreads = {
-            levels: spread for levels, group in groups(found, bits).items()
-            if (spread := entries.spread(entries.values(group, metric))) is not None
+            levels: entries.spread(entries.values(group, metric))
+            for levels, group in groups(found, bits).items()
         }
-        texts += ["-".join(map(str, levels)) + " " + s.text() for levels, s in spreads.items()]
+        texts += ["-".join(map(str, levels)) + " " + claims.text(s)
+                  for levels, s in spreads.items()]
         few = [spread for levels, spread in spreads.items() if min(levels) < 5]
         many = [spread for levels, spread in spreads.items() if min(levels) >= 5]
-        signs += [claims.compare(a, b, deviation) for a in few for b in many]
+        signs += [claims.compare(a, b, deviation) for a in few for b in many if a or b]
     return claims.by_signs(signs, 1, "; ".join(texts))
 
 
@@ -115,8 +120,10 @@ def dense_help(found: Sequence[Entry]) -> Finding:
     text = f"with {DENSE['layers']} more layers {a.text()}, without {b.text()}"
     if a.deviation is None or b.deviation is None:
         return Finding(claims.OPEN, text)
-    sign = claims.compare(a, b, None)
-    return Finding(claims.REFUTED if sign < 0 else claims.CONFIRMED, text)
+    if claims.compare(a, b, None) < 0:
+        return Finding(claims.REFUTED, text)
+    error = math.sqrt(a.deviation**2 / a.count + b.deviation**2 / b.count)
+    return Finding(claims.CONFIRMED if 2 * error <= SEEN * b.mean else claims.OPEN, text)
 
 
 CLAIMS = (
@@ -133,7 +140,8 @@ CLAIMS = (
     Claim(
         "Further dense layers around FSQ do not help (3.3)",
         "refuted: the reconstruction distance falls by more than twice the standard error; "
-        "confirmed otherwise, given repeated runs of both", dense_help,
+        f"confirmed: it does not, and twice that error is at most {SEEN:.0%} of the distance, so "
+        "that a gain would have been seen", dense_help,
     ),
 )
 

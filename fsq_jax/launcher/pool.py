@@ -18,6 +18,7 @@ from fsq_jax.runtime.user_error import UserError
 
 GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
 LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
+_LAUNCHES = "launches.jsonl"
 
 # Begins a run: it gets SIGTERM when the launcher dies, however it does (Linux's prctl).
 _END_WITH_PARENT = (
@@ -128,7 +129,7 @@ class Pool:
             "file": job.left[0][0], "seconds": round(time.monotonic() - job.begin, 1),
             "status": status, "gpu": job.gpu, "share": f"{job.places} of {self._per_gpu}",
         }
-        path = os.path.join(plan.folder(self._workdir, job.run), "launches.jsonl")
+        path = os.path.join(plan.folder(self._workdir, job.run), _LAUNCHES)
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -137,6 +138,15 @@ class Pool:
         for job in self.jobs:
             with contextlib.suppress(ProcessLookupError):
                 job.process.send_signal(number)
+
+
+def launches(path: str) -> list[dict]:
+    """The lines of a run's launches.jsonl, oldest first; none where it was never begun."""
+    file = os.path.join(path, _LAUNCHES)
+    if not os.path.exists(file):
+        return []
+    with open(file) as lines:
+        return [json.loads(line) for line in lines]
 
 
 def compilation_cache(workdir: str) -> dict[str, str]:
