@@ -83,9 +83,10 @@ def write(workdir: str, runs: Sequence[Run], out: str) -> list[dict[str, Any]]:
 def why_missing(workdir: str, run: Run) -> str:
     """Why a run has no entry, as the launcher noted in its folder; "" of one without notes."""
     launches = pool.launches(plan.folder(workdir, run))
-    failed = [line["status"] for line in launches if line["status"]]
+    failed = [line for line in launches if line["status"]]
     if failed:
-        return f"failed {len(failed)} of {len(launches)} times, last with exit status {failed[-1]}"
+        error = failed[-1].get("error") or f"exit status {failed[-1]['status']}"
+        return f"failed {len(failed)} of {len(launches)} times, last with {error}"
     return "cut off" if launches else ""
 
 

@@ -27,6 +27,7 @@ LEVELS = {
     10: ((3,) * 6, (4,) * 5, (8, 5, 5, 5), (16, 8, 8)),
     12: ((3,) * 8, (4,) * 6, (7, 5, 5, 5, 5), (8, 8, 8, 8)),
 }
+SMALLEST = (3, 4, 5, 8)
 SIZES = {"paper": (10, 12), "bench": (10, 12), "smoke": (10,)}
 SEEN = 0.05  # the smallest gain of dense layers, of the distance, that runs must be able to show
 DENSE = {"levels": (8, 5, 5, 5), "layers": 2}
@@ -58,36 +59,33 @@ def groups(found: Sequence[Entry], bits: int) -> dict[tuple[int, ...], list[Entr
 
 
 def figure(found: Sequence[Entry]) -> Figure:
-    """Four panels over the real size of the codebook, coloured by the smallest level."""
+    """Four panels, a point for each choice of levels, coloured by the smallest level."""
     metrics = {
         "sampling distance": distance(found, "sampling"),
         "reconstruction distance": distance(found, "reconstruction"),
         "codebook usage": "codebook/usage", "bits per token": "compression/bits_per_token",
     }
-    drawn, axes = html.panels(len(metrics), 2, (4.6, 3.2))
-    colours = colormaps["viridis"].resampled(4)
+    choices = [levels for bits in LEVELS for levels in LEVELS[bits]]
+    names = [f"{'-'.join(map(str, levels))}\n{math.prod(levels):,} codes" for levels in choices]
+    drawn, axes = html.panels(len(metrics), 2, (5.4, 3.6))
+    colours = dict(zip(SMALLEST, colormaps["viridis"].resampled(len(SMALLEST)).colors, strict=True))
     for axis, (title, metric) in zip(axes, metrics.items(), strict=True):
         for bits in LEVELS:
             for levels, group in groups(found, bits).items():
+                place = choices.index(levels)
                 spread = entries.spread(entries.values(group, metric))
                 if spread is None:
+                    axis.text(place, 0.03, "not run", rotation=90, fontsize=7, ha="center",
+                              transform=axis.get_xaxis_transform())
                     continue
-                smallest = min(3, (3, 4, 5, 8).index(min(levels)))
-                axis.errorbar(
-                    group[0]["size"], spread.mean, yerr=spread.deviation or 0.0, fmt="o",
-                    capsize=3, color=colours(smallest), markersize=7,
-                )
-                axis.annotate(
-                    "-".join(map(str, levels)), (group[0]["size"], spread.mean), fontsize=6,
-                    xytext=(4, 4), textcoords="offset points",
-                )
-        axis.set(title=title, xlabel="codebook size", xscale="log", xlim=(600, 9_000))
-        axis.set_xticks([1_000, 2_000, 4_000, 8_000], ["1,000", "2,000", "4,000", "8,000"])
-        axis.minorticks_off()
+                axis.errorbar(place, spread.mean, yerr=spread.deviation or 0.0, fmt="o",
+                              capsize=3, color=colours[min(levels)], markersize=7)
+        axis.set_xticks(range(len(choices)), names, rotation=35, ha="right", fontsize=6)
+        axis.set(title=title, xlim=(-0.5, len(choices) - 0.5))
         axis.set_ylabel(tables.title(metric), fontsize=7)
-        for colour, level in enumerate((3, 4, 5, 8)):
-            axis.plot([], [], "o", color=colours(colour), label=f"smallest level {level}")
-        axis.legend(frameon=False, fontsize=7)
+    for level, colour in colours.items():
+        axes[0].plot([], [], "o", color=colour, label=f"smallest level {level}")
+    axes[0].legend(frameon=False, fontsize=7)
     return drawn
 
 

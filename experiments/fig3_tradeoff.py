@@ -272,7 +272,8 @@ def write(found: Sequence[Entry], out: str, options: Options) -> None:
     tables.write(
         out,
         {"table": tables.by_group(rows, SHOWN), "table_paired": paired(found),
-         "claims": claims.table(CLAIMS, found)},
+         "claims": claims.table(CLAIMS, found)}
+        | pictures.background(options.workdir, found, distance(found, "reconstruction")),
         {
             "figure": figure(found),
             "curves_tokenizer": curves.figure(out, found, "tokenizer", "reconstruction"),
