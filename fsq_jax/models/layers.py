@@ -66,8 +66,29 @@ float32_product.defvjp(_float32_product_fwd, _float32_product_bwd)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its tanh form, computed in float32; the dtype of x."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+    """GELU in its tanh form; the dtype of x. The backward pass starts from x alone.
+
+    Half precision is left as it is: of x in the dtype of the product that it comes from, XLA makes
+    a part of that product, where cuBLAS computes GELU in float32 as it writes.
+    """
+    if x.dtype == jnp.float32:
+        return jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))(x)
+    return _half_gelu(x)
+
+
+@jax.custom_vjp
+def _half_gelu(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _half_gelu_bwd(x, grad):
+    def exact(x):
+        return jax.nn.gelu(x.astype(jnp.float32), approximate=True)
+
+    return jax.vjp(exact, x)[1](grad.astype(jnp.float32))
+
+
+_half_gelu.defvjp(lambda x: (_half_gelu(x), x), _half_gelu_bwd)
 
 
 class Table(nn.Module):
@@ -111,17 +132,61 @@ class Dense(nn.Module):
     def __call__(self, x):
         lead, inputs = x.shape[: -self.contracted], x.shape[-self.contracted :]
         outputs = (self.features,) if isinstance(self.features, int) else tuple(self.features)
-        flat = (math.prod(inputs), math.prod(outputs))
-
-        def kernel_init(key, shape, dtype):
-            return self.kernel_init(key, flat, dtype).reshape(shape)
-
-        kernel = self.param("kernel", kernel_init, (*inputs, *outputs), jnp.float32)
-        out = x.reshape(-1, flat[0]).astype(self.dtype) @ kernel.reshape(flat).astype(self.dtype)
+        kernel_IO, bias_O = _affine(self, inputs, outputs)
+        out = x.reshape(-1, kernel_IO.shape[0]).astype(self.dtype) @ kernel_IO
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, outputs, jnp.float32)
-            out += bias.reshape(-1).astype(self.dtype)
+            out += bias_O
         return out.reshape(*lead, *outputs)
+
+
+class _Affine(nn.Module):
+    """The parameters of a `Dense`, as a matrix and a vector (or None) of `dtype`."""
+
+    features: tuple[int, ...]
+    use_bias: bool
+    kernel_init: Callable
+    bias_init: Callable
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs):
+        return _affine(self, inputs, self.features)
+
+
+def _affine(module, inputs, outputs):
+    flat = (math.prod(inputs), math.prod(outputs))
+
+    def kernel_init(key, shape, dtype):
+        return module.kernel_init(key, flat, dtype).reshape(shape)
+
+    kernel = module.param("kernel", kernel_init, (*inputs, *outputs), jnp.float32)
+    bias_O = None
+    if module.use_bias:
+        bias = module.param("bias", module.bias_init, outputs, jnp.float32)
+        bias_O = bias.reshape(-1).astype(module.dtype)
+    return kernel.reshape(flat).astype(module.dtype), bias_O
+
+
+def joined_dense(
+    x: jax.Array,
+    names: tuple[str, ...],
+    features: tuple[int, ...],
+    use_bias: bool = True,
+    kernel_init: Callable = nn.initializers.lecun_normal(),
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """Several `Dense` layers of one input, called `names`, as one product: [..., names, *features].
+
+    The parameters are theirs; the input is read once, forwards and backwards. To be called in a
+    module, whose the layers then are.
+    """
+    options = (features, use_bias, kernel_init, nn.initializers.zeros, dtype)
+    parts = [_Affine(*options, name=name)(x.shape[-1:]) for name in names]
+    kernels, biases = zip(*parts, strict=True)
+    out = x.reshape(-1, x.shape[-1]).astype(dtype) @ jnp.concatenate(kernels, axis=1)
+    if use_bias:
+        out += jnp.concatenate(biases)
+    return out.reshape(*x.shape[:-1], len(names), *features)
 
 
 class LayerNorm(nn.Module):
