@@ -95,25 +95,27 @@ def _forward(qkv_BL3HD, keep_LL, settings):
 
 
 def _partitioned(call, settings, num_masks):
-    """`call` on each device's part of the batch: XLA can't look into a kernel to split it."""
-    call = functools.partial(call, settings=settings)
-    if settings.interpret:
-        return call
-    split = custom_partitioning(lambda *arrays: call(*arrays))
-    is_forward = call.func is _forward_call
+    is_forward = call is _forward_call
     operands = ["b l t h d"] if is_forward else ["b l t h d", "b l h d", "b h l", "b h l"]
     operands = ", ".join(operands + ["q k", "k q"][:num_masks])
     results = "b l h d, b h l" if is_forward else "b l t h d"
+    call = functools.partial(call, settings=settings)
+    return call if settings.interpret else over_batch(call, f"{operands} -> {results}")
+
+
+def over_batch(call, rule: str):
+    """`call` on each device's part of the batch: XLA can't look into a kernel to split it.
+
+    rule: the axes of its operands and results, "b l, k -> b l k"; b is the batch.
+    """
+    split = custom_partitioning(lambda *arrays: call(*arrays))
 
     def partition(mesh, arguments, results):
         shardings = [x.sharding for x in arguments]
         return mesh, call, jax.tree.map(lambda x: x.sharding, results), shardings
 
-    factors = sorted(set(operands + results) - set("b, "))
-    split.def_partition(
-        partition, sharding_rule=f"{operands} -> {results}",
-        need_replication_factors=tuple(factors),
-    )
+    whole = tuple(sorted(set(rule) & set("acdefghijklmnopqrstuvwxyz")))
+    split.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
     return split
 
 
@@ -221,7 +223,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, *refs, settings, width, rows):
             out_QD, highest_Q, sum_Q = carry
             scores_QK = plgpu.dot(q_QD, load(k_ref, first, count).T) * (settings.scale * _LOG2E)
             keys_K = first + jnp.arange(count)
-            if count != settings.tile:
+            if isinstance(first, int):  # the last tile, part of which is padding
                 scores_QK = jnp.where((keys_K < length)[None], scores_QK, -jnp.inf)
             above_Q = jnp.maximum(highest_Q, scores_QK.max(1))
             weights_QK = jnp.exp2(scores_QK - above_Q[:, None])

@@ -86,10 +86,7 @@ class Positions(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention to the tokens themselves or to others, [B, L, D].
-
-    In two steps for whoever decodes with a cache: `keys_values`, then `read`.
-    """
+    """Multi-head attention to the tokens themselves or to others, [B, L, D]."""
 
     width: int
     num_heads: int
@@ -109,17 +106,9 @@ class MultiHeadAttention(nn.Module):
 
     def __call__(self, x_BLD, memory_BKD=None, causal: bool = False):
         """What each token reads from `memory_BKD`, or from x (earlier tokens if `causal`)."""
-        keys_values = self.keys_values(x_BLD if memory_BKD is None else memory_BKD)
-        return self.read(x_BLD, keys_values, causal=causal)
-
-    def keys_values(self, memory_BKD):
-        """(keys, values), both [B, K, heads, D / heads]."""
-        return self.key(memory_BKD), self.value(memory_BKD)
-
-    def read(self, x_BLD, keys_values, causal: bool = False, length=None):
-        """What each token of x reads from the first `length` of keys and values, [B, L, D]."""
+        memory_BKD = x_BLD if memory_BKD is None else memory_BKD
         read_BLHD = attention_lib.attention(
-            self.query(x_BLD), *keys_values, causal=causal, length=length
+            self.query(x_BLD), self.key(memory_BKD), self.value(memory_BKD), causal=causal
         )
         return self.out(read_BLHD)
 

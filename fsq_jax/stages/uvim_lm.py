@@ -12,7 +12,8 @@ import ml_collections
 import optax
 
 from fsq_jax.metrics import losses
-from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
+from fsq_jax.models.uvim_decode import decoding
+from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.sampling import autoregressive
 from fsq_jax.stages import optim, stage_1, uvim_base
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
