@@ -108,17 +108,17 @@ def _product_kernel(x_ref, weight_ref, *refs, names, gelu, epsilon):
         out_ref[row, :] = out_O.astype(out_ref.dtype)
 
 
-def read(q_RHD: jax.Array, cache_BK2HD: jax.Array, interpret: bool = False) -> jax.Array:
+def read(q_RHD: jax.Array, cache_B2HKD: jax.Array, interpret: bool = False) -> jax.Array:
     """softmax(q k / sqrt(D)) v over all keys of a cache, [R, H, D]."""
     call = functools.partial(_read_call, interpret=interpret)
-    rows = "b" if q_RHD.shape[0] == cache_BK2HD.shape[0] else "r"
+    rows = "b" if q_RHD.shape[0] == cache_B2HKD.shape[0] else "r"
     caches = rows if rows == "b" else "c"
-    rule = f"{rows} h d, {caches} k t h d -> {rows} h d"
-    return (call if interpret else over_batch(call, rule))(q_RHD, cache_BK2HD)
+    rule = f"{rows} h d, {caches} t h k d -> {rows} h d"
+    return (call if interpret else over_batch(call, rule))(q_RHD, cache_B2HKD)
 
 
 def append_and_read(
-    qkv_R3HD: jax.Array, cache_RK2HD: jax.Array, position: jax.Array, interpret: bool = False
+    qkv_R3HD: jax.Array, cache_R2HKD: jax.Array, position: jax.Array, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """(what a token reads of itself and of those before `position`, the cache with it in there).
 
@@ -126,12 +126,12 @@ def append_and_read(
     """
     call = functools.partial(_append_call, interpret=interpret)
     position_1 = jnp.reshape(position, (1,)).astype(jnp.int32)
-    split = over_batch(call, "b t h d, b k s h d, o -> b h d, b k s h d")
-    return (call if interpret else split)(qkv_R3HD, cache_RK2HD, position_1)
+    split = over_batch(call, "b t h d, b s h k d, o -> b h d, b s h k d")
+    return (call if interpret else split)(qkv_R3HD, cache_R2HKD, position_1)
 
 
-def _read_call(q_RHD, cache_BK2HD, *, interpret):
-    (rows, heads, width), (caches, keys) = q_RHD.shape, cache_BK2HD.shape[:2]
+def _read_call(q_RHD, cache_B2HKD, *, interpret):
+    (rows, heads, width), caches, keys = q_RHD.shape, cache_B2HKD.shape[0], cache_B2HKD.shape[3]
     tile = _tile(keys)
     parts = max(1, min(_PROGRAMS // (rows * heads), pl.cdiv(keys, tile)))
     tiles = pl.cdiv(pl.cdiv(keys, tile), parts)  # of a part
@@ -141,7 +141,7 @@ def _read_call(q_RHD, cache_BK2HD, *, interpret):
         grid=(parts, heads, rows),
         in_specs=[
             pl.BlockSpec((None, None, width), lambda s, h, r: (r, h, 0)),
-            *(_cache_spec(cache_BK2HD.shape, side, caches) for side in (0, 1)),
+            *(_cache_spec(cache_B2HKD.shape, side, caches) for side in (0, 1)),
         ],
         out_specs=[
             pl.BlockSpec((None, None, None, width), lambda s, h, r: (s, r, h, 0)),
@@ -154,17 +154,17 @@ def _read_call(q_RHD, cache_BK2HD, *, interpret):
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="read_cache",
-    )(q_RHD, cache_BK2HD, cache_BK2HD)
+    )(q_RHD, cache_B2HKD, cache_B2HKD)
     if parts > 1:
         shares_SRH = jax.nn.softmax(sums_SRH, axis=0)
         read_SRHD = (read_SRHD * shares_SRH[..., None]).sum(0, keepdims=True)
     return read_SRHD[0].astype(q_RHD.dtype)
 
 
-def _append_call(qkv_R3HD, cache_RK2HD, position_1, *, interpret):
+def _append_call(qkv_R3HD, cache_R2HKD, position_1, *, interpret):
     rows, _, heads, width = qkv_R3HD.shape
-    _, keys, _, _, _ = cache_RK2HD.shape
-    whole = pl.BlockSpec((None, keys, 2, None, width), lambda h, r: (r, 0, 0, h, 0))
+    keys = cache_R2HKD.shape[3]
+    whole = pl.BlockSpec((None, 2, None, keys, width), lambda h, r: (r, 0, h, 0, 0))
     return pl.pallas_call(
         functools.partial(_append_kernel, tile=_tile(keys)),
         grid=(heads, rows),
@@ -176,13 +176,13 @@ def _append_call(qkv_R3HD, cache_RK2HD, position_1, *, interpret):
         out_specs=[pl.BlockSpec((None, None, width), lambda h, r: (r, h, 0)), whole],
         out_shape=[
             jax.ShapeDtypeStruct((rows, heads, width), qkv_R3HD.dtype),
-            jax.ShapeDtypeStruct(cache_RK2HD.shape, cache_RK2HD.dtype),
+            jax.ShapeDtypeStruct(cache_R2HKD.shape, cache_R2HKD.dtype),
         ],
         input_output_aliases={1: 1},
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="append_to_cache",
-    )(qkv_R3HD, cache_RK2HD, position_1)
+    )(qkv_R3HD, cache_R2HKD, position_1)
 
 
 def _tile(keys):
@@ -190,9 +190,9 @@ def _tile(keys):
 
 
 def _cache_spec(shape, side, caches):
-    _, keys, _, _, width = shape
-    block = (None, keys, None, None, width)
-    return pl.BlockSpec(block, lambda s, h, r: (r % caches, 0, side, h, 0))
+    keys, width = shape[3:]
+    block = (None, None, None, keys, width)
+    return pl.BlockSpec(block, lambda s, h, r: (r % caches, side, h, 0, 0))
 
 
 def _scaled(q_ref, index=()):
@@ -239,7 +239,7 @@ def _append_kernel(qkv_ref, cache_ref, position_ref, out_ref, new_cache_ref, *, 
     k_D, v_D = qkv_ref[one, :], qkv_ref[two, :]
 
     def load(side, first, mask):
-        tile_KD = cache_ref.at[pl.ds(first, tile), jnp.int32(side), :]
+        tile_KD = cache_ref.at[jnp.int32(side), pl.ds(first, tile), :]
         return plgpu.load(tile_KD, mask=mask, other=0.0)
 
     # The token itself comes first, from registers: what is written below is not read here.
@@ -248,5 +248,5 @@ def _append_kernel(qkv_ref, cache_ref, position_ref, out_ref, new_cache_ref, *, 
     tiles = (jnp.int32(0), jax.lax.div(position + tile - 1, tile))
     out_D, _, total = _attend(q_D, load, tile, tiles, position, start)
     out_ref[...] = (out_D / total).astype(out_ref.dtype)
-    new_cache_ref[position, zero, :] = k_D
-    new_cache_ref[position, one, :] = v_D
+    new_cache_ref[zero, position, :] = k_D
+    new_cache_ref[one, position, :] = v_D

@@ -7,7 +7,7 @@ the kernels buy is in experiments/results/speed/h100/against_torch.json ("transf
 
 Queries, keys and values are one array, as one joined projection writes them, and so are their
 gradients. A program of the grid works on one head of one example; a tile is 64 tokens, and what
-257 tokens have left over is a tile of 16.
+257 tokens have left over is a tile of 16, so that none need be added.
 
 Shapes: B batch  L tokens  H heads  D width of a head  Q K tokens of a tile, as queries and keys
 """
@@ -32,27 +32,31 @@ class Settings:
     length: int
     scale: float  # of the products of queries and keys
     kept: float  # what a kept weight is multiplied with, 1 / (1 - rate)
-    tile: int = 64
+    tile: int = 64  # tokens that a program is for
+    forward_inner: int = 64  # tokens that it reads at a time
+    backward_inner: int = 64
     forward_warps: int = 4
-    forward_stages: int = 2
+    forward_stages: int = 3
     backward_warps: int = 4
     backward_stages: int = 2
     interpret: bool = False
 
-    @property
-    def tail(self) -> int:
-        """Tokens of the last tile: a power of two, at least 16, or 0 where tiles fit exactly."""
-        rest = self.length % self.tile
-        return max(16, pl.next_power_of_2(rest)) if rest else 0
+    def tiles(self, size: int) -> tuple[int, int]:
+        """(whole tiles, tokens of one more for the rest: a power of two from 16 up, or 0)."""
+        rest = self.length % size
+        return self.length // size, max(16, pl.next_power_of_2(rest)) if rest else 0
 
     @property
-    def full_tiles(self) -> int:
-        return self.length // self.tile
+    def num_programs(self) -> int:
+        """Of each head."""
+        whole, rest = self.tiles(self.tile)
+        return whole + (rest > 0)
 
     @property
     def covered(self) -> int:
         """Tokens that the tiles cover, padding included."""
-        return self.full_tiles * self.tile + self.tail
+        whole, rest = self.tiles(self.tile)
+        return whole * self.tile + rest
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -81,7 +85,7 @@ def _self_attention_bwd(settings, residuals, grad_BLHD):
     # What the softmax takes off each row: sum(weights * their gradients) = sum(out * its gradient).
     products_BLHD = out_BLHD.astype(jnp.float32) * grad_BLHD.astype(jnp.float32)
     along_BHL = products_BLHD.sum(-1).swapaxes(1, 2)
-    masks = () if keep_LL is None else (keep_LL, keep_LL.T)
+    masks = () if keep_LL is None else _padded_masks(keep_LL, settings)
     arrays = (qkv_BL3HD, grad_BLHD, sums_BHL, along_BHL, *masks)
     return _partitioned(_backward_call, settings, len(masks))(*arrays), None
 
@@ -90,8 +94,15 @@ self_attention.defvjp(_self_attention_fwd, _self_attention_bwd)
 
 
 def _forward(qkv_BL3HD, keep_LL, settings):
-    masks = () if keep_LL is None else (keep_LL,)
+    masks = () if keep_LL is None else _padded_masks(keep_LL, settings)[:1]
     return _partitioned(_forward_call, settings, len(masks))(qkv_BL3HD, *masks)
+
+
+def _padded_masks(keep_LL, settings):
+    """The mask and its transpose, with zeros up to whole tiles: their rows can be read in words."""
+    padding = settings.covered - keep_LL.shape[0]
+    keep_LL = jnp.pad(keep_LL, ((0, padding), (0, padding)))
+    return keep_LL, keep_LL.T
 
 
 def _partitioned(call, settings, num_masks):
@@ -124,7 +135,7 @@ def _forward_call(qkv_BL3HD, *masks, settings):
     sides = [_head_spec(settings, width, i) for i in range(3)]
     return pl.pallas_call(
         functools.partial(_forward_kernel, settings=settings, width=width, rows=length),
-        grid=(settings.full_tiles + (settings.tail > 0), heads, batch),
+        grid=(settings.num_programs, heads, batch),
         in_specs=[*sides, *[_keep_spec(settings)] * len(masks)],
         out_specs=[_out_spec(settings, width), _row_spec(settings)],
         out_shape=[
@@ -146,7 +157,7 @@ def _backward_call(qkv_BL3HD, grad_BLHD, sums_BHL, along_BHL, *masks, settings):
     all_sides = (None, settings.covered, 3, None, _padded(width))
     return pl.pallas_call(
         functools.partial(_backward_kernel, settings=settings, width=width, rows=length),
-        grid=(settings.full_tiles + (settings.tail > 0), heads, batch),
+        grid=(settings.num_programs, heads, batch),
         in_specs=[
             *sides, _out_spec(settings, width), row, row, *[_keep_spec(settings)] * len(masks)
         ],
@@ -185,22 +196,20 @@ def _keep_spec(settings):
     return pl.BlockSpec((settings.covered, settings.covered), lambda i, h, b: (0, 0))
 
 
-def _over_tiles(settings, body, carry):
-    """body(first token, tokens of the tile, carry) over all tiles."""
-    tile = settings.tile
-    carry = jax.lax.fori_loop(0, settings.full_tiles, lambda j, c: body(j * tile, tile, c), carry)
-    if settings.tail:
-        carry = body(settings.full_tiles * tile, settings.tail, carry)
-    return carry
+def _over_tiles(settings, size, body, carry):
+    """body(first token, tokens of the tile, carry) over all tiles of a size."""
+    whole, rest = settings.tiles(size)
+    carry = jax.lax.fori_loop(0, whole, lambda j, c: body(j * size, size, c), carry)
+    return body(whole * size, rest, carry) if rest else carry
 
 
 def _own_tile(settings, work):
     """work(first token, tokens) of this program's tile."""
-    index = pl.program_id(0)
-    pl.when(index < settings.full_tiles)(lambda: work(index * settings.tile, settings.tile))
-    if settings.tail:
-        last = settings.full_tiles
-        pl.when(index == last)(lambda: work(last * settings.tile, settings.tail))
+    index, size = pl.program_id(0), settings.tile
+    whole, rest = settings.tiles(size)
+    pl.when(index < whole)(lambda: work(index * size, size))
+    if rest:
+        pl.when(index == whole)(lambda: work(whole * size, rest))
 
 
 def _tile_mask(start, size, limit, width):
@@ -231,7 +240,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, *refs, settings, width, rows):
             sum_Q = sum_Q * shrink_Q + weights_QK.sum(1)
             kept_QK = weights_QK
             if masks:
-                kept_QK = _drop(weights_QK, masks[0], start, first, rows)
+                kept_QK = _drop(weights_QK, masks[0], start, first)
             kept_QK = kept_QK.astype(q_ref.dtype)
             out_QD = out_QD * shrink_Q[:, None] + plgpu.dot(kept_QK, load(v_ref, first, count))
             return out_QD, above_Q, sum_Q
@@ -239,7 +248,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, *refs, settings, width, rows):
         zeros_QD = jnp.zeros((size, _padded(width)), jnp.float32)
         lowest_Q = jnp.full((size,), -jnp.inf, jnp.float32)
         carry = (zeros_QD, lowest_Q, jnp.zeros((size,), jnp.float32))
-        out_QD, highest_Q, sum_Q = _over_tiles(settings, body, carry)
+        out_QD, highest_Q, sum_Q = _over_tiles(settings, settings.forward_inner, body, carry)
         out_QD = out_QD * (settings.kept / sum_Q)[:, None]
         mask = _tile_mask(start, size, rows, width)
         out_QD = jnp.where(_tile_mask(start, size, length, width), out_QD, 0.0)
@@ -255,12 +264,10 @@ def _forward_kernel(q_ref, k_ref, v_ref, *refs, settings, width, rows):
     _own_tile(settings, work)
 
 
-def _drop(x, keep_ref, start, first, limit):
+def _drop(x, keep_ref, start, first):
     """x, the tile whose first row and column are those, with zeros where it isn't kept."""
-    rows = (start + jnp.arange(x.shape[0]) < limit)[:, None]
-    mask = rows & (first + jnp.arange(x.shape[1]) < limit)[None]
     tile = keep_ref.at[pl.ds(start, x.shape[0]), pl.ds(first, x.shape[1])]
-    return jnp.where(plgpu.load(tile, mask=mask, other=0) != 0, x, 0.0)
+    return jnp.where(plgpu.load(tile) != 0, x, 0.0)
 
 
 def _backward_kernel(
@@ -268,7 +275,7 @@ def _backward_kernel(
 ):
     *masks, out_ref = refs
     length, dtype = settings.length, q_ref.dtype
-    exponent = settings.scale * _LOG2E
+    exponent, inner = settings.scale * _LOG2E, settings.backward_inner
 
     def load(ref, first, count):
         mask = _tile_mask(first, count, length, width)
@@ -295,14 +302,14 @@ def _backward_kernel(
             weights_KQ = jnp.exp2(plgpu.dot(k_KD, q_QD.T) * exponent - sums_Q[None])
             kept_KQ, slope_KQ = weights_KQ, plgpu.dot(v_KD, grad_QD.T)
             if masks:
-                kept_KQ = _drop(kept_KQ * settings.kept, masks[1], start, first, rows)
-                slope_KQ = _drop(slope_KQ * settings.kept, masks[1], start, first, rows)
+                kept_KQ = _drop(kept_KQ * settings.kept, masks[1], start, first)
+                slope_KQ = _drop(slope_KQ * settings.kept, masks[1], start, first)
             grad_v_KD += plgpu.dot(kept_KQ.astype(dtype), grad_QD)
             slope_KQ = (weights_KQ * (slope_KQ - along_Q[None])).astype(dtype)
             return grad_k_KD + plgpu.dot(slope_KQ, q_QD), grad_v_KD
 
         zeros_KD = jnp.zeros((size, _padded(width)), jnp.float32)
-        grad_k_KD, grad_v_KD = _over_tiles(settings, body, (zeros_KD, zeros_KD))
+        grad_k_KD, grad_v_KD = _over_tiles(settings, inner, body, (zeros_KD, zeros_KD))
         store(1, start, size, grad_k_KD * settings.scale)
         store(2, start, size, grad_v_KD)
 
@@ -316,12 +323,12 @@ def _backward_kernel(
             weights_QK = jnp.exp2(plgpu.dot(q_QD, k_KD.T) * exponent - sums_Q[:, None])
             slope_QK = plgpu.dot(grad_QD, v_KD.T)
             if masks:
-                slope_QK = _drop(slope_QK * settings.kept, masks[0], start, first, rows)
+                slope_QK = _drop(slope_QK * settings.kept, masks[0], start, first)
             slope_QK = (weights_QK * (slope_QK - along_Q[:, None])).astype(dtype)
             return grad_q_QD + plgpu.dot(slope_QK, k_KD)
 
         zeros_QD = jnp.zeros((size, _padded(width)), jnp.float32)
-        store(0, start, size, _over_tiles(settings, body, zeros_QD) * settings.scale)
+        store(0, start, size, _over_tiles(settings, inner, body, zeros_QD) * settings.scale)
 
     _own_tile(settings, keys_and_values)
     _own_tile(settings, queries)

@@ -86,12 +86,10 @@ class SelfAttention(nn.Module):
         values = dict(
             dropout_rate=self.dropout,
             key=self.make_rng("dropout") if self.dropout else None,
-            implementation=attention_lib.resolve(
-                self.attention, self.dtype, heads[1], self.dropout, joined=True
-            ),
+            implementation=self.attention,
             length=self.length,
         )
-        if values["implementation"] == "fused":
+        if self.attention == "fused":
             qkv_BL3HD = joined_dense(x_BLD, names, heads, **options)
             read_BLHD = attention_lib.self_attention(qkv_BL3HD, **values)
         else:
@@ -203,8 +201,13 @@ class MaskedTransformer(nn.Module):
         rate = self.dropout if train else 0.0
         attention_rate = self.attention_dropout if train else 0.0
         shared = (self.width, rate, self.dtype)
-        # Half precision is for tensor cores, which want multiples of 8 tokens (257 -> 264).
-        pad_to = 8 if jnp.dtype(self.dtype).itemsize == 2 else 1
+        head_dim = self.width // self.num_heads
+        attention = attention_lib.resolve(
+            self.attention, self.dtype, head_dim, attention_rate, joined=True
+        )
+        # cuDNN wants, and XLA's products in half precision like, multiples of 8 tokens (257 -> 264).
+        half = jnp.dtype(self.dtype).itemsize == 2
+        pad_to = 8 if half and attention != "fused" else 1
         x_BLD, words_VD = Embed(*shared, self.vocab_size, self.num_positions, pad_to)(tokens_BL)
         layer = _with_remat(self.remat)
         for i in range(self.depth):
@@ -213,7 +216,7 @@ class MaskedTransformer(nn.Module):
                 self.num_heads,
                 self.mlp_dim,
                 attention_rate,
-                self.attention,
+                attention,
                 self.num_positions,
                 name=f"TransformerLayer_{i}",
             )(x_BLD)
@@ -230,6 +233,18 @@ class MaskedTransformer(nn.Module):
             raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
         if not 0 < num_logits <= self.vocab_size:
             raise ValueError(f"{num_logits=} is not in 1..{self.vocab_size}, the vocabulary.")
+
+
+def rounded(params, dtype):
+    """The parameters, those that products take in `dtype` already rounded to it.
+
+    For a sampler, which would otherwise round them at every step; no logit changes.
+    """
+
+    def round_products(path, leaf):
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "embedding") else leaf
+
+    return jax.tree_util.tree_map_with_path(round_products, params)
 
 
 def _with_remat(remat):

@@ -33,11 +33,12 @@ def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
     weights = _weights(params, model.decoder_depth, model.dtype)
     memory_BPD = model.apply({"params": params}, context_BHWC, method="encode")
     batch = memory_BPD.shape[0]
-    empty_BN2HD = jnp.zeros((batch, model.num_codes, 2, *heads), model.dtype)
+    empty_B2HND = jnp.zeros((batch, 2, heads[0], model.num_codes, heads[1]), model.dtype)
     image = [memory_BPD @ layer.pop("image") for layer in weights["layers"]]
     cache = {
-        "own": [empty_BN2HD for _ in weights["layers"]],
-        "image": [x.reshape(*memory_BPD.shape[:2], 2, *heads) for x in image],
+        "own": [empty_B2HND for _ in weights["layers"]],
+        # A head's keys side by side: they are read whole, at every token.
+        "image": [x.reshape(*memory_BPD.shape[:2], 2, *heads).transpose(0, 2, 3, 1, 4) for x in image],
     }
     product = _product
     if kernels and _are_few(batch, model.width, model.mlp_dim):
@@ -135,24 +136,26 @@ def _product_of_few_rows(x, transposed, bias=None, *, norm=None, activate=False,
     )
 
 
-def _append_and_read(qkv_B3HD, cache_BN2HD, position, kernels):
+def _append_and_read(qkv_B3HD, cache_B2HND, position, kernels):
     """(what the token at `position` reads of itself and those before, the cache with it)."""
     if kernels:
         from fsq_jax.models import decode_kernels
 
-        return decode_kernels.append_and_read(qkv_B3HD, cache_BN2HD, position)
-    cache_BN2HD = jax.lax.dynamic_update_slice_in_dim(
-        cache_BN2HD, qkv_B3HD[:, None, 1:], position, axis=1
+        return decode_kernels.append_and_read(qkv_B3HD, cache_B2HND, position)
+    cache_B2HND = jax.lax.dynamic_update_slice_in_dim(
+        cache_B2HND, qkv_B3HD[:, 1:, :, None], position, axis=3
     )
-    keys, values = cache_BN2HD[:, :, 0], cache_BN2HD[:, :, 1]
-    read_B1HD = attention_lib.attention(qkv_B3HD[:, :1], keys, values, length=position + 1)
-    return read_B1HD[:, 0], cache_BN2HD
+    keys_BNHD, values_BNHD = (cache_B2HND[:, i].swapaxes(1, 2) for i in (0, 1))
+    read_B1HD = attention_lib.attention(
+        qkv_B3HD[:, :1], keys_BNHD, values_BNHD, length=position + 1
+    )
+    return read_B1HD[:, 0], cache_B2HND
 
 
-def _read(query_BHD, cache_BP2HD, kernels):
+def _read(query_BHD, cache_B2HPD, kernels):
     if kernels:
         from fsq_jax.models import decode_kernels
 
-        return decode_kernels.read(query_BHD, cache_BP2HD)
-    keys, values = cache_BP2HD[:, :, 0], cache_BP2HD[:, :, 1]
-    return attention_lib.attention(query_BHD[:, None], keys, values)[:, 0]
+        return decode_kernels.read(query_BHD, cache_B2HPD)
+    keys_BPHD, values_BPHD = (cache_B2HPD[:, i].swapaxes(1, 2) for i in (0, 1))
+    return attention_lib.attention(query_BHD[:, None], keys_BPHD, values_BPHD)[:, 0]

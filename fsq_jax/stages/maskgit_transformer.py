@@ -14,7 +14,7 @@ import optax
 
 from fsq_jax.metrics import compression, losses
 from fsq_jax.models.maskgit_tokenizer import Tokenizer
-from fsq_jax.models.maskgit_transformer import MaskedTransformer
+from fsq_jax.models.maskgit_transformer import MaskedTransformer, rounded
 from fsq_jax.sampling import masked
 from fsq_jax.stages import maskgit_tokenizer, optim, stage_1
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
@@ -46,6 +46,7 @@ class Models:
 
     def logits_fn(self, params):
         """tokens_BS -> logits_BSV over codes."""
+        params = rounded(params, self.transformer.dtype)
         return lambda tokens_BS: self.transformer.apply({"params": params}, tokens_BS)
 
 
