@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.reports import html
+from fsq_jax.runs import inputs
 from fsq_jax.runtime.image_grid import image_grid
 from fsq_jax.runtime.metric_writer import read_metrics
 
@@ -20,7 +21,7 @@ from fsq_jax.runtime.metric_writer import read_metrics
 def curves_figure(
     workdirs: Mapping[str, str], metrics: Sequence[str] = ("loss",), split: str = "train"
 ) -> Figure:
-    """A panel a metric, a line a run, over steps; runs without the metric are left out.
+    """A panel a metric, a line a predictor, over steps; runs without the metric are left out.
 
     A metric whose values are all positive and span more than a factor of ten is drawn on a
     logarithmic scale.
@@ -56,14 +57,28 @@ def rows_figure(rows: Mapping[str, np.ndarray], num_images: int = 12) -> Figure:
 
 
 def reconstructions_figure(tokenizers: Mapping[str, Predictor], num_images: int = 12) -> Figure:
-    """Held-out images in the first row, and below them each tokenizer's reconstructions."""
+    """Held-out images in the first row, and below them each tokenizer's reconstructions.
+
+    The images are spread evenly over the split: a folder's first ones are all of one class.
+    """
     rows = {}
-    for name, run in tokenizers.items():
-        batch = run.put(next(iter(run.batches(run.eval_split, num_images))))
-        out = run.predict["reconstruct"](run.state, batch, jax.random.key(run.seed))
+    for name, predictor in tokenizers.items():
+        batch = predictor.put(spread_images(predictor, num_images))
+        key = jax.random.key(predictor.seed)
+        out = predictor.predict["reconstruct"](predictor.state, batch, key)
         rows.setdefault("original", np.asarray(batch["image"])[:num_images])
         rows[name] = np.asarray(out["reconstruction"])[:num_images]
     return rows_figure(rows, num_images)
+
+
+def spread_images(predictor: Predictor, num_images: int) -> dict[str, np.ndarray]:
+    """A batch whose first rows are held-out images, spread evenly over their split."""
+    dataset = predictor.dataset(predictor.eval_split)
+    _, plain = inputs.transforms_of(predictor.config)
+    wanted = np.arange(num_images) * len(dataset) // num_images
+    images = np.stack([plain(dataset[int(index)], None)["image"] for index in wanted])
+    rows = -(-num_images // predictor.batch_size) * predictor.batch_size
+    return {"image": np.resize(images, (rows, *images.shape[1:]))}
 
 
 def samples_figure(

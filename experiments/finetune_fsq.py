@@ -16,9 +16,9 @@ import os
 import jax
 from absl import flags
 
-from configs import maskgit_tokenizer
 from experiments import figures
 from fsq_jax import export, train
+from fsq_jax.configs import maskgit_tokenizer
 from fsq_jax.pretrained import maskgit, weights
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.metric_writer import read_metrics

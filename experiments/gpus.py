@@ -12,18 +12,25 @@ def visible() -> list[str]:
     return sorted(devices, key=int)
 
 
-def environment(index: int, processes: int) -> dict[str, str]:
-    """What the environment of process `index` of `processes` that run at once must say.
+def environment(gpu: str, share: float, processes: int = 1) -> dict[str, str]:
+    """What the environment of a process must say that shares a machine with others.
 
-    Processes are dealt out over the GPUs. JAX takes three quarters of a GPU's memory for itself
-    unless told that there are others, so those on one GPU get equal shares of 85 % of it: CUDA
-    itself takes half a gigabyte for each.
+    JAX takes three quarters of a GPU's memory unless it is given another fraction: those on one
+    GPU get their shares of 85 % of it, since CUDA itself takes half a gigabyte for each.
+
+    Args:
+      gpu: the one that it sees; "" for none.
+      share: of the GPU, 1 for all of it.
+      processes: that share the machine's cores. NumPy and OpenCV would start a thread for each
+        core in each of them.
     """
-    names = visible()
-    if not names:
-        return {}
-    own = {"CUDA_VISIBLE_DEVICES": names[index % len(names)]}
-    neighbours = -(-processes // len(names))
-    if neighbours > 1:
-        own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.85 / neighbours:.3f}"
+    own = {}
+    if processes > 1:
+        threads = str(max(1, (os.cpu_count() or 1) // processes))
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+        own |= dict.fromkeys(names, threads)
+    if gpu:
+        own["CUDA_VISIBLE_DEVICES"] = gpu
+        if share < 1:
+            own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.85 * share:.3f}"
     return own

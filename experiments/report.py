@@ -70,7 +70,7 @@ def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -
       metrics: which rows; by default all that any of the runs has.
 
     Raises:
-      ValueError: with the keys that differ, for numbers that were measured differently; the model,
+      UserError: with the keys that differ, for numbers that were measured differently; the model,
         its sampler, seed and machine may differ (see `fsq_jax.scoring.protocols`).
     """
     results = {name: combined_results(paths) for name, paths in workdirs.items()}

@@ -12,17 +12,16 @@ that it takes at a measured speed.
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from clu import parameter_overview
-from ml_collections import config_flags
 
 from fsq_jax import stages
 from fsq_jax.data import splits
 from fsq_jax.runs import inputs, startup
 from fsq_jax.runtime import cli
-from fsq_jax.tasks.unlabelled import blank_labels
+from fsq_jax.runtime.user_error import UserError
+from fsq_jax.stages.blank import blank_batch
 
 # Training images of data sets that need not be at hand; others are counted where they lie.
 _NUM_RECORDS = {
@@ -31,7 +30,9 @@ _NUM_RECORDS = {
     "tfds:coco/2017_panoptic": 118_287,
 }
 # What the one network of a stage is called.
-_NETWORKS = {"maskgit": "transformer", "uvim_base": "base", "uvim_lm": "language model"}
+_NETWORKS = {
+    "maskgit_transformer": "transformer", "uvim_base": "base", "uvim_lm": "language model"
+}
 
 
 def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
@@ -70,7 +71,7 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
         "batch_size": config.batch_size,
         "examples": examples,
         "epochs": examples / num_records if num_records else None,
-        "tokens": (config.data.size // stage.info["downsampling"]) ** 2,
+        "tokens": (config.data.size // stage.facts.downsampling) ** 2,
         "flops_per_step": training_flops(config, batch),
         "days": examples / speed / 86_400 if speed else None,
     }
@@ -80,7 +81,7 @@ def count_records(config) -> int:
     """How many records a config trains on; 0 where that is not known."""
     total, where = _NUM_RECORDS.get(config.data.source), f"describe {config.data.source}"
     if total is None:
-        return len(_source(config) or ())
+        return len(_dataset(config) or ())
     first, last = splits.span(config.data.train_split, total, where)
     return last - first
 
@@ -102,7 +103,7 @@ def training_flops(config, batch) -> float:
     plain.model.remat = "none" if isinstance(plain.model.remat, str) else False
     if "attention" in plain.model:
         plain.model.attention = "xla"
-    stage = stages.make(plain, abstract=True)
+    stage = stages.make(plain, **stages.frozen_shapes(plain))
     state = startup.abstract_state(plain, stage, batch).replace(frozen=stage.frozen)
     key = jax.eval_shape(lambda: jax.random.key(plain.seed))
     costs = jax.jit(stage.update).lower(state, batch, key).cost_analysis()
@@ -113,30 +114,23 @@ def with_classes(config):
     """A copy that has a number of classes: the data's own, or ImageNet's where it isn't here."""
     config = config.copy_and_resolve_references()
     if config.get("num_classes") == 0:
-        source = _source(config)
-        config.num_classes = source.num_classes if source else 1000
+        dataset = _dataset(config)
+        config.num_classes = dataset.num_classes if dataset else 1000
     return config
 
 
 def shapes_of(config):
     """(stage, its state, a batch of images and labels), all without values."""
-    stage = stages.make(config, abstract=True)
+    stage = stages.make(config, **stages.frozen_shapes(config))
     batch = jax.eval_shape(lambda: blank_batch(config, config.batch_size))
     return stage, startup.abstract_state(config, stage, batch).replace(frozen=stage.frozen), batch
 
 
-def blank_batch(config, size: int) -> dict[str, jax.Array]:
-    """A batch of `size` black images with all that the config's batches carry."""
-    shape = (size, config.data.size, config.data.size)
-    batch = {"image": jnp.zeros((*shape, 3)), "label": jnp.zeros(size, jnp.int32)}
-    return batch | blank_labels(inputs.features(config), shape)
-
-
-def _source(config):
+def _dataset(config):
     """The training data, or None where it isn't here."""
     try:
         return inputs.open_split(config.data, config.data.train_split)
-    except (ValueError, OSError):
+    except (UserError, OSError):
         return None
 
 
@@ -190,7 +184,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    cli.define_config_flag()
     flags.DEFINE_bool("json", False, "Print JSON.")
     flags.DEFINE_bool("arrays", False, "Print every array's name, shape and size, nothing else.")
     flags.DEFINE_integer("gpus", 1, "Devices that the days are worked out for.", lower_bound=1)

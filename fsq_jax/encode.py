@@ -1,16 +1,15 @@
-"""Writes a token cache: the records of a data set as a trained stage I's codes.
+"""Writes a token cache: the records of a data set as the tokens of a trained stage I.
 
 python -m fsq_jax.encode --workdir=runs/tokenizer --out=runs/tokens --views=4
 python -m fsq_jax.train --workdir=runs/maskgit \
     --config=configs/maskgit_transformer.py:tokenizer=runs/tokenizer,token_cache=runs/tokens
 
-A tokenizer's codes stand for its images; those of UViM's stage I for labels, and its stage II reads
-them beside the images. OUT/train/ gets tokens.npy int32 [records, views, tokens], labels.npy
-[records], and meta.json, which tells by which weights they were made; stage II refuses a cache of
+A tokenizer's tokens stand for its images; those of UViM's stage I for labels, and its stage II
+reads them beside the images. OUT/train/ gets tokens.npy int32 [records, views, tokens], labels.npy
+[records], and meta.json, which says by which weights they were made; stage II refuses a cache of
 others.
 """
 
-import json
 import os
 import shutil
 
@@ -19,10 +18,12 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from fsq_jax.data import cached_views
+from fsq_jax.data import token_cache
 from fsq_jax.runs import inputs
+from fsq_jax.runs.frozen import load_stage_1
 from fsq_jax.runtime import cli, sharding
-from fsq_jax.stages import stage_1
+from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime.user_error import UserError
 
 
 def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> str:
@@ -36,25 +37,25 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
       step: which checkpoint; the latest by default.
 
     Raises:
-      ValueError: for a folder that holds no stage I, or an OUT/train that is there.
+      UserError: for a folder that holds no stage I, or an OUT/train that is there.
     """
     if views < 1:
-        raise ValueError(f"{views=} must be at least 1.")
+        raise UserError(f"{views=} must be at least 1.")
     folder = os.path.join(out, "train")
     if os.path.exists(folder):
-        raise ValueError(f"{folder!r} is there already; remove it, or name another --out.")
-    trained = stage_1.load(workdir, step=step)
+        raise UserError(f"{folder!r} is there already; remove it, or name another --out.")
+    trained = load_stage_1(workdir, step=step)
     config, mesh = trained.config, sharding.make_mesh()
     data = config.data
     variables = sharding.put(trained.variables, sharding.replicated(mesh))
     to_tokens = jax.jit(trained.encode)
-    source = inputs.eval_source(config, "train")
+    dataset = inputs.eval_dataset(config, "train")
     augment, plain = inputs.transforms_of(config)
 
     tokens_NVL, labels_N = [], None
     for view in range(views):
-        transform = cached_views.view(augment, plain, config.seed, view, views)
-        batches = inputs.every_record(config, source, transform)
+        transform = token_cache.view(augment, plain, config.seed, view, views)
+        batches = inputs.every_record(config, dataset, transform)
         rows, labels = [], []
         for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
             put = sharding.put_batch(batch, mesh)
@@ -68,8 +69,9 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     if jax.process_index() == 0:
         meta = {
             "fingerprint": trained.fingerprint, "workdir": workdir, "step": trained.step,
-            **trained.codes,
-            "num_classes": source.num_classes, "class_names": source.class_names,
+            "codebook_size": trained.facts.codebook_size, "levels": trained.facts.levels,
+            "downsampling": trained.facts.downsampling,
+            "num_classes": dataset.num_classes, "class_names": dataset.class_names,
             "data": data.source, "split": "train", "views": views,
             "seed": config.seed,
         }
@@ -84,8 +86,7 @@ def _write(folder: str, tokens_NVL: np.ndarray, labels_N: np.ndarray, meta: dict
     os.makedirs(partial)
     np.save(os.path.join(partial, "tokens.npy"), tokens_NVL.astype(np.int32))
     np.save(os.path.join(partial, "labels.npy"), labels_N.astype(np.int32))
-    with open(os.path.join(partial, "meta.json"), "w") as file:
-        json.dump(meta, file, indent=2)
+    write_json(os.path.join(partial, "meta.json"), meta)
     os.rename(partial, folder)
 
 

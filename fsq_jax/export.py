@@ -2,8 +2,10 @@
 
 python -m fsq_jax.export --workdir=runs/tokenizer --format=safetensors --out=exports/tokenizer
 python -m fsq_jax.export --workdir=runs/maskgit --format=jax-export --out=exports/maskgit
+python -m fsq_jax.export --workdir=runs/tokenizer --out=exports/tokenizer --push=OWNER/NAME
 
-OUT/ gets README.md and, by --format:
+With --push the files go to the Hugging Face hub, too, where hf:OWNER/NAME names them. OUT/ gets
+README.md, which says what each file's SHA-256 is, and, by --format:
   safetensors   model.safetensors: all arrays, with config, results and this card in the metadata
   msgpack       model.msgpack: the layout of MaskGIT's own checkpoints
   npz           model.npz: the layout of UViM's
@@ -23,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsq_jax.formats import safetensors_file, weights_file
+from fsq_jax.formats import hub, safetensors_file, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
 from fsq_jax.runtime import cli
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_results
 from fsq_jax.stages import maskgit_tokenizer
 
@@ -45,13 +48,13 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
       step: which checkpoint; the latest by default.
 
     Raises:
-      ValueError: there is no such run or checkpoint, or the format cannot hold its stage.
+      UserError: there is no such run or checkpoint, or the format cannot hold its stage.
     """
     if format not in FORMATS:
-        raise ValueError(f"{format=} is unknown; there are {', '.join(FORMATS)}.")
+        raise UserError(f"{format=} is unknown; there are {', '.join(FORMATS)}.")
     loaded = weights.load(workdir, step)
     if loaded.config is None:
-        raise ValueError(f"{workdir!r} is not a run; --workdir is the folder of one.")
+        raise UserError(f"{workdir!r} is not a run; --workdir is the folder of one.")
     check_format(format, loaded)
     results = results_of(workdir, loaded.step)
     card = model_card.text(loaded, results, format)
@@ -68,9 +71,10 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
         written = [path]
     else:
         written = write_functions(out, loaded)
-    written.append(os.path.join(out, "README.md"))
+    checksums = {os.path.basename(path): hub.sha256(path) for path in written}
+    written.append(os.path.join(out, hub.CARD))
     with open(written[-1], "w") as file:
-        file.write(card)
+        file.write(hub.front_matter(model_card.facts_for_hub(loaded, results, checksums)) + card)
     return written
 
 
@@ -93,20 +97,20 @@ def results_of(workdir: str, step: int) -> dict[str, dict]:
 
 
 def check_format(format: str, loaded: weights.Weights) -> None:
-    """Raises a ValueError where the format cannot hold the stage."""
+    """Raises a UserError where the format cannot hold the stage."""
     stage = loaded.config.stage
     if format == "jax-export" and stage not in FUNCTIONS:
-        raise ValueError(
+        raise UserError(
             f"jax-export knows the functions of {sorted(FUNCTIONS)}, not of {stage!r}; "
             "safetensors and npz hold any stage."
         )
-    if format == "msgpack" and stage not in ("tokenizer", "maskgit"):
-        raise ValueError(
+    if format == "msgpack" and stage not in ("maskgit_tokenizer", "maskgit_transformer"):
+        raise UserError(
             f"msgpack is the format of MaskGIT's two stages, not of {stage!r}; "
             "safetensors and npz hold any."
         )
     if format == "msgpack" and loaded.model_state:
-        raise ValueError(
+        raise UserError(
             "MaskGIT's msgpack holds parameters alone, and this run has "
             f"{sorted(loaded.model_state)} beside them (quantizer=vq_ema); safetensors holds all."
         )
@@ -160,14 +164,21 @@ def _transformer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable,
     return {"logits": (logits, _batch(length, dtype=jnp.int32))}
 
 
-FUNCTIONS = {"tokenizer": _tokenizer_functions, "maskgit": _transformer_functions}
+FUNCTIONS = {
+    "maskgit_tokenizer": _tokenizer_functions, "maskgit_transformer": _transformer_functions
+}
 
 
 def main(argv) -> None:
     del argv
     options = flags.FLAGS
-    for path in export(options.workdir, options.format, options.out, options.step):
-        print(f"{path}: {os.path.getsize(path):,} bytes")
+    if options.push:
+        hub.require()  # before anything is written
+    files = export(options.workdir, options.format, options.out, options.step)
+    for path in files:
+        print(f"{path}: {os.path.getsize(path):,} bytes", flush=True)
+    if options.push:
+        print(hub.push(options.out, [os.path.basename(path) for path in files], options.push))
 
 
 if __name__ == "__main__":
@@ -175,4 +186,5 @@ if __name__ == "__main__":
     flags.DEFINE_enum("format", "safetensors", FORMATS, "What to write.")
     flags.DEFINE_string("out", None, "Folder to write to.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
+    flags.DEFINE_string("push", "", "OWNER/NAME of a repository on the Hugging Face hub.")
     cli.run(main)

@@ -21,6 +21,7 @@ from absl import flags
 from fsq_jax.data import array_source, splits, transforms
 from fsq_jax.data.open import open_dataset
 from fsq_jax.runtime import cli
+from fsq_jax.runtime.user_error import UserError
 
 
 def prepare(
@@ -45,23 +46,23 @@ def prepare(
       workers: processes; 0 for this one alone.
 
     Raises:
-      ValueError: for data or splits that are not there, for two splits of one name, for a folder
+      UserError: for data or splits that are not there, for two splits of one name, for a folder
         that is there already; before anything is written.
     """
     if size < 1 or workers < 0:
-        raise ValueError(f"Needs size >= 1 and workers >= 0, not {size=}, {workers=}.")
+        raise UserError(f"Needs size >= 1 and workers >= 0, not {size=}, {workers=}.")
     fit = transforms.fit(size, transform)
     names = [splits.parse_split(split)[0] for split in split_names]
     if len(set(names)) < len(names) or not names:
-        raise ValueError(f"splits={','.join(split_names)} must name each of its splits once.")
+        raise UserError(f"splits={','.join(split_names)} must name each of its splits once.")
     folders = [os.path.join(out, name) for name in names]
     there = [folder for folder in folders if os.path.exists(folder)]
     if there:
-        raise ValueError(f"{there[0]!r} is there already; remove it, or name another --out.")
+        raise UserError(f"{there[0]!r} is there already; remove it, or name another --out.")
     opened = [open_dataset(data, split, size, data_dir) for split in split_names]
     for source, split, folder in zip(opened, split_names, folders, strict=True):
         if "image" not in source[0]:
-            raise ValueError(f"{data} has no images.")
+            raise UserError(f"{data} has no images.")
         meta = {"data": data, "split": split, "size": size, "transform": transform}
         with tqdm.tqdm(total=len(source), desc=split, unit="record", disable=None) as bar:
             for written in array_source.write(source, folder, fit, meta, workers):

@@ -17,6 +17,7 @@ from fsq_jax.data import pipeline, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.open import open_dataset
 from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
 from fsq_jax.scoring.scorer import NETWORKS, Scorer
@@ -76,7 +77,7 @@ def build(
       workers: processes that read; 0 for none.
 
     Raises:
-      ValueError: for data that isn't there, or fewer than two images.
+      UserError: for data that isn't there, or fewer than two images.
     """
     sharding.check_batch_size(batch_size)
     mesh = sharding.make_mesh()
@@ -86,7 +87,7 @@ def build(
     ), weights)
     source = open_dataset(data, split, size, data_dir)
     if len(source) < 2:
-        raise ValueError(f"A reference needs at least 2 images; {data} {split} has {len(source)}.")
+        raise UserError(f"A reference needs at least 2 images; {data} {split} has {len(source)}.")
     subset = Subset(images, 1 if first else source.num_classes)
     seen = gather(suite, mesh, source, size, subset, batch_size, workers)
     kept = subset.images()
@@ -121,8 +122,7 @@ def gather(
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    del argv
     options = flags.FLAGS
     sharding.initialize_distributed()
     print(build(

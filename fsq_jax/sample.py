@@ -3,8 +3,8 @@
 python -m fsq_jax.sample --workdir=runs/maskgit --labels=3,7 --out=grid.png
 python -m fsq_jax.sample --workdir=runs/maskgit --num=50000 --npz=samples.npz
 python -m fsq_jax.sample --workdir=runs/maskgit --image=in.png --mask=mask.png --labels=7
-python -m fsq_jax.sample --pretrained=maskgit_imagenet256_checkpoint \
-    --tokenizer=tokenizer_imagenet256_checkpoint --labels=207,980 --out=grid.png
+python -m fsq_jax.sample --workdir=maskgit_imagenet256_checkpoint \
+    --stage_1=tokenizer_imagenet256_checkpoint --labels=207,980 --out=grid.png
 
 python -m fsq_jax.sample --workdir=runs/uvim_lm --num=8 --out=depth.png
 python -m fsq_jax.sample --workdir=runs/uvim_lm --image=in.png --out=depth.png
@@ -27,29 +27,31 @@ import tqdm
 from absl import flags
 from PIL import Image
 
-from fsq_jax import tasks
+from fsq_jax import runs, tasks
 from fsq_jax.data import decode, transforms
 from fsq_jax.evaluators.predictor import Predictor
-from fsq_jax.runs import inputs, predictor, published
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import context
 
 
-def sample(run: Predictor, labels_N: np.ndarray, seed: int = 0, known: dict | None = None) -> np.ndarray:
+def sample(
+    predictor: Predictor, labels_N: np.ndarray, seed: int = 0, known: dict | None = None
+) -> np.ndarray:
     """Images [N,H,W,3] in [0, 1] of the labels, each drawn anew.
 
     Args:
-      run: a masked transformer's run.
+      predictor: a masked transformer's run.
       labels_N: classes.
       seed: another seed, other images.
       known: {"tokens" [L], "known" [L] bool}: tokens that are given and stay (in-painting).
     """
     key, images = jax.random.key(seed), []
-    rows = run.batch_size // jax.process_count()
-    starts = range(0, len(labels_N), run.batch_size)
+    rows = predictor.batch_size // jax.process_count()
+    starts = range(0, len(labels_N), predictor.batch_size)
     for i, start in enumerate(tqdm.tqdm(starts, desc="sampling", disable=None)):
         first = start + jax.process_index() * rows
         # The last batch is filled up with its first label, and cut afterwards.
@@ -57,26 +59,26 @@ def sample(run: Predictor, labels_N: np.ndarray, seed: int = 0, known: dict | No
         batch = {"label": labels_N[np.where(index < len(labels_N), index, start)].astype(np.int32)}
         for name, value_L in (known or {}).items():
             batch[name] = np.broadcast_to(value_L, (rows, len(value_L)))
-        out = run.predict["sample"](run.state, run.put(batch), jax.random.fold_in(key, i))
+        out = predictor.predict["sample"](predictor.state, predictor.put(batch), jax.random.fold_in(key, i))
         images.append(sharding.to_host(out["image"]))
     return np.concatenate(images)[: len(labels_N)]
 
 
-def class_names(config) -> Sequence[str]:
-    """The names of a run's classes; their numbers where its data isn't here, or has others."""
+def class_names(predictor: Predictor) -> Sequence[str]:
+    """The names of the classes; their numbers where the data isn't here, or has others."""
     try:
-        names = inputs.open_split(config.data, config.data.eval_split).class_names
-    except (ValueError, OSError):
+        names = predictor.dataset(predictor.eval_split).class_names
+    except (UserError, OSError):
         names = ()
-    numbers = [str(label) for label in range(config.num_classes)]
-    return names if len(names) == config.num_classes else numbers
+    num_classes = predictor.facts.num_classes
+    return names if len(names) == num_classes else [str(label) for label in range(num_classes)]
 
 
 def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     """Classes of "3,7" or of "trouser,bag"; all of them for "".
 
     Raises:
-      ValueError: for a label that the data hasn't.
+      UserError: for a label that the data hasn't.
     """
     labels = []
     for part in filter(None, text.split(",")):
@@ -84,7 +86,7 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
         if part in class_names:
             label = class_names.index(part)
         if not 0 <= label < len(class_names):
-            raise ValueError(
+            raise UserError(
                 f"Label {part!r} is neither a number below {len(class_names)} nor one of "
                 f"{', '.join(class_names[:20])}."
             )
@@ -95,51 +97,51 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
 def read_image(config, path: str) -> np.ndarray:
     """An image file as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
     if not os.path.exists(path):
-        raise ValueError(f"There is no image {path!r}.")
+        raise UserError(f"There is no image {path!r}.")
     with open(path, "rb") as file:
         record = {"image": decode.decode_image(file.read(), path)}
     return transforms.evaluation(config.data.size, config.data.transform)(record, None)["image"]
 
 
-def known_tokens(config, run: Predictor, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
+def known_tokens(predictor: Predictor, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
     """{"tokens" [L], "known" [L]} of an image, where white pixels of the mask are to be redrawn.
 
     A token is redrawn as soon as one of its pixels is.
     """
-    read = {"image": read_image(config, image_path), "mask": read_image(config, mask_path)}
-    size = config.data.size
-    side = run.info["grid"]
+    read = {"image": read_image(predictor.config, image_path), "mask": read_image(predictor.config, mask_path)}
+    size = predictor.config.data.size
+    side = predictor.facts.grid
     patch = size // side
     white = read["mask"].mean(-1) > 0.5
     redrawn = white.reshape(side, patch, side, patch).any(axis=(1, 3)).reshape(-1)
-    rows = run.batch_size // jax.process_count()
+    rows = predictor.batch_size // jax.process_count()
     batch = {"image": np.broadcast_to(read["image"], (rows, size, size, 3))}
-    out = run.predict["tokens"](run.state, run.put(batch), jax.random.key(0))
+    out = predictor.predict["tokens"](predictor.state, predictor.put(batch), jax.random.key(0))
     return {"tokens": sharding.to_host(out["tokens"])[0], "known": ~redrawn}
 
 
-def predicted_labels(config, run: Predictor, num: int, image_path: str = "") -> dict[str, np.ndarray]:
+def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> dict[str, np.ndarray]:
     """{"input", "prediction", "truth"}, pictures [N,H,W,3] in [0, 1], of a run of UViM.
 
     Args:
-      config, run: of either stage.
+      predictor: of either stage.
       num: so many held-out images, the first ones.
       image_path: an image that takes their place, and has no truth; stage II's alone.
 
     Raises:
-      ValueError: for an image given to stage I, which starts from its label.
+      UserError: for an image given to stage I, which starts from its label.
     """
     if not image_path:
-        return _pictures(config, run.outputs("prediction", limit=num))
-    if config.stage != "uvim_lm":
-        raise ValueError("Stage I encodes labels, which an image file has not; give a stage II.")
-    image = read_image(config, image_path)
-    rows = run.batch_size // jax.process_count()
-    batch = run.put({
+        return _pictures(predictor.config, predictor.outputs("prediction", limit=num))
+    if predictor.config.stage != "uvim_lm":
+        raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
+    image = read_image(predictor.config, image_path)
+    rows = predictor.batch_size // jax.process_count()
+    batch = predictor.put({
         "image": np.broadcast_to(image, (rows, *image.shape)), "mask": np.arange(rows) == 0
     })
-    return _pictures(config, [(batch, run.predict["prediction"](run.state, batch,
-                                                               jax.random.key(run.seed)))])
+    return _pictures(predictor.config, [(batch, predictor.predict["prediction"](predictor.state, batch,
+                                                               jax.random.key(predictor.seed)))])
 
 
 def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
@@ -159,58 +161,51 @@ def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
     return {panel: np.concatenate(pictures) for panel, pictures in panels.items()}
 
 
-def load(options) -> tuple:
-    """(config, Run) of a masked transformer or of UViM, as the flags name it."""
-    published.check_choice(options, "what to sample from")
-    overrides = parse_overrides(options.set)
-    if options.pretrained:
-        config, _, run = published.load(options.pretrained, options.tokenizer, overrides)
-    else:
-        config, _, run = predictor.load(options.workdir, options.step, overrides)
-    return config, run
-
-
 def main(argv) -> None:
     del argv
     sharding.initialize_distributed()
     options = flags.FLAGS
     if not options.out and not options.npz:
-        raise ValueError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
-    config, run = load(options)
-    if config.stage == "maskgit":
-        sample_images(config, run, options)
-    elif config.stage in ("uvim_base", "uvim_lm"):
-        sample_labels(config, run, options)
+        raise UserError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
+    overrides = parse_overrides(options.set)
+    predictor = runs.load(options.workdir, options.stage_1, options.step, overrides)
+    stage = predictor.config.stage
+    if stage == "maskgit_transformer":
+        sample_images(predictor, options)
+    elif stage in ("uvim_base", "uvim_lm"):
+        sample_labels(predictor, options)
     else:
-        path = options.pretrained or options.workdir
-        raise ValueError(
-            f"{path!r} is a run of stage {config.stage!r}, not 'maskgit', 'uvim_base' or 'uvim_lm'."
+        raise UserError(
+            f"{options.workdir!r} is of stage {stage!r}; samples are drawn from "
+            "'maskgit_transformer', 'uvim_base' and 'uvim_lm'."
         )
 
 
-def sample_images(config, run: Predictor, options) -> None:
+def sample_images(predictor: Predictor, options) -> None:
     """Draws what the flags ask of a masked transformer, and writes it."""
     if bool(options.image) != bool(options.mask):
-        raise ValueError("--image and --mask go together: what to complete, and where.")
-    labels = parse_labels(options.labels, class_names(config))
+        raise UserError("--image and --mask go together: what to complete, and where.")
+    labels = parse_labels(options.labels, class_names(predictor))
     labels_N = np.resize(labels, options.num or 8 * len(labels))
     if not options.num:
         labels_N = np.sort(labels_N, kind="stable")  # a row of the grid for each class
     known = None
     if options.image:
-        known = known_tokens(config, run, options.image, options.mask)
-    images = sample(run, labels_N, options.seed, known)
+        known = known_tokens(predictor, options.image, options.mask)
+    images = sample(predictor, labels_N, options.seed, known)
     arrays = {"arr_0": images, "arr_1": labels_N}
     write(image_grid(images[:400]), arrays, options.out, options.npz)
 
 
-def sample_labels(config, run: Predictor, options) -> None:
-    """Predicts what the flags ask of a run of UViM, and writes it."""
+def sample_labels(predictor: Predictor, options) -> None:
+    """Predicts what the flags ask of a stage of UViM, and writes it."""
     unread = [name for name in ("labels", "mask") if getattr(options, name)]
     if unread:
-        raise ValueError(f"--{unread[0]} is for masked transformers; {config.stage} reads images.")
-    run = dataclasses.replace(run, seed=options.seed)
-    panels = predicted_labels(config, run, options.num or 8, options.image)
+        raise UserError(
+            f"--{unread[0]} is for masked transformers; {predictor.config.stage} reads images."
+        )
+    predictor = dataclasses.replace(predictor, seed=options.seed)
+    panels = predicted_labels(predictor, options.num or 8, options.image)
     triples = np.concatenate(list(panels.values()), axis=2)
     write(image_grid(triples[:400], columns=2), panels, options.out, options.npz)
 
@@ -235,9 +230,10 @@ def _as_saved(array: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "", "Run of a masked transformer or of UViM.")
-    flags.DEFINE_string("pretrained", "", "File of such a network, rather than a run.")
-    flags.DEFINE_string("tokenizer", "", "With --pretrained: its stage I's file.")
+    flags.DEFINE_string(
+        "workdir", None, "Run, export or file of a masked transformer or of UViM.", required=True
+    )
+    flags.DEFINE_string("stage_1", "", "Stage I that a stage II reads; a run names its own.")
     flags.DEFINE_string("labels", "", "Classes, as numbers or names; all by default.")
     flags.DEFINE_integer(
         "num", 0, "How many images in all, dealt out over the labels; 8 a label, 8 of UViM.",

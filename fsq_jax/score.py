@@ -20,6 +20,7 @@ from absl import flags
 from fsq_jax.reports import html
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, protocols, reference_file
 from fsq_jax.scoring.accumulator import Statistics
 from fsq_jax.scoring.scorer import NETWORKS, Scorer
@@ -39,7 +40,7 @@ def score(
       batch_size: images at once, over all devices.
 
     Raises:
-      ValueError: for images or statistics that can't be read, or don't fit each other.
+      UserError: for images or statistics that can't be read, or don't fit each other.
     """
     sharding.check_batch_size(batch_size)
     images = image_sets.open_images(samples)
@@ -65,11 +66,11 @@ def score(
 
 
 def is_statistics(path: str) -> bool:
-    """Whether a file holds a mean and a covariance; ValueError for one that isn't there."""
+    """Whether a file holds a mean and a covariance; UserError for one that isn't there."""
     if os.path.isdir(path):
         return False
     if not os.path.exists(path):
-        raise ValueError(f"There is no reference {path!r}.")
+        raise UserError(f"There is no reference {path!r}.")
     return "mu" in reference_file.names(path)
 
 
@@ -79,9 +80,9 @@ def gather(
     """The statistics of images at `path`, which are to be of that size, with a progress bar."""
     images = image_sets.open_images(path)
     if images.num_images < 2:
-        raise ValueError(f"{path} holds one image; a distance of distributions needs more.")
+        raise UserError(f"{path} holds one image; a distance of distributions needs more.")
     if (images.height, images.width) != size:
-        raise ValueError(
+        raise UserError(
             f"{path} holds images of {images.height} x {images.width} pixels, the samples are of "
             f"{size[0]} x {size[1]}."
         )
@@ -99,7 +100,7 @@ def table(results: dict[str, dict[str, dict]]) -> html.Table:
     """A row a metric, a column for each of {what was measured: its scores}.
 
     Raises:
-      ValueError: with the keys that differ, where two columns were measured differently.
+      UserError: with the keys that differ, where two columns were measured differently.
     """
     metrics = dict.fromkeys(metric for column in results.values() for metric in column)
     rows = []
@@ -121,12 +122,11 @@ def read_scores(path: str) -> dict[str, dict]:
             return scores
     except (OSError, ValueError, AttributeError, TypeError):
         pass
-    raise ValueError(f"{path} is not a file of scores, as --json writes it.")
+    raise UserError(f"{path} is not a file of scores, as --json writes it.")
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    del argv
     options = flags.FLAGS
     sharding.initialize_distributed()
     older = {path: read_scores(path) for path in options.beside}

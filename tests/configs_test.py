@@ -9,18 +9,18 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from experiments.benchmarks import train_step
-from fsq_jax import describe, stages
+from fsq_jax import describe
+from fsq_jax.configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.data import scenes
 from fsq_jax.runs.config import resolve_config
+from fsq_jax.runtime import cli
 from tests import tiny
 
 CONFIGS = {
     "tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer, "uvim_base": uvim_base,
     "uvim_lm": uvim_lm,
 }
-STAGE_1 = {"maskgit": "tokenizer", "uvim_lm": "base"}  # where a stage II tells of its stage I
 SCALES = ("bench", "smoke", "paper")
 QUANTIZERS = ("fsq", "vq", "vq_ema")
 
@@ -41,7 +41,7 @@ def test_every_argument_arrives(module, scale, quantizer):
     config = module.get_config(
         f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16"
     )
-    stage_1 = config[STAGE_1[config.stage]] if config.stage in STAGE_1 else config
+    stage_1 = config.get("stage_1", config)
     assert stage_1.quantizer.name == quantizer
     if quantizer == "fsq":
         assert stage_1.quantizer.levels == (7, 5, 5, 5, 5)
@@ -62,7 +62,7 @@ def test_an_argument_that_nothing_would_read_is_refused(module):
 
 def test_transformer_takes_tokenizer_and_cache():
     config = maskgit_transformer.get_config("tokenizer=runs/a,token_cache=runs/b")
-    assert (config.tokenizer.workdir, config.token_cache) == ("runs/a", "runs/b")
+    assert (config.stage_1.workdir, config.token_cache) == ("runs/a", "runs/b")
 
 
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
@@ -167,12 +167,12 @@ TASKS = ("depth", "colorization", "panoptic")
 ])
 def test_tasks_and_contexts_arrive(module, task, context, seen):
     config = module.get_config(f"task={task},context={context},quantizer=vq_ema,splitting=false")
-    stage_1 = config.base if module is uvim_lm else config
+    stage_1 = config.stage_1 if module is uvim_lm else config
     assert config.task.name == task and task in config.evals
     assert (stage_1.model.encoder_context, stage_1.model.decoder_context) == seen
     assert stage_1.quantizer.split_threshold == 0.0
     config = module.get_config("quantizer=vq_ema")
-    stage_1 = config.base if module is uvim_lm else config
+    stage_1 = config.stage_1 if module is uvim_lm else config
     assert stage_1.quantizer.split_threshold == 0.1
 
 
@@ -184,7 +184,7 @@ def test_splitting_is_for_the_codebook_that_can(quantizer):
 
 def test_language_model_takes_base_cache_and_weights():
     config = uvim_lm.get_config("base=runs/a,token_cache=runs/b")
-    assert (config.base.workdir, config.token_cache) == ("runs/a", "runs/b")
+    assert (config.stage_1.workdir, config.token_cache) == ("runs/a", "runs/b")
 
 
 PAPER_BASE = {
@@ -226,7 +226,7 @@ def test_paper_uvim(task, source, split, steps, lm_steps, rate, decay):
     )
     lm = uvim_lm.get_config(f"scale=paper,task={task}")
     check(lm, PAPER_LM | data | {"steps": lm_steps})
-    assert lm.task == config.task and lm.base.model == config.model
+    assert lm.task == config.task and lm.stage_1.model == config.model
     ((names, factor),) = lm.optim.rate_multipliers
     assert factor == 0.1 and re.fullmatch(names, "encoder/encoderblock_0/LayerNorm_0/scale")
     assert not re.fullmatch(names, "decoder/LogitsDense/kernel")
@@ -279,7 +279,7 @@ def test_arguments_take_the_type_of_their_default():
 
 def test_overrides_are_taken_and_misspelt_ones_fail(monkeypatch):
     def parse(change):
-        file = tiny.ROOT / "configs" / "maskgit_tokenizer.py"
+        file = cli.config_path("configs/maskgit_tokenizer.py")
         argv = ["program", f"--config={file}:scale=smoke", change]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
         values = flags.FlagValues()
@@ -294,9 +294,21 @@ def test_overrides_are_taken_and_misspelt_ones_fail(monkeypatch):
         parse("--config.steps=many")
 
 
+@pytest.mark.parametrize("path", ["configs/uvim_lm.py:scale=smoke,base=a:b", "uvim_lm:scale=smoke"])
+def test_the_packages_configs_are_found_from_any_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, _, rest = cli.config_path(path).partition(":")
+    assert rest == path.partition(":")[2]
+    assert file == uvim_lm.__file__
+    (tmp_path / "uvim_lm").touch()
+    assert cli.config_path("uvim_lm:scale=smoke") == "uvim_lm:scale=smoke"  # a file here goes first
+    with pytest.raises(ValueError, match="no config 'configs/uvim_ml.py'; did you mean 'uvim_lm'"):
+        cli.config_path("configs/uvim_ml.py:scale=smoke")
+
+
 def three_steps(config) -> list[dict]:
     """Metrics of the first three updates on random images, as one device makes them."""
-    stage = stages.make(config, abstract=config.stage in STAGE_1)
+    stage = tiny.stage_of_shapes(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=4)
     state = jax.jit(stage.init)(jax.random.key(0), batch)
     if stage.frozen is not None:  # of a stage I that was never trained

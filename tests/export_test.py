@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from fsq_jax import export
+from fsq_jax import export, runs
 from fsq_jax.formats import safetensors_file, weights_file
 from fsq_jax.pretrained import weights
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
-from fsq_jax.runs import predictor
 from fsq_jax.runtime import sharding
 from fsq_jax.runtime.workdir import load_config, parse_config
 from tests import tiny
@@ -74,7 +73,7 @@ def test_safetensors_say_what_they_are(trained, tmp_path):
     assert config == load_config(trained.tokenizer)
     assert metadata["step"] == "3"
     text = open(card).read()
-    assert metadata["model_card"] == text
+    assert text.endswith("---\n\n" + metadata["model_card"])
     for said in ("levels=(5, 3)", "scenes, train[:32], 16 pixels", "| codebook/usage | 0.5 |",
                  '"split": "validation"', "3 of 3"):
         assert said in text
@@ -86,7 +85,7 @@ def test_exported_msgpack_is_maskgits_layout(trained, loaded, tmp_path):
     settings = dict(levels=(5, 3), num_groups=2)
     assert "load_maskgit_tokenizer(FILE, num_groups=2, levels=(5, 3))" in open(card).read()
     ours = load_maskgit_tokenizer(path, **settings)
-    run = predictor.load(trained.tokenizer)[2]
+    run = runs.load(trained.tokenizer)
     batch, expected = next(iter(run.outputs("reconstruct")))
     indices = ours.encode(np.asarray(batch["image"]))
     np.testing.assert_array_equal(indices, expected["indices"])

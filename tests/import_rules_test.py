@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fsq_jax"
 # From the bottom to the top; modules of one layer may import each other.
 LAYERS = [
     {"runtime"},
-    {"data", "quantizers", "sampling", "formats"},
+    {"data", "quantizers", "sampling", "formats", "configs"},
     {"features", "models", "metrics"},
     {"scoring", "pretrained", "tasks"},
     {"evaluators", "stages"},

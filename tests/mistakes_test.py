@@ -11,11 +11,9 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from configs import maskgit_tokenizer, maskgit_transformer
-from fsq_jax import encode, evaluate, sample, train
-from fsq_jax.runs import predictor
+from fsq_jax import encode, evaluate, runs, sample, train
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax.runs.config import parse_overrides
-from fsq_jax.runtime.workdir import load_config
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -72,7 +70,7 @@ CONFIGS = {
     ),
     "stage": (
         {"stage": "tokeniser"},
-        "stage='tokeniser' is unknown; there are ['maskgit', 'tokenizer', 'uvim_base', 'uvim_lm'].",
+        "stage='tokeniser' is unknown; did you mean 'maskgit_tokenizer'?",
     ),
     "warm-up": (
         {"optim.warmup_steps": 50},
@@ -81,7 +79,8 @@ CONFIGS = {
     "perceptual weights": (
         {"loss.perceptual": 0.1, "perceptual.name": "resnet50"},
         "The perceptual network resnet50 needs the path of its weights, a state dict with "
-        "torchvision's names (resnet50-*.pth or .npz); without them choose efficientnet or none.",
+        "torchvision's names (resnet50-*.pth or .npz): --config.perceptual.path=FILE; without them "
+        "choose --config.perceptual.name=efficientnet or --config.loss.perceptual=0.0.",
     ),
 }
 
@@ -99,29 +98,28 @@ def test_config_arguments():
     )
     config = maskgit_transformer.get_config("scale=smoke")
     assert message(train.train, config, "unused") == (
-        "A masked transformer needs a trained tokenizer: "
+        "maskgit_transformer needs a trained stage I: "
         "--config=configs/maskgit_transformer.py:tokenizer=WORKDIR."
     )
 
 
 def test_workdirs(trained, tmp_path):
     nowhere = str(tmp_path / "nowhere")
-    no_run = f"{nowhere!r} is not a run of fsq_jax: it holds no config.json."
-    assert message(evaluate.evaluate, nowhere) == no_run
-    nothing = (  # a stage I may be a file as well
+    nothing = (
         f"{nowhere} is not a file; expected a flax msgpack, an .npz or a safetensors file of "
         "weights, or the workdir of a run."
     )
+    assert message(evaluate.evaluate, nowhere) == nothing
     assert message(encode.encode, nowhere, "unused") == nothing
     assert message(train.train, tiny.transformer(nowhere), "unused") == nothing
     assert message(encode.encode, trained.transformer, "unused") == (
-        f"{trained.transformer!r} is a run of stage 'maskgit'; a run of stage 'tokenizer' or "
-        "'uvim_base' is needed."
+        f"{trained.transformer!r} is of stage 'maskgit_transformer'; one of stage "
+        "'maskgit_tokenizer' or 'uvim_base' is needed."
     )
     config = tiny.transformer(trained.tokenizer, {"num_classes": 30})
     assert message(train.train, config, trained.tokenizer) == (
-        f"{trained.tokenizer!r} holds a run of another config (stage: tokenizer there, maskgit "
-        "here)."
+        f"{trained.tokenizer!r} holds a run of another config (stage: maskgit_tokenizer "
+        "there, maskgit_transformer here)."
     )
     assert message(train.train, tiny.tokenizer({"seed": 1}), trained.tokenizer).endswith(" more).")
 
@@ -136,12 +134,12 @@ def test_size_of_another_tokenizer(trained):
 
 def test_evaluation(trained):
     assert message(evaluate.evaluate, trained.tokenizer, ["codebok"]) == (
-        "This run has no evaluators ['codebok']; it has ['codebook', 'reconstruction']."
+        "This run has no evaluator 'codebok'; did you mean 'codebook'?"
     )
     assert message(evaluate.evaluate, trained.tokenizer, None, 99) == (
         f"{trained.tokenizer!r} has no checkpoint of step 99; there are [3]."
     )
-    load = lambda **overrides: predictor.load(trained.transformer, overrides=overrides)  # noqa: E731
+    load = lambda **overrides: runs.load(trained.transformer, overrides=overrides)  # noqa: E731
     assert message(load, **{"sampling.guidnce": 1.0}) == (
         "The config has no 'sampling.guidnce'; did you mean 'sampling.guidance'?"
     )
@@ -158,8 +156,8 @@ def test_sampling(trained, generator_run, monkeypatch, tmp_path):
         "Label 'trousr' is neither a number below 2 nor one of top, trouser."
     )
     options = dict(
-        out="x.png", npz="", image="x.png", mask="", workdir=trained.transformer, pretrained="",
-        tokenizer="", step=None, set=[],
+        out="x.png", npz="", image="x.png", mask="", workdir=trained.transformer,
+        stage_1="", step=None, set=[],
     )
     monkeypatch.setattr(flags, "FLAGS", type("Flags", (), options))
     assert message(sample.main, []) == (
@@ -168,16 +166,13 @@ def test_sampling(trained, generator_run, monkeypatch, tmp_path):
     options |= dict(image="", workdir=trained.tokenizer)
     monkeypatch.setattr(flags, "FLAGS", type("Flags", (), options))
     assert message(sample.main, []) == (
-        f"{trained.tokenizer!r} is a run of stage 'tokenizer', not 'maskgit', 'uvim_base' or "
-        "'uvim_lm'."
+        f"{trained.tokenizer!r} is of stage 'maskgit_tokenizer'; samples are drawn from "
+        "'maskgit_transformer', 'uvim_base' and 'uvim_lm'."
     )
     image = str(tmp_path / "in.png")
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
     mask = str(tmp_path / "mask.png")
-    config = load_config(trained.transformer)
-    known = lambda: message(  # noqa: E731
-        sample.known_tokens, config, generator_run, image, mask
-    )
+    known = lambda: message(sample.known_tokens, generator_run, image, mask)  # noqa: E731
     assert known() == f"There is no image {mask!r}."
     pathlib.Path(mask).write_text("no picture")
     assert known() == f"{mask} is not a whole, readable image (unknown format; 10 bytes)."
@@ -185,7 +180,7 @@ def test_sampling(trained, generator_run, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def generator_run(trained):
-    return predictor.load(trained.transformer)[2]
+    return runs.load(trained.transformer)
 
 
 def test_a_damaged_image(tmp_path):
@@ -233,11 +228,12 @@ PROGRAMS = {
     ),
     "no run": (
         ["evaluate", "--workdir=/no/such/run"],
-        "'/no/such/run' is not a run of fsq_jax: it holds no config.json.",
+        "/no/such/run is not a file; expected a flax msgpack, an .npz or a safetensors file of "
+        "weights, or the workdir of a run.",
     ),
-    "two networks": (
-        ["sample", "--workdir=unused", "--pretrained=unused", "--out=x.png"],
-        "Give one of --workdir=RUN and --pretrained=FILE: what to sample from.",
+    "nothing to write": (
+        ["sample", "--workdir=unused"],
+        "Nothing would be written: give --out=grid.png, --npz=FILE, or both.",
     ),
 }
 

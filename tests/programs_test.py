@@ -1,5 +1,6 @@
 """The programs on two tiny trained runs: evaluate, sample, encode, and training on a cache."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,10 +12,11 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from fsq_jax import encode, evaluate, evaluators, sample, stages, train
+from fsq_jax import encode, evaluate, evaluators, runs, sample, train
 from fsq_jax.data.open import open_dataset
-from fsq_jax.runs import inputs, predictor
+from fsq_jax.runs import inputs
 from fsq_jax.runs.config import parse_overrides
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.workdir import (
     is_evaluated,
     load_config,
@@ -29,9 +31,8 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 @pytest.fixture(scope="module")
 def generator(trained):
-    """(config, run) of the masked transformer."""
-    config, _, run = predictor.load(trained.transformer)
-    return config, run
+    """The masked transformer's predictor."""
+    return runs.load(trained.transformer)
 
 
 def copied(workdir: str, folder) -> str:
@@ -71,7 +72,7 @@ def test_guidance_changes_samples(trained):
     batch = {"label": np.resize(np.arange(30, dtype=np.int32), 64)}
     tokens = []
     for guidance in (0.0, 8.0):
-        run = predictor.load(trained.transformer, overrides={"sampling.guidance": guidance})[2]
+        run = runs.load(trained.transformer, overrides={"sampling.guidance": guidance})
         out = run.predict["sample"](run.state, run.put(batch), jax.random.key(0))
         tokens.append(jax.device_get(out["tokens"]))
     assert (tokens[0] != tokens[1]).mean() > 0.1
@@ -79,9 +80,9 @@ def test_guidance_changes_samples(trained):
 
 def test_settings_of_an_override_are_checked(trained):
     with pytest.raises(ValueError, match="has no 'sampling.guidnce'; did you mean 'sampling.guid"):
-        predictor.load(trained.transformer, overrides={"sampling.guidnce": 1.0})
+        runs.load(trained.transformer, overrides={"sampling.guidnce": 1.0})
     with pytest.raises(ValueError, match="sampling.guidance='high' is not of type float, as 0.0"):
-        predictor.load(trained.transformer, overrides={"sampling.guidance": "high"})
+        runs.load(trained.transformer, overrides={"sampling.guidance": "high"})
     parsed = parse_overrides(["a.b=1", "c=x", "d=(1, 2)", "e=True", "f=g=h"])
     assert parsed == {"a.b": 1, "c": "x", "d": (1, 2), "e": True, "f": "g=h"}
 
@@ -89,7 +90,7 @@ def test_settings_of_an_override_are_checked(trained):
 def run_sample(workdir: str, **options) -> None:
     """`fsq_jax.sample` with these flags."""
     values = dict(
-        workdir=workdir, pretrained="", tokenizer="", labels="", num=0, out="", npz="", image="",
+        workdir=workdir, stage_1="", labels="", num=0, out="", npz="", image="",
         mask="", seed=0, step=None, set=[],
     )
     flags_given = type("Flags", (), values | options)
@@ -112,7 +113,7 @@ def test_sample_writes_a_grid_and_adm_arrays(trained, tmp_path):
 
 
 def test_a_seed_is_a_set_of_images(generator):
-    run = generator[1]
+    run = generator
     labels = np.arange(11, dtype=np.int32)
     first = sample.sample(run, labels, seed=0)
     assert first.shape == (11, 16, 16, 3) and first.min() >= 0 and first.max() <= 1
@@ -133,21 +134,25 @@ def test_labels_are_numbers_or_names():
 
 
 def test_names_of_classes_without_the_data(generator):
-    config = generator[0].copy_and_resolve_references()
-    assert len(sample.class_names(config)) == 30 and "red" in sample.class_names(config)[0]
+    names = sample.class_names(generator)
+    assert len(names) == 30 and "red" in names[0]
+    config = generator.config.copy_and_resolve_references()
     config.data.source = "folder:/no/such/folder"
-    assert list(sample.class_names(config)) == [str(i) for i in range(30)]
+    elsewhere = dataclasses.replace(
+        generator, dataset=lambda split: inputs.eval_dataset(config, split)
+    )
+    assert list(sample.class_names(elsewhere)) == [str(i) for i in range(30)]
 
 
 def test_inpainting_keeps_what_is_known(trained, generator, tmp_path):
-    config, run = generator
-    record = inputs.open_split(config.data, "validation")[0]
+    run = generator
+    record = inputs.open_split(run.config.data, "validation")[0]
     image, mask = tmp_path / "in.png", tmp_path / "mask.png"
     Image.fromarray(record["image"]).save(image)
     white = np.zeros((16, 16), np.uint8)
     white[5:9, 8:] = 255  # rows 1 and 2 of the tokens, columns 2 and 3
     Image.fromarray(white).save(mask)
-    known = sample.known_tokens(config, run, str(image), str(mask))
+    known = sample.known_tokens(run, str(image), str(mask))
     expected = np.ones((4, 4), bool)
     expected[1:3, 2:] = False
     np.testing.assert_array_equal(known["known"].reshape(4, 4), expected)
@@ -155,7 +160,7 @@ def test_inpainting_keeps_what_is_known(trained, generator, tmp_path):
     own = run.outputs("tokens", limit=1)
     np.testing.assert_array_equal(known["tokens"], jax.device_get(next(own)[1]["tokens"])[0])
     drawn = []
-    run = predictor.load(trained.transformer, overrides={"sampling.guidance": 30.0})[2]
+    run = runs.load(trained.transformer, overrides={"sampling.guidance": 30.0})
     for label in (2, 9):  # another class at the same place: editing
         batch = {"label": np.full(8, label, np.int32)}
         batch |= {name: np.broadcast_to(value, (8, 16)) for name, value in known.items()}
@@ -180,13 +185,13 @@ def cache(trained, tmp_path_factory):
 
 
 def test_cache_holds_the_tokenizers_own_tokens(trained, cache, generator, tmp_path):
-    run = generator[1]
+    run = generator
     expected = [jax.device_get(out["tokens"]) for _, out in run.outputs("tokens", "train")]
     folder = encode.encode(trained.tokenizer, str(tmp_path))
     tokens = np.load(os.path.join(folder, "tokens.npy"))
     assert tokens.shape == (32, 1, 16) and tokens.dtype == np.int32
     np.testing.assert_array_equal(tokens[:, 0], np.concatenate(expected))
-    source = inputs.open_split(generator[0].data, "train[:32]")
+    source = inputs.open_split(generator.config.data, "train[:32]")
     labels = [source[i]["label"] for i in range(32)]
     assert np.load(os.path.join(folder, "labels.npy")).tolist() == labels
 
@@ -195,7 +200,7 @@ def test_cache_holds_the_tokenizers_own_tokens(trained, cache, generator, tmp_pa
     assert (views[:, 0] != views[:, 1]).any() and (views[:, 1] != views[:, 2]).any()
     meta = json.loads(open(os.path.join(cache, "train", "meta.json")).read())
     assert (meta["views"], meta["codebook_size"], meta["num_classes"]) == (3, 15, 30)
-    assert meta["fingerprint"] == run.info["tokenizer"]
+    assert meta["fingerprint"] == run.facts.stage_1
 
 
 def on_cache(trained, cache, **changes):
@@ -211,21 +216,21 @@ def test_training_on_a_cache(trained, cache, tmp_path):
     workdir = str(tmp_path)
     train.train(on_cache(trained, cache), workdir)
     assert [line["step"] for line in tiny.lines(workdir, "train")] == [1, 2]
-    run = predictor.load(workdir)[2]
+    run = runs.load(workdir)
     assert evaluators.evaluate({"compression": {"every": 0}}, run)
 
 
 def test_caches_of_something_else_are_refused(trained, cache, tmp_path):
     other = tiny.untrained_tokenizer(tmp_path / "other")
-    with pytest.raises(ValueError, match=f"trained on tokenizer .* but '{other}' holds"):
-        stages.make(on_cache(trained, cache, **{"tokenizer.workdir": other}))
-    new_run = {"tokenizer.workdir": other, "tokenizer.fingerprint": ""}
-    with pytest.raises(ValueError, match=f"were made by tokenizer .* but '{other}' holds"):
-        stages.make(on_cache(trained, cache, **new_run))
-    with pytest.raises(ValueError, match="is of 16 tokens an image, this run of 64."):
-        stages.make(on_cache(trained, cache, **{"data.size": 32}))
-    with pytest.raises(ValueError, match="is of 30 classes, this run of 10."):
-        stages.make(on_cache(trained, cache, num_classes=10))
+    with pytest.raises(ValueError, match=f"trained on stage I .* but '{other}' holds"):
+        make_stage(on_cache(trained, cache, **{"stage_1.workdir": other}))
+    new_run = {"stage_1.workdir": other, "stage_1.fingerprint": ""}
+    with pytest.raises(ValueError, match=f"were made by stage I .* but '{other}' holds"):
+        make_stage(on_cache(trained, cache, **new_run))
+    with pytest.raises(ValueError, match="has 16 tokens per image, this run 64."):
+        make_stage(on_cache(trained, cache, **{"data.size": 32}))
+    with pytest.raises(ValueError, match="has 30 classes, this run 10."):
+        make_stage(on_cache(trained, cache, num_classes=10))
     with pytest.raises(ValueError, match="is there already; remove it, or name another --out."):
         encode.encode(trained.tokenizer, cache)
     with pytest.raises(ValueError, match="views=0 must be at least 1."):
@@ -233,20 +238,20 @@ def test_caches_of_something_else_are_refused(trained, cache, tmp_path):
 
 
 def test_a_workdir_belongs_to_one_run(trained):
-    with pytest.raises(ValueError, match=r"another config \(stage: tokenizer there, maskgit here"):
+    with pytest.raises(ValueError, match=r"another config \(stage: maskgit_tokenizer there, maskgit_transformer here"):
         train.train(tiny.transformer(trained.tokenizer), trained.tokenizer)
     for folder in (trained.transformer,):
-        with pytest.raises(ValueError, match="is a run of stage 'maskgit'; a run of stage 'tok"):
-            stages.make(tiny.transformer(folder))
-        with pytest.raises(ValueError, match="is a run of stage 'maskgit'; a run of stage 'tok"):
+        with pytest.raises(ValueError, match="is of stage 'maskgit_transformer'; one of stage 'maskgit_tok"):
+            make_stage(tiny.transformer(folder))
+        with pytest.raises(ValueError, match="is of stage 'maskgit_transformer'; one of stage 'maskgit_tok"):
             encode.encode(folder, "unused")
 
 
 def test_a_checkpoint_is_chosen_by_its_step(trained):
-    assert predictor.load(trained.transformer)[2].step == 40
-    assert predictor.load(trained.transformer, 20)[2].step == 20
+    assert runs.load(trained.transformer).step == 40
+    assert runs.load(trained.transformer, step=20).step == 20
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; there are \[20, 40\]."):
-        predictor.load(trained.transformer, 7)
+        runs.load(trained.transformer, step=7)
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +266,8 @@ def uvim(tmp_path_factory):
 def label(workdir: str, **options) -> None:
     """What `fsq_jax.sample` does with a run of UViM and these flags (Grain reads the real ones)."""
     values = dict(labels="", num=0, out="", npz="", image="", mask="", seed=0)
-    config, _, run = predictor.load(workdir)
-    sample.sample_labels(config, run, types.SimpleNamespace(**values | options))
+    run = runs.load(workdir)
+    sample.sample_labels(run, types.SimpleNamespace(**values | options))
 
 
 def test_labels_are_drawn_beside_input_and_truth(uvim, tmp_path):

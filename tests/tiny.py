@@ -11,11 +11,13 @@ import ml_collections
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
-from fsq_jax import describe, stages
+from fsq_jax import stages
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import checkpoint
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
 from fsq_jax.runtime.workdir import save_config
+from fsq_jax.stages.blank import blank_batch
 
 ROOT = pathlib.Path(__file__).parent.parent
 _COMMON = dict(
@@ -44,7 +46,7 @@ def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
     """A stage II on the tokenizer of `workdir`."""
     config = maskgit_transformer.get_config("scale=smoke,size=8")
     config.update(_COMMON)
-    config.tokenizer.workdir = str(workdir)
+    config.stage_1.workdir = str(workdir)
     config.model.update(width=16, depth=1, num_heads=2, mlp_dim=32)
     config.num_classes = 3
     config.optim.warmup_steps = 0
@@ -78,7 +80,7 @@ def code_model(workdir, changes=None, task="depth") -> ml_collections.ConfigDict
     stage_1 = label_coder(task=task)
     config.update(_COMMON)
     config.task = stage_1.task
-    config.base.update(
+    config.stage_1.update(
         workdir=str(workdir), model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict()
     )
     config.model.update(patch=2, width=16, num_heads=2, mlp_dim=32)
@@ -89,6 +91,11 @@ def code_model(workdir, changes=None, task="depth") -> ml_collections.ConfigDict
     return config
 
 
+def stage_of_shapes(config):
+    """The stage of a config, with shapes for the weights that it reads."""
+    return stages.make(config, **stages.frozen_shapes(config))
+
+
 def untrained_tokenizer(workdir, quantizer="fsq") -> str:
     """A run of a tokenizer that has seen nothing."""
     return untrained(tokenizer({"loss.adversarial": 0.0}, quantizer), workdir)
@@ -96,8 +103,8 @@ def untrained_tokenizer(workdir, quantizer="fsq") -> str:
 
 def untrained(config, workdir) -> str:
     """A run that was saved before its first update: enough to be some stage II's stage I."""
-    stage = stages.make(config)
-    state = jax.jit(stage.init)(jax.random.key(0), describe.blank_batch(config, 1))
+    stage = make_stage(config)
+    state = jax.jit(stage.init)(jax.random.key(0), blank_batch(config, 1))
     save_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(state, {"position": 0}, {})

@@ -29,7 +29,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Batches that are timed.", lower_b
 def measure(variant: str, size: int) -> dict:
     """What sampling of a batch takes: ms, images/s, tokens/s, GiB, seconds of compilation."""
     config, _ = train_step.load_config(variant)
-    stage = stages.make(config, abstract=True)
+    stage = stages.make(config, **stages.frozen_shapes(config))
     # One device's batch: a mesh of one, whatever there is.
     batch = sharding.put_batch(
         train_step.random_batch(config, stage, tokens=False, size=size), sharding.make_mesh(1)
@@ -51,7 +51,7 @@ def measure(variant: str, size: int) -> dict:
         jax.block_until_ready(sample(state, batch, jax.random.fold_in(key, i)))
         seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds)
-    tokens = (config.data.size // stage.info["downsampling"]) ** 2
+    tokens = (config.data.size // stage.facts.downsampling) ** 2
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
         "batch_ms": 1e3 * median,

@@ -49,11 +49,12 @@ def network(dtype: str, scaling: str):
     """(apply, variables, weights) of images at the size of the network: resizes share it."""
     options = dict(dtype=dtype, scaling=scaling, resize="none")
     if flags.FLAGS.weights == "random":
-        apply, variables, info = inception_weights.load_random(**options)
+        loaded = inception_weights.load_random(**options)
     else:
-        apply, variables, info = inception_weights.load(flags.FLAGS.weights or None, **options)
-    weights = {name: info[name] for name in ("name", "weights_sha256")}
-    return jax.jit(lambda variables, images: apply(variables, images).pool_BF), variables, weights
+        loaded = inception_weights.load(flags.FLAGS.weights or None, **options)
+    weights = {"name": loaded.name, "weights_sha256": loaded.weights_sha256}
+    extract = jax.jit(lambda variables, images: loaded.apply(variables, images).pool_BF)
+    return extract, loaded.variables, weights
 
 
 def features(images: np.ndarray, rounding: str, resize: str, **options) -> np.ndarray:

@@ -53,8 +53,8 @@ def kept(work: Path, side: str, split: str, apply, images) -> dict[str, np.ndarr
 
 def ours(**options):
     """Images to {"pool", "logits"} by fsq_jax."""
-    apply, variables, _ = inception_weights.load_random(**options)
-    apply = jax.jit(apply)
+    network = inception_weights.load_random(**options)
+    apply, variables = jax.jit(network.apply), network.variables
 
     def extract(images):
         features = apply(variables, images)

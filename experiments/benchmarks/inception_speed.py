@@ -85,7 +85,8 @@ def our_features(one: dict) -> dict:
 
     from fsq_jax.features import inception_weights
 
-    apply, variables, _ = inception_weights.load_random(dtype=one["dtype"])
+    network = inception_weights.load_random(dtype=one["dtype"])
+    apply, variables = network.apply, network.variables
     compiled = jax.jit(lambda v, x: (lambda f: (f.pool_BF, f.logits_BV))(apply(v, x)))
     images = jax.device_put(noise(one["batch"], one["side"]))
     times = timed(lambda: jax.block_until_ready(compiled(variables, images)), one["seconds"])
@@ -137,7 +138,8 @@ def whole_fid(one: dict) -> dict:
     from fsq_jax.features import inception_weights
     from fsq_jax.metrics import frechet
 
-    apply, variables, _ = inception_weights.load_random(dtype=one["dtype"])
+    network = inception_weights.load_random(dtype=one["dtype"])
+    apply, variables = network.apply, network.variables
     compiled = jax.jit(lambda v, x: apply(v, x).pool_BF)
     some = noise(2 * one["batch"], one["side"])
     rng = np.random.default_rng(1)

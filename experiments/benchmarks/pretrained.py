@@ -21,12 +21,12 @@ from absl import app, flags
 
 from experiments.benchmarks import apart
 from experiments.benchmarks.random_arrays import random_variables
+from fsq_jax import runs
 from fsq_jax.formats import weights_file
 from fsq_jax.models.maskgit_tokenizer import Tokenizer
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
 from fsq_jax.quantizers.vq import VectorQuantizer
-from fsq_jax.runs import published
 
 
 def networks(smoke: bool) -> tuple[Tokenizer, MaskedTransformer]:
@@ -68,9 +68,10 @@ def measure(
 ) -> dict:
     """What sampling with the pair reaches, with the transformer's activations in `dtype`."""
     begin = time.perf_counter()
-    config, _, run = published.load(paths["transformer"], paths["tokenizer"], {
+    run = runs.load(paths["transformer"], paths["tokenizer"], overrides={
         "eval_batch_size": batch_size, "model.dtype": dtype, "sampling.num_steps": num_steps,
     })
+    config = run.config
     jax.block_until_ready(run.state.ema_params)
     assemble_seconds = time.perf_counter() - begin
     labels = np.arange(batch_size) % config.num_classes

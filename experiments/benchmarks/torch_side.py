@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 
 from fsq_jax.features import inception_weights
+from fsq_jax.runtime.user_error import UserError
 
 
 def import_torch(tf32: bool = False):
@@ -106,7 +107,7 @@ def _load_without_counts(module, state, *args, **kwargs):
     del args, kwargs
     own = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     if sorted(own) != sorted(state):
-        raise ValueError("These weights are of another network.")
+        raise UserError("These weights are of another network.")
     with import_torch().no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])

@@ -59,7 +59,7 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
     """
     rng = np.random.default_rng(0)
     shape = (size or config.batch_size, config.data.size, config.data.size)
-    label = rng.integers(0, stage.info.get("num_classes", 1), shape[0]).astype(np.int32)
+    label = rng.integers(0, max(1, stage.facts.num_classes), shape[0]).astype(np.int32)
     noise = {
         "image": lambda: rng.random((*shape, 3), np.float32),
         "depth": lambda: rng.uniform(0.5, 9.5, shape).astype(np.float32),
@@ -68,8 +68,8 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
     if not tokens:
         wanted = ("image", *inputs.features(config))
         return {name: noise[name]() for name in wanted} | {"label": label}
-    length = (config.data.size // stage.info["downsampling"]) ** 2
-    codes = rng.integers(0, stage.info["codebook_size"], (shape[0], length)).astype(np.int32)
+    length = (config.data.size // stage.facts.downsampling) ** 2
+    codes = rng.integers(0, stage.facts.codebook_size, (shape[0], length)).astype(np.int32)
     image = {"image": noise["image"]()} if config.stage == "uvim_lm" else {}  # which it reads, too
     return image | {"tokens": codes, "label": label}
 
@@ -77,7 +77,7 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
 def measure(variant: str) -> dict:
     """What a variant reaches: ms a step, images/s, GiB, seconds of init and of compilation."""
     config, tokens = load_config(variant)
-    stage = stages.make(config, abstract=True)
+    stage = stages.make(config, **stages.frozen_shapes(config))
     mesh = sharding.make_mesh()
     batch = random_batch(config, stage, tokens)
     batch = sharding.put_batch(batch, mesh)
@@ -120,7 +120,7 @@ def measure(variant: str) -> dict:
 def count_flops(variant: str) -> float:
     """FLOPs of a variant's step. To be called on the CPU: XLA counts none of a GPU's programs."""
     config, tokens = load_config(variant)
-    batch = random_batch(config, stages.make(config, abstract=True), tokens)
+    batch = random_batch(config, stages.make(config, **stages.frozen_shapes(config)), tokens)
     return describe.training_flops(config, jax.eval_shape(lambda: batch))
 
 

@@ -21,8 +21,7 @@ from fsq_jax.runtime import cli
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        raise ValueError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
+    del argv
     options = flags.FLAGS
     data = f"data={options.data}" + (f",data_dir={options.data_dir}" if options.data_dir else "")
     if options.family == "uvim":

@@ -12,10 +12,10 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
-from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
+    described,
     load_times,
     scaled,
     timed,
@@ -23,11 +23,12 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import encode, sample
+from fsq_jax import encode, runs, sample
+from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
-from fsq_jax.runs import inputs, predictor
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 
 LEVELS = (8, 6, 5)
 CODEBOOK_SIZE = 240  # of FSQ and VQ alike
@@ -39,9 +40,9 @@ TITLES = {
     "report": "samples and report",
 }
 INTRODUCTION = (
-    "Two tokenizers that differ in their quantizer alone were trained on images of 32 x 32 pixels "
-    "(the embedded scenes: five kinds of objects in six colours). FSQ rounds three channels to 8, "
-    "6 and 5 levels, so its 240 codes are not learned; VQ learns a codebook of 240 vectors. A "
+    "Two tokenizers that differ in their quantizer alone were trained on {data}. FSQ "
+    "rounds three channels to 8, 6 and 5 levels, so its 240 codes are not learned; VQ learns a "
+    "codebook of 240 vectors. A "
     "masked transformer then learned the tokens, and drew the samples below. A demonstration "
     "on a CPU: minutes of training, small networks, no adversarial and no perceptual loss, one "
     "seed, and settings that were chosen with FSQ and not tuned for VQ. It shows that all parts "
@@ -113,11 +114,11 @@ def run(
       transformers: the tokenizers, "fsq" or "vq", that get a masked transformer.
 
     Raises:
-      ValueError: where `workdir` holds a quickstart of another scale or of other data.
+      UserError: where `workdir` holds a quickstart of another scale or of other data.
     """
     unknown = set(transformers) - set(QUANTIZERS)
     if unknown:
-        raise ValueError(f"There are no tokenizers {sorted(unknown)}, only fsq and vq.")
+        raise UserError(f"There are no tokenizers {sorted(unknown)}, only fsq and vq.")
     paths = {name: os.path.join(workdir, name) for name in TITLES}
 
     def do(part, work):
@@ -135,7 +136,7 @@ def run(
     log(f"{TITLES['report']} …")
     pictures = draw(paths, transformers)
     sections = {
-        "What this is": [INTRODUCTION],
+        "What this is": [INTRODUCTION.format(data=described(config))],
         "Reconstructions of held-out images": [pictures["reconstructions"]],
         **{
             f"Samples from {q.upper()} tokens, by class": [pictures[f"{q}_samples"]]
@@ -162,7 +163,7 @@ def encode_once(tokenizer: str, out: str) -> bool:
 
 def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure]:
     """The report's pictures: reconstructions, samples, codes and curves."""
-    tokenizers = {name.upper(): predictor.load(paths[name])[2] for name in QUANTIZERS}
+    tokenizers = {name.upper(): runs.load(paths[name]) for name in QUANTIZERS}
     counts = {name: codebook.count_codes(run) for name, run in tokenizers.items()}
     pictures = {
         "reconstructions": figures.reconstructions_figure(tokenizers),
@@ -176,8 +177,8 @@ def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure
         ),
     }
     for quantizer in transformers:
-        config, _, run = predictor.load(paths[f"{quantizer}_maskgit"])
-        class_names = inputs.open_split(config.data, "train").class_names
+        run = runs.load(paths[f"{quantizer}_maskgit"])
+        class_names = run.dataset("train").class_names
         labels_N = np.repeat(np.arange(len(class_names), dtype=np.int32), SAMPLES_OF_A_CLASS)
         pictures[f"{quantizer}_samples"] = figures.samples_figure(
             sample.sample(run, labels_N), labels_N, class_names

@@ -9,10 +9,11 @@ import ml_collections
 from matplotlib.figure import Figure
 
 from experiments import report
-from fsq_jax import stages, train
+from fsq_jax import train
 from fsq_jax.reports import html
-from fsq_jax.runs import startup
+from fsq_jax.runs import inputs, startup
 from fsq_jax.runs.config import resolve_config
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.workdir import is_evaluated
 
@@ -35,6 +36,18 @@ def train_for(config, steps: int, batch_size: int, scale: float) -> None:
         config.evals[name].every = steps
         if "reference_limit" in config.evals[name]:
             config.evals[name].reference_limit = min(records, 1_000)
+
+
+def described(config) -> str:
+    """The data of a run in words: how many images of what size, of which classes."""
+    data = config.data
+    dataset = inputs.open_split(data, data.train_split)
+    names = dataset.class_names
+    classes = f"{len(names)} classes: {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
+    return (
+        f"{len(dataset):,} images of {data.size} x {data.size} pixels from {data.source!r} "
+        f"({classes if len(names) > 1 else 'no classes'})"
+    )
 
 
 def scaled(number: int, scale: float, least: int) -> int:
@@ -66,10 +79,10 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
     """Trains and evaluates unless that is done; returns whether there was anything to do.
 
     Raises:
-      ValueError: where `workdir` holds a run of another config.
+      UserError: where `workdir` holds a run of another config.
     """
     config = resolve_config(config)
-    startup.claim_workdir(workdir, config, stages.make(config))
+    startup.claim_workdir(workdir, config, make_stage(config))
     if is_evaluated(workdir, config.steps):
         return False
     train.train(config, workdir)

@@ -10,10 +10,10 @@ import time
 import ml_collections
 from matplotlib.figure import Figure
 
-from configs import uvim_base, uvim_lm
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
+    described,
     load_times,
     scaled,
     timed,
@@ -21,10 +21,10 @@ from experiments.quickstart.runner import (
     train_once,
     write_report,
 )
-from fsq_jax import sample
+from fsq_jax import runs, sample
+from fsq_jax.configs import uvim_base, uvim_lm
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
-from fsq_jax.runs import predictor
 from fsq_jax.runtime.progress import log
 
 LEVELS = (8, 6, 5)
@@ -35,8 +35,8 @@ TITLES = {
     "report": "predictions and report",
 }
 INTRODUCTION = (
-    "Two autoencoders of depth maps that differ in their quantizer alone were trained on images of "
-    "32 x 32 pixels (the embedded scenes): a depth map becomes 16 codes of 240, and is read back "
+    "Two autoencoders of depth maps that differ in their quantizer alone were trained on "
+    "{data}: a depth map becomes 16 codes of 240, and is read back "
     "from them with the image at hand. On the codes of each a language model then learned to write "
     "the code of an image's depth, which the autoencoder turns into depth. What the first stage "
     "reaches with the true code is the most that the second can reach. A demonstration on a CPU: "
@@ -68,7 +68,7 @@ def lm_config(
     stage_1 = base_config(quantizer, scale, data)
     config = uvim_lm.get_config(f"scale=smoke,task=depth,base={base},{CODES[quantizer]},{data}")
     config.task = stage_1.task
-    config.base.update(model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict())
+    config.stage_1.update(model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict())
     config.model.update(width=96, encoder_depth=3, decoder_depth=2, num_heads=4, mlp_dim=384)
     config.optim.update(
         learning_rate=1e-3, warmup_steps=scaled(100, scale, 0), clip_norm=1.0, rate_multipliers=()
@@ -86,7 +86,7 @@ def run(workdir: str, scale: float = 1.0, data: str = "data=scenes") -> str:
       data: the configs' arguments that name the data; it must hold depth.
 
     Raises:
-      ValueError: where `workdir` holds a quickstart of another scale or of other data.
+      UserError: where `workdir` holds a quickstart of another scale or of other data.
     """
     paths = {name: os.path.join(workdir, name) for name in TITLES}
 
@@ -94,14 +94,15 @@ def run(workdir: str, scale: float = 1.0, data: str = "data=scenes") -> str:
         timed(workdir, part, TITLES[part], lambda: train_once(config, paths[part]))
 
     for quantizer in QUANTIZERS:
-        do(quantizer, base_config(quantizer, scale, data))
+        config = base_config(quantizer, scale, data)
+        do(quantizer, config)
     for quantizer in QUANTIZERS:
         do(f"{quantizer}_lm", lm_config(quantizer, paths[quantizer], scale, data))
     begin = time.monotonic()
     log(f"{TITLES['report']} …")
     pictures = draw(paths)
     sections = {
-        "What this is": [INTRODUCTION],
+        "What this is": [INTRODUCTION.format(data=described(config))],
         "Depth of held-out images": [pictures["depth"]],
         "Use of the codes": [pictures["codes"]],
         "Training": [pictures["base_curves"], pictures["lm_curves"]],
@@ -124,8 +125,8 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
     for quantizer in QUANTIZERS:
         name = quantizer.upper()
         for title, part in (("true code", quantizer), ("image", f"{quantizer}_lm")):
-            config, _, run = predictor.load(paths[part])
-            panels = sample.predicted_labels(config, run, num=12)
+            run = runs.load(paths[part])
+            panels = sample.predicted_labels(run, num=12)
             rows.setdefault("input", panels["input"])
             rows.setdefault("truth", panels["truth"])
             rows[f"{name}, {title}"] = panels["prediction"]

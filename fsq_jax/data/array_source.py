@@ -23,6 +23,7 @@ from fsq_jax.data import decode
 from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import resolve
 from fsq_jax.data.transforms import Record, Transform
+from fsq_jax.runtime.user_error import UserError
 
 _TYPES = {
     "image": np.uint8, "label": np.int32, "depth": np.float32, "segments": np.int16,
@@ -37,16 +38,16 @@ def open_source(path: str, split: str) -> Dataset:
     root, where = existing_folder(path, "arrays"), f"arrays:{path}"
     splits = tuple(name for name in sub_folders(root) if (root / name / "meta.json").is_file())
     if not splits:
-        raise ValueError(f"{where} holds no arrays: no sub-folder has a meta.json.")
+        raise UserError(f"{where} holds no arrays: no sub-folder has a meta.json.")
     split = resolve(split, splits, where)
     folder = root / split
     missing = [n for n in ("image", "label") if not (folder / f"{n}.npy").is_file()]
     if missing:
-        raise ValueError(f"{folder} lacks {' and '.join(f'{n}.npy' for n in missing)}.")
+        raise UserError(f"{folder} lacks {' and '.join(f'{n}.npy' for n in missing)}.")
     records = _ArrayRecords(folder)
     lengths = {name: len(array) for name, array in records.arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{folder} has arrays of different lengths: {lengths}.")
+        raise UserError(f"{folder} has arrays of different lengths: {lengths}.")
     meta = json.loads((folder / "meta.json").read_text())
     names = tuple(meta["class_names"])
     return Dataset(where, split, names, records, 0, lengths["image"], splits, meta)
@@ -91,12 +92,12 @@ def write(
       workers: processes that read and transform; 0 for this one.
 
     Raises:
-      ValueError: where the folder is there already, or a record can't be read or has another
+      UserError: where the folder is there already, or a record can't be read or has another
         size or other features than the first one.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
-        raise ValueError(f"{str(folder)!r} is there already; remove it, or name another.")
+        raise UserError(f"{str(folder)!r} is there already; remove it, or name another.")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

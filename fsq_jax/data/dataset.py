@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fsq_jax.data import splits
+from fsq_jax.runtime.user_error import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +86,13 @@ class _Cached:
 
 
 def existing_folder(path: str, kind: str) -> pathlib.Path:
-    """The folder that a spec names; ValueError, with the nearest name, where there is none."""
+    """The folder that a spec names; UserError, with the nearest name, where there is none."""
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
         near = difflib.get_close_matches(root.name, siblings, n=1)
         hint = f" Did you mean {str(root.parent / near[0])!r}?" if near else ""
-        raise ValueError(f"{kind}:{path} is not a folder.{hint}")
+        raise UserError(f"{kind}:{path} is not a folder.{hint}")
     return root
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from fsq_jax.runtime.user_error import UserError
+
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
 
 
-class RecordError(ValueError):
+class RecordError(UserError):
     """A record that is damaged, or lacks what is asked of it; its message is for the user."""
 
 

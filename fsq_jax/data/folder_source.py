@@ -8,6 +8,7 @@ from typing import Any
 from fsq_jax.data import decode
 from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import SPLIT_NAMES, resolve
+from fsq_jax.runtime.user_error import UserError
 
 _HELD_OUT = 0.05  # of a folder that has no folder for validation
 
@@ -29,13 +30,13 @@ def open_source(path: str, split: str) -> Dataset:
     if not by_folder:
         files = _hash_split(files, split)
     if not files:
-        raise ValueError(
+        raise UserError(
             f"{where} holds no images for the split {split!r} ({' '.join(decode.EXTENSIONS)})."
         )
     numbers = {name: number for number, name in enumerate(classes)}
     strange = [f for f in files if classes and f.split("/")[0] not in numbers]
     if strange:
-        raise ValueError(f"{folder / strange[0]} is of no class of {where}/train: {classes}.")
+        raise UserError(f"{folder / strange[0]} is of no class of {where}/train: {classes}.")
     records = _FolderRecords(folder, files, [numbers.get(f.split("/")[0], 0) for f in files])
     return Dataset(where, split, tuple(classes) or ("image",), records, 0, len(files), splits)
 

@@ -47,7 +47,7 @@ def open_dataset(
     keeps its data sets ("" for its default). `cache` keeps every record in the memory of the
     process once it has been read: its image, label, tokens and those of `features`.
 
-    Raises ValueError, one sentence, for a spec, a split or a folder that is not there.
+    Raises UserError, one sentence, for a spec, a split or a folder that is not there.
     """
     kind, place, cuts = splits.parse_spec(spec)
     wanted, *_ = splits.parse_split(split)

@@ -26,6 +26,7 @@ from absl import flags
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.decode import RecordError
 from fsq_jax.data.transforms import MAPS, Transform
+from fsq_jax.runtime.user_error import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -51,7 +52,7 @@ def train_batches(
     epochs. `prefetch` batches are made ahead in threads, by each of `workers` processes if there
     are any. Host `process_index` gets `batch_size / process_count` rows of each global batch.
 
-    Raises ValueError when the sizes don't fit, and RecordError (a ValueError) from `next` for a
+    Raises UserError when the sizes don't fit, and RecordError (a UserError) from `next` for a
     record that cannot be read.
     """
     rows = _rows_per_host(batch_size, process_index, process_count)
@@ -111,7 +112,7 @@ def eval_batches(
     rows = _rows_per_host(batch_size, process_index, process_count)
     length = len(source) if limit is None else min(limit, len(source))
     if length < 1:
-        raise ValueError(f"There is no record to evaluate: {limit=}, {len(source)=}.")
+        raise UserError(f"There is no record to evaluate: {limit=}, {len(source)=}.")
     padded = _Padded(
         records=_Records(source, tuple(features)),
         transformed=_Transformed(transform, tuple(features)),
@@ -144,16 +145,16 @@ class EvalBatches:
 
 def _rows_per_host(batch_size: int, process_index: int, process_count: int) -> int:
     if not 0 <= process_index < process_count:
-        raise ValueError(f"There is no host {process_index=} of {process_count=}.")
+        raise UserError(f"There is no host {process_index=} of {process_count=}.")
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"{batch_size=} is not a multiple of {process_count=} hosts.")
+        raise UserError(f"{batch_size=} is not a multiple of {process_count=} hosts.")
     return batch_size // process_count
 
 
 def _open(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.DatasetIterator:
     """Starts the threads or workers that make batches ahead; they come in order all the same."""
     if workers < 0 or prefetch < 1:
-        raise ValueError(f"Needs workers >= 0 and prefetch >= 1, not {workers=}, {prefetch=}.")
+        raise UserError(f"Needs workers >= 0 and prefetch >= 1, not {workers=}, {prefetch=}.")
     threads = 1 if workers else min(prefetch, _MAX_THREADS)
     made = batches.to_iter_dataset(grain.ReadOptions(threads, prefetch))
     if workers:

@@ -15,6 +15,7 @@ import dataclasses
 import numpy as np
 
 from fsq_jax.data import scene_geometry
+from fsq_jax.runtime.user_error import UserError
 
 SIZES = {"train": 50_000, "validation": 1_000}
 KIND_NAMES = tuple(scene_geometry.KINDS)
@@ -208,7 +209,7 @@ class Scenes:
     """Random access to the scenes of a split: image, depth, segments and label of each.
 
     A split has no end of its own: `len` is its usual size, and any index is a record. Train and
-    validation are drawn from different seeds. Raises ValueError for an unknown split or a size
+    validation are drawn from different seeds. Raises UserError for an unknown split or a size
     below 8 pixels.
     """
 
@@ -218,9 +219,9 @@ class Scenes:
 
     def __init__(self, split: str, size: int):
         if split not in SIZES:
-            raise ValueError(f"scenes has no split {split!r}; it has {', '.join(SIZES)}.")
+            raise UserError(f"scenes has no split {split!r}; it has {', '.join(SIZES)}.")
         if size < 8:
-            raise ValueError(f"A scene needs 8 pixels or more along a side, not {size}.")
+            raise UserError(f"A scene needs 8 pixels or more along a side, not {size}.")
         self.split, self.size = split, size
 
     def __len__(self) -> int:

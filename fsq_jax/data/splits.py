@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from fsq_jax.runtime.user_error import UserError
+
 KINDS = ("scenes", "tfds", "folder", "arrays", "tokens")
 
 _CUT = r"[A-Za-z]\w*(?:\[(?:-?\d+%?)?:(?:-?\d+%?)?\])?"
@@ -21,15 +23,15 @@ def parse_spec(spec: str) -> tuple[str, str, list[str]]:
     """Kind, name or path, and cuts of a spec: "tfds:x:train[:9]" is "tfds", "x", ["train[:9]"]."""
     kind, _, rest = spec.partition(":")
     if kind not in KINDS:
-        raise ValueError(f"Unknown data {spec!r}: a spec starts with {listed(kind, KINDS)}")
+        raise UserError(f"Unknown data {spec!r}: a spec starts with {listed(kind, KINDS)}")
     match = _WITH_CUTS.fullmatch(rest)
     has_cuts = match and bool(match["head"]) == (kind != "scenes")
     place = (match["head"] or "") if has_cuts else rest
     if kind == "scenes" and place:
-        raise ValueError(f"{spec!r}: scenes takes splits only, such as scenes:train[:4000].")
+        raise UserError(f"{spec!r}: scenes takes splits only, such as scenes:train[:4000].")
     if kind != "scenes" and not place:
         name = "NAME" if kind == "tfds" else "PATH"
-        raise ValueError(f"{spec!r} names no data set; write {kind}:{name}.")
+        raise UserError(f"{spec!r} names no data set; write {kind}:{name}.")
     return kind, place, match["cuts"].split("+") if has_cuts else []
 
 
@@ -37,20 +39,20 @@ def parse_split(split: str) -> tuple[str, str, str]:
     """Name, start and stop of a split as they are written: "train[:10%]" is "train", "", "10%"."""
     match = _SPLIT.fullmatch(split)
     if not match:
-        raise ValueError(f"{split!r} is not a split; write train, train[:1000] or train[:10%].")
+        raise UserError(f"{split!r} is not a split; write train, train[:1000] or train[:10%].")
     return match[1], match[2] or "", match[3] or ""
 
 
 def span(split: str, length: int, where: str, endless: bool = False) -> tuple[int, int]:
     """First record, and the one after the last, that the brackets of a split keep of `length`.
 
-    Percentages are rounded to the nearest record. Raises ValueError when nothing is kept, or more
+    Percentages are rounded to the nearest record. Raises UserError when nothing is kept, or more
     than there is, unless the data set is endless.
     """
     _, start, stop = parse_split(split)
     first, last = _position(start, 0, length), _position(stop, length, length)
     if not 0 <= first < last or (last > length and not endless):
-        raise ValueError(
+        raise UserError(
             f"{split!r} keeps records {first} to {last} of {where}, which has {length}."
         )
     return first, last
@@ -76,4 +78,4 @@ def resolve(split: str, known: Sequence[str], where: str) -> str:
     for name in _ALIASES.get(split, (split,)):
         if name in known:
             return name
-    raise ValueError(f"{where} has no split {split!r}; it has {listed(split, known)}")
+    raise UserError(f"{where} has no split {split!r}; it has {listed(split, known)}")

@@ -14,6 +14,7 @@ import numpy as np
 from fsq_jax.data import decode, segments
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.splits import listed, resolve
+from fsq_jax.runtime.user_error import UserError
 
 _COCO_THINGS = 80  # COCO lists its things before its stuff
 
@@ -37,15 +38,15 @@ def open_source(name: str, split: str, data_dir: str) -> Dataset:
     except tfds.core.registered.DatasetNotFoundError:
         known = set(tfds.list_builders(with_community_datasets=False)) | set(_prepared(data_dir))
         if name.split("/")[0].split(":")[0] in known:
-            raise ValueError(
+            raise UserError(
                 f"tfds:{name} is not prepared under {shown}; prepare it with TFDS "
                 '(file_format="array_record") or set data_dir to where it is.'
             ) from None
         hint = listed(name, known)
-        raise ValueError(f"TFDS knows no data set {name!r} among its {hint}") from None
+        raise UserError(f"TFDS knows no data set {name!r} among its {hint}") from None
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"tfds:{name} cannot be found: {reason}") from None
+        raise UserError(f"tfds:{name} cannot be found: {reason}") from None
     known = tuple(builder.info.splits)
     split = resolve(split, known, f"tfds:{name}")
     data, names = _read(builder, name, split, shown)
@@ -60,7 +61,7 @@ def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, .
 
     features = builder.info.features
     if "image" not in features:
-        raise ValueError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
+        raise UserError(f"tfds:{name} has no feature 'image'; it has {', '.join(features)}.")
     decoders = {
         name: tfds.decode.SkipDecoding()
         for name in ("image", "panoptic_image")
@@ -69,7 +70,7 @@ def _read(builder, name: str, split: str, shown: str) -> tuple[Any, tuple[str, .
     try:
         data = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
-        raise ValueError(
+        raise UserError(
             f"tfds:{name} is prepared under {shown}, but not as array_record."
         ) from None
     label = features["label"] if "label" in features else None

@@ -1,7 +1,10 @@
-"""A token cache: the tokens of every image, computed once by a trained tokenizer.
+"""A token cache: the tokens of every record, computed once by a trained stage I.
 
 A folder with tokens.npy [N,V,L] of integers, labels.npy [N] and meta.json, which says at least
-codebook_size, num_classes, class_names and the fingerprint of the tokenizer.
+codebook_size, num_classes, class_names and the fingerprint of the stage I.
+
+For models that read images beside their tokens, view v of record i is the image as a transform
+makes it from a generator of (seed + v, i): made again here, it is the very image that was encoded.
 
 Legend: N records, V views (crops, flips) of an image, L tokens of a view.
 """
@@ -14,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fsq_jax.data import decode
+from fsq_jax.data import decode, transforms
 from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import resolve
+from fsq_jax.runtime.user_error import UserError
 
 _FILES = ("tokens.npy", "labels.npy", "meta.json")
 
@@ -37,7 +41,7 @@ def open_source(path: str, split: str) -> Dataset:
     records = _TokenRecords(root, meta["codebook_size"])
     tokens, labels = records.arrays
     if tokens.ndim != 3 or labels.shape != tokens.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{root} holds tokens of shape {tokens.shape} and labels of shape {labels.shape}; "
             "expected [records, views, length] and [records]."
         )
@@ -48,11 +52,11 @@ def open_source(path: str, split: str) -> Dataset:
 def _read_meta(root: pathlib.Path) -> dict[str, Any]:
     missing = [name for name in _FILES if not (root / name).is_file()]
     if missing:
-        raise ValueError(f"{root} is no token cache: it lacks {', '.join(missing)}.")
+        raise UserError(f"{root} is no token cache: it lacks {', '.join(missing)}.")
     meta = json.loads((root / "meta.json").read_text())
     lacking = {"codebook_size", "num_classes", "class_names", "fingerprint"} - set(meta)
     if lacking:
-        raise ValueError(f"{root / 'meta.json'} lacks {', '.join(sorted(lacking))}.")
+        raise UserError(f"{root / 'meta.json'} lacks {', '.join(sorted(lacking))}.")
     return meta
 
 
@@ -78,3 +82,54 @@ class _TokenRecords:
                 f"its codebook holds 0 to {self.codebook_size - 1}."
             )
         return {"tokens_VL": views, "label": int(labels[index])}
+
+
+def view(augment: transforms.Transform, plain: transforms.Transform, seed: int, number: int,
+         views: int) -> transforms.Transform:
+    """The transform of a cache's view: as in training, or, where it is the only one, as it is."""
+    return plain if views == 1 else transforms.reseeded(augment, seed + number)
+
+
+def paired(images: Dataset, tokens: Dataset) -> Dataset:
+    """The records of `images` with "tokens_VL" of the cache, and "record", their position.
+
+    Raises UserError where the two are not of the same length.
+    """
+    if len(images) != len(tokens):
+        raise UserError(
+            f"{tokens.name} holds the tokens of {len(tokens)} records, but {images.name} "
+            f"{images.split} has {len(images)}."
+        )
+    return dataclasses.replace(images, records=_Paired(images, tokens), start=0, stop=len(images))
+
+
+def sample_image_and_tokens(augment: transforms.Transform, plain: transforms.Transform, seed: int,
+                views: int) -> transforms.Transform:
+    """A record of `paired` as one of its views, drawn at random: "image" and "tokens" [L]."""
+    each = tuple(view(augment, plain, seed, number, views) for number in range(views))
+    return functools.partial(_sample_image_and_tokens, each)
+
+
+def _sample_image_and_tokens(each, record, rng):
+    number = int(rng.integers(len(each)))
+    tokens_L = record["tokens_VL"][number]
+    # The generator that `eval_batches` gave the encoder for this record.
+    made = each[number](record, np.random.default_rng(record["record"]))
+    return {"image": made["image"], "label": made["label"], "tokens": tokens_L}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Paired:
+    images: Dataset
+    tokens: Dataset
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens = self.tokens[index]
+        return self.images[index] | {"tokens_VL": tokens["tokens_VL"], "record": index}
+
+
+def sample_token_view(record: transforms.Record, rng: np.random.Generator) -> transforms.Record:
+    """A record of a token cache with one of its views, drawn at random, as tokens int32 [L]."""
+    view = int(rng.integers(len(record["tokens_VL"])))
+    rest = {name: value for name, value in record.items() if name != "tokens_VL"}
+    return rest | {"tokens": record["tokens_VL"][view]}

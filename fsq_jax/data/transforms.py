@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from fsq_jax.data import segments
+from fsq_jax.runtime.user_error import UserError
 
 Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], Record]
@@ -62,10 +63,10 @@ def augment(
     an aspect ratio up to `max_aspect`, at S x S, flipped half of the time, float32 in [0, 1].
 
     UViM: kind="uvim", min_area=0.05, max_aspect=4/3; with min_area=1 this kind crops nothing.
-    Raises ValueError for a `min_area` outside (0, 1] or a `max_aspect` below 1.
+    Raises UserError for a `min_area` outside (0, 1] or a `max_aspect` below 1.
     """
     if not 0 < min_area <= 1 or max_aspect < 1:
-        raise ValueError(f"Needs 0 < min_area <= 1 <= max_aspect, not {min_area=}, {max_aspect=}.")
+        raise UserError(f"Needs 0 < min_area <= 1 <= max_aspect, not {min_area=}, {max_aspect=}.")
     crop = fit(size, kind)
     if kind == "square" or min_area < 1:
         crop = functools.partial(
@@ -83,10 +84,10 @@ def evaluation(size: int, kind: str = "square") -> Transform:
 def fit(size: int, kind: str = "square") -> Transform:
     """A record at S x S: its largest square in the middle, or ("uvim") all of it, squashed.
 
-    Raises ValueError for another kind.
+    Raises UserError for another kind.
     """
     if kind not in KINDS:
-        raise ValueError(f"{kind!r} is no kind of transform; there are {', '.join(KINDS)}.")
+        raise UserError(f"{kind!r} is no kind of transform; there are {', '.join(KINDS)}.")
     if kind == "square":
         return compose(centre_crop, functools.partial(resize, height=size, width=size))
     return functools.partial(resize, height=size, width=size, bilinear=True)
@@ -167,7 +168,7 @@ def centre_crop(record: Record, rng: np.random.Generator | None = None) -> Recor
 
 def crop_to(box: tuple[int, int, int, int]) -> Transform:
     """A transform that keeps rows top to bottom and columns left to right, both without the last,
-    of box = (top, bottom, left, right). It raises ValueError for a record that is smaller.
+    of box = (top, bottom, left, right). It raises UserError for a record that is smaller.
 
     NYU Depth v2 is evaluated on (54, 480, 41, 601).
     """
@@ -178,7 +179,7 @@ def _crop_to(box, record, rng=None):
     top, bottom, left, right = box
     height, width = record["image"].shape[:2]
     if not (0 <= top < bottom <= height and 0 <= left < right <= width):
-        raise ValueError(f"A crop of rows and columns {box} leaves an image of {height} x {width}.")
+        raise UserError(f"A crop of rows and columns {box} leaves an image of {height} x {width}.")
     return _crop(record, top, left, bottom - top, right - left)
 
 
@@ -258,10 +259,3 @@ def value_range(low: float, high: float) -> Transform:
 def _to_range(record, rng, *, low, high):
     scale = np.float32((high - low) / 255)
     return record | {"image": record["image"].astype(np.float32) * scale + np.float32(low)}
-
-
-def random_view(record: Record, rng: np.random.Generator) -> Record:
-    """A record of a token cache with one of its views, drawn at random, as tokens int32 [L]."""
-    view = int(rng.integers(len(record["tokens_VL"])))
-    rest = {name: value for name, value in record.items() if name != "tokens_VL"}
-    return rest | {"tokens": record["tokens_VL"][view]}

@@ -14,6 +14,7 @@ from fsq_jax.evaluators import (
     validation,
 )
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runtime.user_error import UserError
 
 EVALUATORS = {
     "codebook": codebook.evaluate,
@@ -37,24 +38,24 @@ def _is_due(every: int, step: int) -> bool:
 
 
 def check(evals: Mapping[str, Mapping]) -> None:
-    """Raises a ValueError for an evaluator that there isn't, or that lacks what it needs."""
+    """Raises a UserError for an evaluator that there isn't, or that lacks what it needs."""
     unknown = sorted(set(evals) - set(EVALUATORS))
     if unknown:
-        raise ValueError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
+        raise UserError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
     run_scorer.check_evals(evals)
 
 
-def evaluate(evals: Mapping[str, Mapping], run: Predictor, step: int | None = None) -> dict[str, dict]:
+def evaluate(evals: Mapping[str, Mapping], predictor: Predictor, step: int | None = None) -> dict[str, dict]:
     """{metric: {"value", "protocol", "step"}} of the evaluators that are due.
 
     Args:
       evals: `config.evals`: name -> {"every": steps between two evaluations (0: only at the end),
         other arguments}.
-      run: what is evaluated.
+      predictor: what is evaluated.
       step: evaluates only what is due at this step; None evaluates all.
 
     Raises:
-      ValueError: for an evaluator that there isn't, before anything is computed.
+      UserError: for an evaluator that there isn't, before anything is computed.
     """
     check(evals)
     results = {}
@@ -63,9 +64,9 @@ def evaluate(evals: Mapping[str, Mapping], run: Predictor, step: int | None = No
         every = arguments.pop("every")
         if step is not None and not _is_due(every, step):
             continue
-        values, protocol = EVALUATORS[name](run, **arguments)
+        values, protocol = EVALUATORS[name](predictor, **arguments)
         for metric, value in values.items():
             results[metric] = {
-                "value": value, "protocol": run.protocol | protocol, "step": run.step
+                "value": value, "protocol": predictor.protocol | protocol, "step": predictor.step
             }
     return results

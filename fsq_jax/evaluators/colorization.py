@@ -9,12 +9,13 @@ from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.metrics.frechet import Moments
 from fsq_jax.metrics.image_quality import psnr
+from fsq_jax.runtime.user_error import UserError
 
 _FRECHET_SIZE = 256  # ColTran's: larger pictures shrink to it
 
 
 def evaluate(
-    run: Predictor,
+    predictor: Predictor,
     features: str = "",
     num_images: int = 5_000,
     reference_split: str = "",
@@ -32,7 +33,7 @@ def evaluate(
     where ColTran's code has 128 for 127.5.
 
     Args:
-      run: one whose "prediction" has "image" [B,H,W,3] in [0, 1].
+      predictor: one whose "prediction" has "image" [B,H,W,3] in [0, 1].
       features: network of the Fréchet distance, see `pretrained.features`; "" for none.
       num_images: how many pictures the distance is of; 0 for the whole split.
       reference_split: real images that they are held against, "validation[10000:15000]".
@@ -42,19 +43,19 @@ def evaluate(
     compared = jax.jit(lambda images, colours: {"colorization/psnr": psnr(images, colours)})
     values, count = masked_means(
         (batch, compared(batch["image"], outputs["image"]))
-        for batch, outputs in run.outputs("prediction", limit=limit)
+        for batch, outputs in predictor.outputs("prediction", limit=limit)
     )
-    protocol = {"split": run.eval_split, "psnr_num_images": count}
+    protocol = {"split": predictor.eval_split, "psnr_num_images": count}
     if not features:
         return values, protocol
     if not reference_split:
-        raise ValueError(f"A distance over the features of {features!r} needs a reference_split.")
-    network = RunScorer(run, features, "coltran")
-    size = run.protocol["size"]
+        raise UserError(f"A distance over the features of {features!r} needs a reference_split.")
+    network = RunScorer(predictor, features, "coltran")
+    size = predictor.protocol["size"]
     name = "fid5k" if features == "inception" else network.metric
     values[f"colorization/{name}"], frechet = network.distance(
-        _coloured(run, network, num_images, size),
-        _real(run, network, reference_split, reference_limit, min(size, _FRECHET_SIZE)),
+        _coloured(predictor, network, num_images, size),
+        _real(predictor, network, reference_split, reference_limit, min(size, _FRECHET_SIZE)),
         reference_split,
     )
     return values, protocol | frechet | {
@@ -62,22 +63,22 @@ def evaluate(
     }
 
 
-def _coloured(run: Predictor, network: RunScorer, limit: int, size: int) -> Moments:
+def _coloured(predictor: Predictor, network: RunScorer, limit: int, size: int) -> Moments:
     """Moments of the features of pictures that the run has coloured."""
     if size > _FRECHET_SIZE and size % _FRECHET_SIZE:
-        raise ValueError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
+        raise UserError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
     finish = jax.jit(lambda images: _eight_bits(_shrink(images, max(1, size // _FRECHET_SIZE))))
     moments = network.no_images()
     square = transforms.coltran(size)
-    for batch, outputs in run.outputs("prediction", limit=limit, transform=square):
+    for batch, outputs in predictor.outputs("prediction", limit=limit, transform=square):
         moments = network.add(moments, batch, finish(outputs["image"]))
     return moments
 
 
-def _real(run: Predictor, network: RunScorer, split: str, limit: int, size: int) -> Moments:
+def _real(predictor: Predictor, network: RunScorer, split: str, limit: int, size: int) -> Moments:
     """Moments of the features of real images; they are in 8 bits from the start."""
     moments = network.no_images()
-    for batch in map(run.put, run.batches(split, limit, transforms.coltran(size))):
+    for batch in map(predictor.put, predictor.batches(split, limit, transforms.coltran(size))):
         moments = network.add(moments, batch, batch["image"])
     return moments
 

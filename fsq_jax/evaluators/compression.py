@@ -5,7 +5,7 @@ from fsq_jax.evaluators.masked_means import masked_means
 from fsq_jax.evaluators.predictor import Predictor
 
 
-def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
+def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """compression/bits_per_token, validation/loss (nats) and validation/accuracy.
 
     Bits are the ideal code length under M2T's deterministic masking schedule, which is the paper's
@@ -13,13 +13,13 @@ def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     on masks drawn once from the run's seed.
 
     Args:
-      run: a masked transformer's run.
+      predictor: a masked transformer's run.
       limit: held-out images; 0 for all.
     """
-    means, count = masked_means(run.outputs("bits", limit=limit))
-    losses, _ = validation.evaluate(run, limit)
+    means, count = masked_means(predictor.outputs("bits", limit=limit))
+    losses, _ = validation.evaluate(predictor, limit)
     values = {"compression/bits_per_token": means["bits"] / means["num_tokens"]} | losses
     return values, {
-        "split": run.eval_split, "num_images": count, "tokenizer": run.info["tokenizer"],
-        "schedule": f"m2t, {min(12, run.info['grid'] ** 2)} steps, alpha 2.2",
+        "split": predictor.eval_split, "num_images": count, "stage_1": predictor.facts.stage_1,
+        "schedule": f"m2t, {min(12, predictor.facts.grid ** 2)} steps, alpha 2.2",
     }

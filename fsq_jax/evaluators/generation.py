@@ -7,6 +7,7 @@ import numpy as np
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
 
@@ -26,25 +27,25 @@ def balance(num_samples: int, num_classes: int) -> str:
     return f"{each} of each of {num_classes} classes"
 
 
-def samples(run: Predictor, num_samples: int) -> Iterator[tuple[dict, dict]]:
+def samples(predictor: Predictor, num_samples: int) -> Iterator[tuple[dict, dict]]:
     """(batch of labels, sampled "image" and "tokens"), on the mesh."""
-    key = jax.random.key(run.seed)
-    labels = balanced_labels(num_samples, run.info["num_classes"], run.batch_size)
+    key = jax.random.key(predictor.seed)
+    labels = balanced_labels(num_samples, predictor.facts.num_classes, predictor.batch_size)
     for i, batch in enumerate(labels):
-        batch = run.put(batch)
-        yield batch, run.predict["sample"](run.state, batch, jax.random.fold_in(key, i))
+        batch = predictor.put(batch)
+        yield batch, predictor.predict["sample"](predictor.state, batch, jax.random.fold_in(key, i))
 
 
-def sample_moments(run: Predictor, network: RunScorer, num_samples: int) -> Statistics:
+def sample_moments(predictor: Predictor, network: RunScorer, num_samples: int) -> Statistics:
     """Statistics of the features of `num_samples` samples, balanced over the classes."""
     moments = network.no_images()
-    for batch, outputs in samples(run, num_samples):
+    for batch, outputs in samples(predictor, num_samples):
         moments = network.add(moments, batch, outputs["image"])
     return moments
 
 
 def evaluate(
-    run: Predictor, features: str, num_samples: int = 0, reference_split: str = "train",
+    predictor: Predictor, features: str, num_samples: int = 0, reference_split: str = "train",
     reference_limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
 ) -> tuple[dict[str, float], dict]:
     """sampling/fid, sfid, inception_score, precision, recall of samples, as many of each class.
@@ -53,7 +54,7 @@ def evaluate(
     sampling/fd_FEATURES, precision_FEATURES and recall_FEATURES.
 
     Args:
-      run: a masked transformer's run.
+      predictor: a masked transformer's run.
       features: the network, see `evaluators.features`.
       num_samples: images to sample; 0 for as many as the protocol asks for.
       reference_split: real images that they are held against (the paper's: "train").
@@ -64,13 +65,13 @@ def evaluate(
     """
     num_samples = num_samples or protocols.named(protocol).num_samples
     if not num_samples:
-        raise ValueError(f"Protocol {protocol} takes any number of samples: set num_samples.")
-    network = RunScorer(run, features, protocol, weights, every_metric=True)
+        raise UserError(f"Protocol {protocol} takes any number of samples: set num_samples.")
+    network = RunScorer(predictor, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
     values, told = network.measure(
-        sample_moments(run, network, num_samples), real,
-        sampling=run.info["sampling"], seed=run.seed,
-        class_balance=balance(num_samples, run.info["num_classes"]),
+        sample_moments(predictor, network, num_samples), real,
+        sampling=dict(predictor.facts.sampling), seed=predictor.seed,
+        class_balance=balance(num_samples, predictor.facts.num_classes),
     )
-    told |= {"tokenizer": run.info["tokenizer"]}
+    told |= {"stage_1": predictor.facts.stage_1}
     return {f"sampling/{name}": value for name, value in values.items()}, told

@@ -5,9 +5,10 @@ import math
 from fsq_jax.data.transforms import resize_nearest
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics.panoptic_quality import PanopticQuality, merge_stuff
+from fsq_jax.runtime.user_error import UserError
 
 
-def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
+def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """panoptic/pq, panoptic/sq, panoptic/rq in percent, over all classes, and with _things and
     _stuff over these alone.
 
@@ -16,16 +17,16 @@ def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     codes decode to: a bound for stage II.
 
     Args:
-      run: one whose "prediction" has "segments" [B,H,W,2], and whose data says which classes are
+      predictor: one whose "prediction" has "segments" [B,H,W,2], and whose data says which classes are
         things.
       limit: held-out images; 0 for all.
     """
-    source = run.source(run.eval_split)
+    source = predictor.dataset(predictor.eval_split)
     if "things" not in source.meta:
-        raise ValueError(f"{source.name} does not say which of its segments' classes are things.")
+        raise UserError(f"{source.name} does not say which of its segments' classes are things.")
     names, things = source.meta["segment_names"], source.meta["things"]
     quality, count = PanopticQuality.empty(len(names)), 0
-    for outputs, record in run.predictions("prediction", limit):
+    for outputs, record in predictor.predictions("prediction", limit):
         truth = record["segments"]
         prediction = resize_nearest(outputs["segments"], *truth.shape[:2])
         quality = quality.update(
@@ -39,6 +40,6 @@ def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
         if not math.isnan(result["pq"]):  # no class of this kind occurs
             values |= {f"panoptic/{name}{suffix}": 100 * value for name, value in result.items()}
     return values, {
-        "split": run.eval_split, "num_images": count, "num_classes": len(names) - 1,
+        "split": predictor.eval_split, "num_images": count, "num_classes": len(names) - 1,
         "num_things": len(things), "rules": "panopticapi",
     }

@@ -1,50 +1,62 @@
-"""What an evaluator is given: a trained state, its functions, and the data."""
+"""Trained weights with all that is needed to predict and to measure: what evaluators are given."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.transforms import Transform
 from fsq_jax.runtime import sharding
+from fsq_jax.stages.stage import Stage, StageFacts, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A checkpoint with all that is needed to measure something on it.
+    """A trained state, its compiled functions and its data; `runs.load` makes one of any path.
 
     Attributes:
+      config: of the run, or inferred from a published file.
+      stage: what the state is of.
       predict: the stage's functions, compiled: name -> (state, batch, key) -> arrays.
       state: a `TrainState` on the mesh.
       batches: (split, limit, transform) -> the records of a split, each once, as padded NumPy
         batches with "mask"; limit 0 is no limit, and transform None the run's own for evaluation.
-      source: split -> the records that `batches` are made of, at their own size: row i of all
+      dataset: split -> the records that `batches` are made of, at their own size: row i of all
         batches is record i.
-      eval_split: the split that is held out.
       mesh: where batches go.
-      batch_size: rows of a batch over all hosts.
-      info: the stage's facts, such as "codebook_size".
-      protocol: what every result of this run is recorded with.
+      protocol: what every result is recorded with.
       seed: of all that is drawn in an evaluation.
       step: updates that the state has seen.
-      workdir: the run's folder, beside which statistics of its data are kept; "" for none.
+      workdir: the run's folder, beside which statistics of its data are kept; "" for a file.
     """
 
+    config: ml_collections.ConfigDict
+    stage: Stage
     predict: Mapping[str, Callable]
-    state: Any
+    state: TrainState
     batches: Callable[..., Iterable[dict[str, np.ndarray]]]
-    source: Callable[[str], Dataset]
-    eval_split: str
+    dataset: Callable[[str], Dataset]
     mesh: jax.sharding.Mesh
-    batch_size: int
-    info: Mapping[str, Any]
     protocol: Mapping[str, Any]
     seed: int
     step: int
     workdir: str = ""
+
+    eval_split = "eval"  # the split that is held out, by the name that `batches` takes
+
+    @property
+    def facts(self) -> StageFacts:
+        """What is recorded of the stage, such as the size of the codebook."""
+        return self.stage.facts
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of an evaluation batch over all hosts."""
+        return self.config.eval_batch_size
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The batch on the mesh, from this host's rows of it."""
@@ -62,13 +74,11 @@ class Predictor:
     def predictions(
         self, name: str, limit: int = 0
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
-        """(outputs of `predict[name]` for one example, its record as `source` has it), on the
+        """(outputs of `predict[name]` for one example, its record as `dataset` has it), on the
         host, for all of the held-out split: what is measured at a record's own size."""
-        source, index = self.source(self.eval_split), 0
+        dataset, index = self.dataset(self.eval_split), 0
         for batch, outputs in self.outputs(name, limit=limit):
             mask_B, outputs = sharding.to_host((batch["mask"], outputs))
             for row in np.flatnonzero(mask_B):
-                yield {key: value[row] for key, value in outputs.items()}, source[index]
+                yield {key: value[row] for key, value in outputs.items()}, dataset[index]
                 index += 1
-
-

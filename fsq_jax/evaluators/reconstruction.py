@@ -9,13 +9,13 @@ from fsq_jax.metrics.image_quality import psnr, ssim
 
 
 def evaluate(
-    run: Predictor, features: str, reference_split: str = "train", reference_limit: int = 0,
+    predictor: Predictor, features: str, reference_split: str = "train", reference_limit: int = 0,
     limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
 ) -> tuple[dict[str, float], dict]:
     """reconstruction/psnr (dB), reconstruction/ssim, reconstruction/fid (or fd_FEATURES).
 
     Args:
-      run: a tokenizer's run.
+      predictor: a tokenizer's run.
       features: network of the Fréchet distance, see `evaluators.features`; "" for none.
       reference_split: real images that reconstructions are held against (the paper's: "train").
       reference_limit: how many of them; 0 for all.
@@ -28,21 +28,21 @@ def evaluate(
         "reconstruction/psnr": psnr(images, reconstructions),
         "reconstruction/ssim": ssim(images, reconstructions),
     })
-    network = RunScorer(run, features, protocol, weights) if features else None
+    network = RunScorer(predictor, features, protocol, weights) if features else None
     seen = network.no_images() if network else None
 
     def measured():
         nonlocal seen
-        for batch, outputs in run.outputs("reconstruct", limit=limit):
+        for batch, outputs in predictor.outputs("reconstruct", limit=limit):
             if network:
                 seen = network.add(seen, batch, outputs["reconstruction"])
             yield batch, quality(batch["image"], outputs["reconstruction"])
 
     values, count = masked_means(measured())
-    told = {"split": run.eval_split, "num_images": count}
+    told = {"split": predictor.eval_split, "num_images": count}
     if network:
         real = network.reference(reference_split, reference_limit, reference)
-        distances, protocol_told = network.measure(seen, real, seed=run.seed, class_balance="data")
+        distances, protocol_told = network.measure(seen, real, seed=predictor.seed, class_balance="data")
         values |= {f"reconstruction/{name}": value for name, value in distances.items()}
         told |= protocol_told
     return values, told

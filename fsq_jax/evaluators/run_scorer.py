@@ -1,21 +1,24 @@
 """FID and its relatives inside a run: its data's statistics, kept on disk beside its workdir."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runtime.files import alone
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols, reference_file
 from fsq_jax.scoring.accumulator import Statistics
 from fsq_jax.scoring.scorer import Scorer, check
 
 
 def check_evals(evals: Mapping[str, Mapping]) -> None:
-    """Raises a ValueError where an evaluator's network, protocol or reference isn't there.
+    """Raises a UserError where an evaluator's network, protocol or reference isn't there.
 
     Training calls it before its first step: an evaluation that can't be made must not come to
     light after the last.
@@ -28,19 +31,19 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
             check(arguments["features"], arguments.get("weights", ""))
         except ValueError as error:
             others = f"--config.evals.{name}.features=efficientnet"
-            raise ValueError(f"evals.{name}: {error} ({others} needs no file.)") from None
+            raise UserError(f"evals.{name}: {error} ({others} needs no file.)") from None
         if path := arguments.get("reference", ""):
             try:
                 reference_file.load(path)
             except ValueError as error:
-                raise ValueError(f"evals.{name}: {error}") from None
+                raise UserError(f"evals.{name}: {error}") from None
 
 
 class RunScorer:
     """A frozen network on a run's mesh, the statistics of its features, and what they say.
 
     Args:
-      run: where it runs.
+      predictor: where it runs.
       name: a network: "inception", whose distance is FID, "efficientnet" or "random".
       protocol: how it is measured, a name of `protocols.NAMED`.
       weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
@@ -51,7 +54,7 @@ class RunScorer:
     """
 
     def __init__(
-        self, run: Predictor, name: str, protocol: str = "adm", weights: str = "",
+        self, predictor: Predictor, name: str, protocol: str = "adm", weights: str = "",
         every_metric: bool = False,
     ):
         wanted = protocols.named(protocol).over(name)
@@ -60,18 +63,18 @@ class RunScorer:
                 spatial=False, inception_score="", precision_recall=False,
                 precision_images=0, kernel_distance=False,
             )
-        self._run, self._suite = run, Scorer(run.mesh, wanted, weights)
-        self.metric = self._suite.metric("fid")
+        self._predictor, self._scorer = predictor, Scorer(predictor.mesh, wanted, weights)
+        self.metric = self._scorer.metric("fid")
 
     def no_images(self) -> Statistics:
         """The statistics to start from."""
-        return self._suite.empty()
+        return self._scorer.empty()
 
     def add(
         self, moments: Statistics, batch: Mapping[str, jax.Array], images_BHWC: jax.Array
     ) -> Statistics:
         """The statistics with a batch's images, in [0, 1], added, but for those masked out."""
-        return self._suite.add(moments, images_BHWC, batch["mask"])
+        return self._scorer.add(moments, images_BHWC, batch["mask"])
 
     def reference(self, split: str, limit: int, path: str = "") -> Statistics:
         """The statistics of the real images of a split; limit 0 for all.
@@ -80,42 +83,50 @@ class RunScorer:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            size = self._run.protocol["size"]
-            return self._suite.load_reference(path, self._run.batch_size, (size, size))
-        origin = protocols.Reference(self._run.protocol.get("data", ""), self._split(split))
-        batches = self._run.batches(split, limit)
+            size = self._predictor.protocol["size"]
+            return self._scorer.load_reference(path, self._predictor.batch_size, (size, size))
+        origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
+        batches = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))
-        if file and os.path.exists(file):
-            return self._suite.load_reference(file)
+        # Neighbours that come to their evaluations together compute them once.
+        with alone(file) if file else contextlib.nullcontext():
+            if file and os.path.exists(file):
+                return self._scorer.load_reference(file)
+            return self._compute_reference(origin, batches, file)
+
+    def _compute_reference(
+        self, origin: protocols.Reference, batches: Iterable, file: str
+    ) -> Statistics:
+        """The statistics of all images of these batches, saved in a file unless it is ""."""
         if file:
             log(f"Statistics of {origin.name} {origin.split}, for {file} …")
-        seen = self._suite.empty(reference=True)
-        for batch in map(self._run.put, batches):
+        seen = self._scorer.empty(reference=True)
+        for batch in map(self._predictor.put, batches):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
         seen = seen.settled().described(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
-            seen.save(file, self._suite.told(seen, seen))
+            seen.save(file, self._scorer.told(seen, seen))
         return seen
 
     def _split(self, split: str) -> str:
         """The data's name of "train" and "eval"."""
-        return self._run.protocol.get(f"{split}_split", split)
+        return self._predictor.protocol.get(f"{split}_split", split)
 
     def _file(self, origin: protocols.Reference, limit: int, num_batches: int) -> str:
         """Where a split's statistics are kept; "" where the run has no workdir."""
-        if not self._run.workdir:
+        if not self._predictor.workdir:
             return ""
-        facts = self._suite.facts() | {
+        facts = self._scorer.facts() | {
             "data": origin.name, "split": origin.split, "limit": limit,
-            "size": self._run.protocol.get("size"),
+            "size": self._predictor.protocol.get("size"),
             # Of a folder to which images were added: another number of batches.
-            "batches": [num_batches, self._run.batch_size],
+            "batches": [num_batches, self._predictor.batch_size],
         }
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        beside = os.path.dirname(os.path.abspath(self._run.workdir))
+        beside = os.path.dirname(os.path.abspath(self._predictor.workdir))
         return os.path.join(beside, "references", f"{facts['network']}_{key}.npz")
 
     def distance(
@@ -129,15 +140,15 @@ class RunScorer:
           split: that they are of.
 
         Raises:
-          ValueError: where the reference says that it is of another split.
+          UserError: where the reference says that it is of another split.
         """
         split = self._split(split)
         if reference.origin == protocols.Reference():
-            data = self._run.protocol.get("data", "")
+            data = self._predictor.protocol.get("data", "")
             reference = reference.settled().described(data, split=split)
         elif reference.origin.split != split:
-            raise ValueError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
-        values, told = self.measure(moments, reference, seed=self._run.seed)
+            raise UserError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
+        values, told = self.measure(moments, reference, seed=self._predictor.seed)
         return values[self.metric], told
 
     def measure(
@@ -145,6 +156,6 @@ class RunScorer:
     ) -> tuple[dict[str, float], dict]:
         """({metric: value} of all that is measured, its protocol with these facts)."""
         samples, reference = samples.settled(), reference.settled()
-        told = self._suite.told(samples, reference, **facts)
-        return self._suite.measure(samples, reference), dict(told)
+        told = self._scorer.told(samples, reference, **facts)
+        return self._scorer.measure(samples, reference), dict(told)
 

@@ -4,13 +4,13 @@ from fsq_jax.evaluators.masked_means import masked_means
 from fsq_jax.evaluators.predictor import Predictor
 
 
-def evaluate(run: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
+def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
     """validation/loss (nats a token) and validation/accuracy, as in training but for chance.
 
     Args:
-      run: of a masked transformer or of a language model of codes.
+      predictor: of a masked transformer or of a language model of codes.
       limit: held-out images; 0 for all.
     """
-    means, count = masked_means(run.outputs("loss", limit=limit))
+    means, count = masked_means(predictor.outputs("loss", limit=limit))
     values = {f"validation/{name}": value for name, value in means.items()}
-    return values, {"split": run.eval_split, "num_images": count}
+    return values, {"split": predictor.eval_split, "num_images": count}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsq_jax.formats import torch_file
+from fsq_jax.runtime.user_error import UserError
 
 
 def folded(state: dict[str, np.ndarray], conv: str, norm: str, epsilon: float) -> dict:
@@ -36,17 +37,17 @@ def load(path: str | Path, convert: Callable) -> tuple:
     `convert` takes a state dict, empties it and returns (module, params).
 
     Raises:
-      ValueError: the file cannot be read, or its names or shapes are not those of the network.
+      UserError: the file cannot be read, or its names or shapes are not those of the network.
     """
     state = torch_file.read_state_dict(path)
     try:
         module, params = convert(state)
     except KeyError as error:
-        raise ValueError(f"{path} has no tensor {error} that this network needs.") from None
+        raise UserError(f"{path} has no tensor {error} that this network needs.") from None
     except ValueError as error:
-        raise ValueError(f"{path} does not fit this network: {error}") from None
+        raise UserError(f"{path} does not fit this network: {error}") from None
     if state:
-        raise ValueError(f"{path} has tensors that this network lacks: {sorted(state)[:5]}.")
+        raise UserError(f"{path} has tensors that this network lacks: {sorted(state)[:5]}.")
     variables = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}
     _check_shapes(path, module, variables)
     return module, variables, hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -58,8 +59,8 @@ def _check_shapes(path, module, variables):
     flat, tree = jax.tree.flatten_with_path(variables)
     expected_flat, expected_tree = jax.tree.flatten_with_path(expected)
     if tree != expected_tree:
-        raise ValueError(f"{path} has other layers than this network.")
+        raise UserError(f"{path} has other layers than this network.")
     for (name, array), (_, like) in zip(flat, expected_flat, strict=True):
         if array.shape != like.shape:
             where = jax.tree_util.keystr(name, simple=True, separator="/")
-            raise ValueError(f"{path}: {where} has shape {array.shape}, not {like.shape}.")
+            raise UserError(f"{path}: {where} has shape {array.shape}, not {like.shape}.")

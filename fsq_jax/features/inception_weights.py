@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,8 +18,10 @@ import numpy as np
 
 from fsq_jax.features import batch_norm
 from fsq_jax.features import inception as model
+from fsq_jax.features.network import Network
 from fsq_jax.features.resizing import METHODS
 from fsq_jax.formats import safetensors_file, torch_file
+from fsq_jax.runtime.user_error import UserError
 
 VARIABLE = "FSQ_JAX_INCEPTION"
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
@@ -33,7 +34,7 @@ RANDOM_SHA256 = "29dd7c3a97c9f6a467ee181c73a3e284cea1f3de38622c3f49d5235da526d50
 def find_weights(path: str | Path | None = None) -> Path:
     """Returns the path of the weights: the one given, or that in $FSQ_JAX_INCEPTION.
 
-    Raises ValueError where neither names a file.
+    Raises UserError where neither names a file.
     """
     chosen = path or os.environ.get(VARIABLE)
     if chosen and Path(chosen).is_file():
@@ -41,7 +42,7 @@ def find_weights(path: str | Path | None = None) -> Path:
     lead = f"There is no file of Inception's weights at {chosen}." if chosen else (
         f"FID needs Inception's weights: give their path, or set {VARIABLE} to it."
     )
-    raise ValueError(
+    raise UserError(
         f"{lead} They are {FILES[0]} of torch-fidelity's release v0.2.0 on GitHub, or {FILES[1]} "
         'of pytorch-fid\'s release "fid_weights"; either will do, as will a file converted from '
         "one by python -m fsq_jax.features.inception_weights. Without them choose the features "
@@ -52,13 +53,12 @@ def find_weights(path: str | Path | None = None) -> Path:
 def load(
     path: str | Path | None = None, *, resize: str = "tf1", scaling: str = "128",
     dtype: str = "float32",
-) -> tuple[Callable, dict, dict]:
-    """Returns (apply, variables, info) of the weights in a file, see `find_weights`.
+) -> Network:
+    """The network of the weights in a file, see `find_weights`.
 
-    `apply(variables, images)` gives `models.inception.Features` of images [B,H,W,3], uint8 or
-    float, from 0 to 255, of any size. `info` says which weights these are (the SHA-256 of the
-    arrays), how images are prepared, and in what precision; FIDs of different infos cannot be
-    compared. The name is "inception", or "inception-random" for the weights of `load_random`.
+    `apply(variables, images)` gives `features.inception.Features` of images [B,H,W,3], uint8 or
+    float, from 0 to 255, of any size. The name is "inception", or "inception-random" for the
+    weights of `load_random`; `details` say how images are prepared and in what precision.
 
     Args:
       path: .pth, .npz or .safetensors.
@@ -68,20 +68,20 @@ def load(
       dtype: "float32", "tf32" or "bfloat16".
 
     Raises:
-      ValueError: no file, one that is damaged, or of another network; a name that does not exist.
+      UserError: no file, one that is damaged, or of another network; a name that does not exist.
     """
     path = find_weights(path)
     state = read(path)
     try:
         return _ready(state, resize, scaling, dtype)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def load_random(
     *, resize: str = "tf1", scaling: str = "128", dtype: str = "float32"
-) -> tuple[Callable, dict, dict]:
-    """Returns what `load` does with random weights, for tests and benchmarks: no FID."""
+) -> Network:
+    """What `load` gives, with random weights, for tests and benchmarks: no FID."""
     return _ready(random_state_dict(), resize, scaling, dtype)
 
 
@@ -89,7 +89,7 @@ def _ready(state, resize, scaling, dtype):
     choices = ((resize, METHODS), (scaling, model.SCALINGS), (dtype, model.DTYPES))
     for value, known in choices:
         if value not in known:
-            raise ValueError(f"Inception's {value!r} is not one of {known}.")
+            raise UserError(f"Inception's {value!r} is not one of {known}.")
     digest = checksum(state)
     module, params = convert(dict(state))
     module = module.clone(dtype=dtype)
@@ -98,21 +98,20 @@ def _ready(state, resize, scaling, dtype):
     def apply(variables, images_BHWC):
         return module.apply(variables, model.prepare(images_BHWC, resize, scaling))
 
-    return apply, variables, {
-        "name": RANDOM if digest == RANDOM_SHA256 else "inception",
-        "weights_sha256": digest, "resize": resize, "scaling": scaling, "dtype": dtype,
-        "features": model.POOL_FEATURES,
-    }
+    return Network(
+        apply, variables, RANDOM if digest == RANDOM_SHA256 else "inception", digest, resize,
+        model.POOL_FEATURES, {"scaling": scaling, "dtype": dtype},
+    )
 
 
 def convert(state: dict[str, np.ndarray]) -> tuple[model.Inception, dict]:
     """Returns (module, params) of a state dict with torch-fidelity's names, which it empties.
 
-    Raises ValueError where names or shapes are not the network's.
+    Raises UserError where names or shapes are not the network's.
     """
     shapes = _shapes()
     if missing := sorted(_names() - set(state)):
-        raise ValueError(f"Inception lacks {len(missing)} of its tensors, such as {missing[0]}.")
+        raise UserError(f"Inception lacks {len(missing)} of its tensors, such as {missing[0]}.")
     params = {}
     for layer, shape in shapes.items():
         if layer == "fc":
@@ -120,11 +119,11 @@ def convert(state: dict[str, np.ndarray]) -> tuple[model.Inception, dict]:
         else:
             found = batch_norm.folded(state, f"{layer}.conv", f"{layer}.bn", EPSILON)
         if found["kernel"].shape != shape:
-            raise ValueError(f"{layer} has a kernel of {found['kernel'].shape}, not {shape}.")
+            raise UserError(f"{layer} has a kernel of {found['kernel'].shape}, not {shape}.")
         where = functools.reduce(lambda t, name: t.setdefault(name, {}), layer.split("."), params)
         where.update(found)
     if state:
-        raise ValueError(f"Inception has no {sorted(state)[0]}.")
+        raise UserError(f"Inception has no {sorted(state)[0]}.")
     return model.Inception(), params
 
 
@@ -159,7 +158,7 @@ def checksum(state: dict[str, np.ndarray]) -> str:
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """Returns {torch's name: float32 array} of a .pth, .npz or .safetensors file.
 
-    Raises ValueError for a file that cannot be read, for one whose arrays are not those that its
+    Raises UserError for a file that cannot be read, for one whose arrays are not those that its
     checksum was taken of, and for weights that are not finite.
     """
     if Path(path).suffix == ".safetensors":
@@ -173,16 +172,16 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         if not name.endswith(".num_batches_tracked")
     }
     if bad := [name for name, array in state.items() if not np.isfinite(array).all()]:
-        raise ValueError(f"{path}: {bad[0]} has NaN or infinity.")
+        raise UserError(f"{path}: {bad[0]} has NaN or infinity.")
     if stored is not None and str(stored) != checksum(state):
-        raise ValueError(f"{path} is damaged: its arrays do not have the checksum {stored}.")
+        raise UserError(f"{path} is damaged: its arrays do not have the checksum {stored}.")
     return state
 
 
 def write(path: str | Path, state: dict[str, np.ndarray]) -> str:
     """Writes weights as .npz or .safetensors, as the path ends, and returns their checksum.
 
-    Raises ValueError for another ending.
+    Raises UserError for another ending.
     """
     digest = checksum(state)
     if Path(path).suffix == ".safetensors":
@@ -190,7 +189,7 @@ def write(path: str | Path, state: dict[str, np.ndarray]) -> str:
     elif Path(path).suffix == ".npz":
         np.savez(path, sha256=digest, **state)
     else:
-        raise ValueError(f"{path} must end in .npz or .safetensors.")
+        raise UserError(f"{path} must end in .npz or .safetensors.")
     return digest
 
 
@@ -220,7 +219,7 @@ def random_state_dict() -> dict[str, np.ndarray]:
 def main(argv: list[str]) -> None:
     """Converts a file of weights: SRC DST."""
     if len(argv) != 2:
-        raise ValueError("Give the file of weights and the .npz or .safetensors to write: SRC DST.")
+        raise UserError("Give the file of weights and the .npz or .safetensors to write: SRC DST.")
     source, target = argv
     state = read(find_weights(source))
     convert(dict(state))

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 METHODS = ("tf1", "bilinear", "bicubic-pil", "none")
 
 
@@ -25,10 +27,10 @@ def resize(images_BHWC: jax.Array, size: int, method: str) -> jax.Array:
 
     images_BHWC: uint8 or float, 0 to 255. Computed in float32 on any device: TF32 would cost FID a
     digit.
-    Raises ValueError for a method that is not one of `METHODS`.
+    Raises UserError for a method that is not one of `METHODS`.
     """
     if method not in METHODS:
-        raise ValueError(f"There is no resize {method!r}; choose one of {METHODS}.")
+        raise UserError(f"There is no resize {method!r}; choose one of {METHODS}.")
     images_BHWC = images_BHWC.astype(jnp.float32)
     if method == "none":
         return images_BHWC

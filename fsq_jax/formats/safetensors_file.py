@@ -11,6 +11,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 _DTYPES = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"),
@@ -39,7 +41,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Returns ({name: array}, metadata) of a file.
 
-    Raises ValueError for a file that is truncated, damaged or of another kind.
+    Raises UserError for a file that is truncated, damaged or of another kind.
     """
     data = Path(path).read_bytes()
     try:
@@ -54,7 +56,7 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 raise EOFError
             arrays[name] = np.frombuffer(part, dtype).reshape(entry["shape"])
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as .safetensors: it is truncated, damaged or of another kind "
             f"({len(data)} bytes; {type(error).__name__})."
         ) from None

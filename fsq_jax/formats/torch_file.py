@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from fsq_jax.formats import hub
+from fsq_jax.runtime.user_error import UserError
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _DTYPES = {
@@ -32,7 +35,7 @@ _DTYPES = {
 }
 
 
-class _Refused(ValueError):
+class _Refused(UserError):
     """An error whose sentence is already fit for the user."""
 
 
@@ -173,7 +176,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     tensors (an epoch, say) are left out; dtypes stay as stored, bfloat16 as that of ml_dtypes.
 
     Raises:
-      ValueError: the file is truncated, is no file of torch.save, holds no tensors by name, or
+      UserError: the file is truncated, is no file of torch.save, holds no tensors by name, or
         names a Python object other than those tensors need; the message says which.
     """
     path = Path(path)
@@ -188,9 +191,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             raise _Refused("it holds no tensors by name; save a state_dict.")
         return {str(k): _materialise(k, v, array) for k, v in tensors.items()}
     except _Refused as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read: it is truncated or damaged ({len(data)} bytes; "
             f"{type(error).__name__})."
         ) from None
@@ -200,15 +203,15 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Returns {name: array} of a .npz file with a state dict's names, or of a torch file.
 
     Raises:
-      ValueError: there is no such file, or it cannot be read (see `read`).
+      UserError: there is no such file, or it cannot be read (see `read`).
     """
-    path = Path(path)
+    path = Path(hub.local_path(path))
     if not path.is_file():
-        raise ValueError(f"There is no file of weights at {path}.")
+        raise UserError(f"There is no file of weights at {path}.")
     if path.suffix != ".npz":
         return read(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file}
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as .npz: {error}") from None
+        raise UserError(f"{path} cannot be read as .npz: {error}") from None

@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 from flax import serialization, traverse_util
 
-from fsq_jax.formats import safetensors_file
+from fsq_jax.formats import hub, safetensors_file
+from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
@@ -34,14 +35,17 @@ _RENAMED = {"Encoder": "encoder", "Decoder": "decoder"}
 def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
     """({"params": tree, collection: tree}, metadata) of a file; arrays are NumPy's.
 
+    Args:
+      path: of a file, or of one on the hub, see `hub.local_path`.
     metadata: what a safetensors file says of itself; {} for the other formats.
 
     Raises:
-      ValueError: there is no such file, or it is damaged or of another kind; says which.
+      UserError: there is no such file, or it is damaged or of another kind; says which.
     """
+    path = hub.local_path(path)
     if not os.path.isfile(path):
         kind = "a folder that holds no config.json" if os.path.isdir(path) else "not a file"
-        raise ValueError(f"{path} is {kind}; expected {EXPECTED}, or the workdir of a run.")
+        raise UserError(f"{path} is {kind}; expected {EXPECTED}, or the workdir of a run.")
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(16)
@@ -56,7 +60,7 @@ def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
         variables = _read_msgpack(path)  # these bytes begin a map with entries
     else:
         unknown = f"a file that begins with {head!r}" if head else "empty"
-        raise ValueError(f"{path} is {others[0] if others else unknown}; expected {EXPECTED}.")
+        raise UserError(f"{path} is {others[0] if others else unknown}; expected {EXPECTED}.")
     _check(path, variables)
     return variables, metadata
 
@@ -87,9 +91,9 @@ def _read_msgpack(path: str) -> dict[str, PyTree]:
         tree = serialization.msgpack_restore(data)
     except Exception as error:  # msgpack's own kinds, and NumPy's for arrays that can't be
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is a damaged or truncated msgpack file ({text}).") from None
+        raise UserError(f"{path} is a damaged or truncated msgpack file ({text}).") from None
     if "params" not in tree or not isinstance(tree["params"], dict):
-        raise ValueError(
+        raise UserError(
             f"{path} is a msgpack file with {_some(tree)} at the top; expected 'params'."
         )
     return {"params": tree["params"]}
@@ -102,11 +106,11 @@ def _read_npz(path: str) -> dict[str, PyTree]:
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         held = "an array of Python objects, which are never loaded"
         held = held if "pickle" in str(error) else "damaged or not NumPy's"
-        raise ValueError(f"{path} is a zip archive that is {held}; expected {EXPECTED}.") from None
+        raise UserError(f"{path} is a zip archive that is {held}; expected {EXPECTED}.") from None
     flat = {}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise ValueError(f"{path} is a zip archive with {name!r} in it; expected {EXPECTED}.")
+            raise UserError(f"{path} is a zip archive with {name!r} in it; expected {EXPECTED}.")
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:
             array = array.view(ml_dtypes.bfloat16)  # a type that NumPy's files cannot name
         name = _moved(name, _STATE, _OURS)
@@ -123,12 +127,12 @@ def _moved(name: str, prefix: str, to: str) -> str:
 
 
 def _check(path: str, variables: Mapping[str, PyTree]) -> None:
-    """Raises a ValueError for what is not an array of numbers."""
+    """Raises a UserError for what is not an array of numbers."""
     for name, leaf in traverse_util.flatten_dict(variables, sep="/").items():
         kind = getattr(leaf, "dtype", None)
         if kind is None or not (kind.kind in "fiub" or kind == ml_dtypes.bfloat16):
             found = type(leaf).__name__ if kind is None else f"an array of {kind}"
-            raise ValueError(f"{path}: {name!r} is {found}; expected an array of numbers.")
+            raise UserError(f"{path}: {name!r} is {found}; expected an array of numbers.")
 
 
 def _numpy(tree: PyTree) -> PyTree:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 
 def count(indices: jax.Array, codebook_size: int, mask: jax.Array | None = None) -> jax.Array:
     """Returns how often each code occurs in `indices`: int32 [K].
@@ -45,10 +47,10 @@ def perplexity(counts_K: np.ndarray) -> float:
 def level_histograms(counts_K: np.ndarray, levels: Sequence[int]) -> list[np.ndarray]:
     """Returns for each FSQ channel how often each of its digits occurs: d arrays [L_i].
 
-    Raises ValueError unless there are as many counts as the levels have codes.
+    Raises UserError unless there are as many counts as the levels have codes.
     """
     if counts_K.shape != (math.prod(levels),):
-        raise ValueError(
+        raise UserError(
             f"Levels {tuple(levels)} have {math.prod(levels)} codes, but the counts are of shape "
             f"{counts_K.shape}."
         )

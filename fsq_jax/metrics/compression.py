@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 _R2 = 1.32471795724  # the plastic number: x**3 = x + 1
 
 
@@ -23,11 +25,11 @@ def groups(height: int, width: int, num_steps: int = 12, alpha: float = 2.2) -> 
 
     Sizes grow like (step + 1) ** alpha, with no group empty; a group's positions follow each other
     in `low_discrepancy_order`, and so are spread over the image.
-    Raises ValueError for more steps than positions.
+    Raises UserError for more steps than positions.
     """
     num_positions = height * width
     if not 1 <= num_steps <= num_positions:
-        raise ValueError(
+        raise UserError(
             f"{num_steps=} must be from 1 to the {num_positions} positions of a {height} x {width} "
             "grid, since no step may be empty."
         )
@@ -77,7 +79,7 @@ def bits(
     """
     steps_P = np.asarray(steps_P)
     if tokens_BL.shape[1] != len(steps_P) + 1:
-        raise ValueError(
+        raise UserError(
             f"Tokens of shape {tokens_BL.shape} must be the class token and the {len(steps_P)} "
             "positions of the schedule."
         )

@@ -7,6 +7,8 @@ Legend: H, W height and width of an image.
 
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 _DELTA = 1.25
 
 
@@ -26,16 +28,16 @@ def depth_error(
 
     prediction_HW: metres, above 0; not clipped here.
     truth_HW: metres; known where min_depth < truth < max_depth, both left out.
-    Raises ValueError for shapes that differ, and for predictions that aren't above 0 where it
+    Raises UserError for shapes that differ, and for predictions that aren't above 0 where it
     counts.
     """
     if prediction_HW.shape != truth_HW.shape:
-        raise ValueError(f"Depths of shapes {prediction_HW.shape} and {truth_HW.shape} differ.")
+        raise UserError(f"Depths of shapes {prediction_HW.shape} and {truth_HW.shape} differ.")
     known = (truth_HW > min_depth) & (truth_HW < max_depth)
     truth = truth_HW[known].astype(np.float64)
     prediction = prediction_HW[known].astype(np.float64)
     if not (prediction > 0).all():
-        raise ValueError(f"Predicted depths must be above 0; the least is {prediction.min()}.")
+        raise UserError(f"Predicted depths must be above 0; the least is {prediction.min()}.")
     if not len(truth):
         names = ("rmse", "abs_rel", "log10", *(f"delta{k}" for k in (1, 2, 3)))
         return dict.fromkeys(names, np.nan)

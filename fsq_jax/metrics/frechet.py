@@ -12,6 +12,8 @@ import os
 
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 # Statistics that were saved in float32 have eigenvalues below zero of 1e-7 of the largest.
 _ROOT_ERROR = 1e-5
 
@@ -37,11 +39,11 @@ class Moments:
     def update(self, features_BF: np.ndarray, mask_B: np.ndarray | None = None) -> "Moments":
         """Returns the moments with a batch added, without the rows where the mask is False.
 
-        Raises ValueError for another number of features and for rows that are not finite.
+        Raises UserError for another number of features and for rows that are not finite.
         """
         features_BF = np.asarray(features_BF, np.float64)
         if features_BF.ndim != 2 or features_BF.shape[1] != len(self.mean):
-            raise ValueError(
+            raise UserError(
                 f"Features of shape {features_BF.shape} do not fit [rows, {len(self.mean)}]."
             )
         if mask_B is not None:
@@ -49,7 +51,7 @@ class Moments:
         if not len(features_BF):
             return self
         if bad := int((~np.isfinite(features_BF)).any(axis=1).sum()):
-            raise ValueError(f"{bad} of {len(features_BF)} rows of features have NaN or infinity.")
+            raise UserError(f"{bad} of {len(features_BF)} rows of features have NaN or infinity.")
         mean = features_BF.mean(axis=0)
         centred_BF = features_BF - mean
         return self.merge(Moments(len(features_BF), mean, centred_BF.T @ centred_BF))
@@ -67,9 +69,9 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """The unbiased covariance, float64 [F, F]; raises ValueError for fewer than 2 rows."""
+        """The unbiased covariance, float64 [F, F]; raises UserError for fewer than 2 rows."""
         if self.count < 2:
-            raise ValueError(f"A covariance needs at least 2 rows of features, not {self.count}.")
+            raise UserError(f"A covariance needs at least 2 rows of features, not {self.count}.")
         return self.scatter / (self.count - 1)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -79,10 +81,10 @@ class Moments:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Moments":
-        """Returns what `save` wrote; raises ValueError for a file without a count."""
+        """Returns what `save` wrote; raises UserError for a file without a count."""
         with np.load(path) as file:
             if "count" not in file:
-                raise ValueError(
+                raise UserError(
                     f"{path} has no count of rows, so it can't be merged; "
                     "load_statistics reads its mean and covariance."
                 )
@@ -98,7 +100,7 @@ def load_statistics(path: str | os.PathLike, suffix: str = "") -> tuple[np.ndarr
     with np.load(path) as file:
         missing = [key for key in (f"mu{suffix}", f"sigma{suffix}") if key not in file]
         if missing:
-            raise ValueError(f"{path} has no {' and '.join(missing)}, only {sorted(file)}.")
+            raise UserError(f"{path} has no {' and '.join(missing)}, only {sorted(file)}.")
         return file[f"mu{suffix}"].astype(np.float64), file[f"sigma{suffix}"].astype(np.float64)
 
 
@@ -117,18 +119,18 @@ def frechet_distance(
     general matrix root fails on singular ones), and the singular values, unlike eigenvalues of the
     product, lose no digits to a second square root.
     Each root is checked against its covariance.
-    Raises ValueError for values that are not finite, for shapes that differ, and for a matrix that
+    Raises UserError for values that are not finite, for shapes that differ, and for a matrix that
     is no covariance: one whose root, multiplied out, is off by more than 1e-5 of its norm.
     """
     _check_dimensions(len(mean1), len(mean2))
     for mean, covariance in ((mean1, covariance1), (mean2, covariance2)):
         if covariance.shape != (len(mean), len(mean)):
-            raise ValueError(
+            raise UserError(
                 f"A mean of {len(mean)} features needs a square covariance of as many, not "
                 f"{covariance.shape}."
             )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise ValueError("A mean or covariance has NaN or infinity.")
+            raise UserError("A mean or covariance has NaN or infinity.")
     root1, root2 = _root(covariance1), _root(covariance2)
     cross = np.linalg.svd(root1.T @ root2, compute_uv=False).sum()
     difference = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
@@ -144,7 +146,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     root = vectors[:, keep] * np.sqrt(values[keep])
     error, norm = np.linalg.norm(root @ root.T - covariance), np.linalg.norm(covariance)
     if error > _ROOT_ERROR * norm:
-        raise ValueError(
+        raise UserError(
             f"The root of a covariance is off by {error / norm:.2g} of its norm: the matrix is not "
             f"symmetric, or has negative eigenvalues (down to {values.min():.2g}, the largest is "
             f"{values.max():.2g})."
@@ -154,4 +156,4 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 def _check_dimensions(first: int, second: int) -> None:
     if first != second:
-        raise ValueError(f"Features of {first} and of {second} dimensions can't be compared.")
+        raise UserError(f"Features of {first} and of {second} dimensions can't be compared.")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 _WINDOW = 11
 _SIGMA = 1.5
 
@@ -28,11 +30,11 @@ def ssim(images_BHWC: jax.Array, reconstruction_BHWC: jax.Array) -> jax.Array:
 
     Wang et al. 2004: Gaussian windows of 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, population
     variances; the mean over all windows that lie inside the image, and over channels.
-    Raises ValueError for images smaller than a window; pad or enlarge them first.
+    Raises UserError for images smaller than a window; pad or enlarge them first.
     """
     height, width = images_BHWC.shape[1:3]
     if min(height, width) < _WINDOW:
-        raise ValueError(
+        raise UserError(
             f"SSIM needs images of at least {_WINDOW} x {_WINDOW} pixels, not {height} x {width}."
         )
     x, y = _as_pair(images_BHWC, reconstruction_BHWC)
@@ -46,10 +48,10 @@ def ssim(images_BHWC: jax.Array, reconstruction_BHWC: jax.Array) -> jax.Array:
 
 def _as_pair(images_BHWC: jax.Array, other_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
     if images_BHWC.shape != other_BHWC.shape:
-        raise ValueError(f"Images of shapes {images_BHWC.shape} and {other_BHWC.shape} differ.")
+        raise UserError(f"Images of shapes {images_BHWC.shape} and {other_BHWC.shape} differ.")
     for array in (images_BHWC, other_BHWC):
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"Images must be float in [0, 1], not {array.dtype}.")
+            raise UserError(f"Images must be float in [0, 1], not {array.dtype}.")
     return images_BHWC.astype(jnp.float32), other_BHWC.astype(jnp.float32)
 
 

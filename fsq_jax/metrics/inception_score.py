@@ -10,6 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 CUTS = ("blocks", "shuffled")
 
 
@@ -55,18 +57,18 @@ class Blocks:
     ) -> "Blocks":
         """Returns the blocks with a batch added, without the rows where the mask is False.
 
-        Raises ValueError for logits of another shape or that are not finite.
+        Raises UserError for logits of another shape or that are not finite.
         """
         logits_BV, block_B = np.asarray(logits_BV, np.float64), np.asarray(block_B)
         if logits_BV.ndim != 2 or logits_BV.shape[1] != self.probability_SV.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"Logits of shape {logits_BV.shape} do not fit "
                 f"[images, {self.probability_SV.shape[1]}]."
             )
         if mask_B is not None:
             logits_BV, block_B = logits_BV[mask_B], block_B[mask_B]
         if bad := int((~np.isfinite(logits_BV)).any(axis=1).sum()):
-            raise ValueError(f"{bad} of {len(logits_BV)} rows of logits have NaN or infinity.")
+            raise UserError(f"{bad} of {len(logits_BV)} rows of logits have NaN or infinity.")
         logits_BV = logits_BV - logits_BV.max(axis=1, keepdims=True, initial=-np.inf)
         log_p_BV = logits_BV - np.log(np.exp(logits_BV).sum(axis=1, keepdims=True))
         p_BV = np.exp(log_p_BV)
@@ -88,9 +90,9 @@ class Blocks:
 
     @property
     def scores_S(self) -> np.ndarray:
-        """The score of each block, 1 to V; raises ValueError where a block has no images."""
+        """The score of each block, 1 to V; raises UserError where a block has no images."""
         if not self.count_S.all():
-            raise ValueError(
+            raise UserError(
                 f"An Inception Score of {len(self.count_S)} blocks needs images in each; there are "
                 f"{self.count_S.sum()} in all."
             )
@@ -105,10 +107,10 @@ def inception_score(logits_NV: np.ndarray, cut: str = "blocks") -> tuple[float, 
     """Returns (mean, deviation) of the scores over blocks.
 
     cut: "blocks" for ADM's consecutive 5,000; "shuffled" for torch-fidelity's 10 splits.
-    Raises ValueError for no images, fewer than splits, logits that are not finite, another cut.
+    Raises UserError for no images, fewer than splits, logits that are not finite, another cut.
     """
     if cut not in CUTS:
-        raise ValueError(f"There is no cut {cut!r} into blocks; choose one of {CUTS}.")
+        raise UserError(f"There is no cut {cut!r} into blocks; choose one of {CUTS}.")
     logits_NV = np.asarray(logits_NV)
     cutter = consecutive_blocks if cut == "blocks" else shuffled_blocks
     block_N = cutter(len(logits_NV))

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.user_error import UserError
 
 
 def kernel_distance(
@@ -28,20 +29,20 @@ def kernel_distance(
       seed: of NumPy's RandomState, which draws of the first set and of the second in turn.
       mesh: the devices that subsets are spread over; all of them by default.
 
-    Raises ValueError for sets smaller than a subset, other shapes, and values that are not finite.
+    Raises UserError for sets smaller than a subset, other shapes, and values that are not finite.
     """
     sets = [np.asarray(features, np.float32) for features in (first_NF, second_NF)]
     for features in sets:
         if features.ndim != 2 or len(features) < subset_size or subset_size < 2:
-            raise ValueError(
+            raise UserError(
                 f"KID over subsets of {subset_size} (at least 2) needs as many rows of features, "
                 f"not {features.shape}; give a smaller subset_size."
             )
         if not np.isfinite(features).all():
-            raise ValueError("Features have NaN or infinity.")
+            raise UserError("Features have NaN or infinity.")
     if sets[0].shape[1] != sets[1].shape[1]:
         widths = " and of ".join(str(s.shape[1]) for s in sets)
-        raise ValueError(f"Features of {widths} dimensions can't be compared.")
+        raise UserError(f"Features of {widths} dimensions can't be compared.")
     rng = np.random.RandomState(seed)
     chosen = [
         [rng.choice(len(features), subset_size, replace=False) for features in sets]

@@ -27,7 +27,7 @@ def perceptual_distance(features_real: jax.Array, features_fake: jax.Array) -> j
     """Returns the mean squared error over the features of each image, [B].
 
     The features are those of a frozen network, [B, ...]; MaskGIT takes the last map of a ResNet-50
-    (`fsq_jax.features.networks.load_perceptual`).
+    (`fsq_jax.features.network.load_perceptual`).
     """
     return squared_error(features_real, features_fake)
 

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class PanopticQuality:
@@ -43,7 +45,7 @@ class PanopticQuality:
     def merge(self, other: "PanopticQuality") -> "PanopticQuality":
         """Returns the counts of the images of both."""
         if len(self.iou) != len(other.iou):
-            raise ValueError(f"{len(self.iou)} classes and {len(other.iou)} can't be merged.")
+            raise UserError(f"{len(self.iou)} classes and {len(other.iou)} can't be merged.")
         fields = [field.name for field in dataclasses.fields(self)]
         return PanopticQuality(*(getattr(self, f) + getattr(other, f) for f in fields))
 
@@ -56,16 +58,16 @@ class PanopticQuality:
             the same two. Stuff that is to be one segment a class needs one instance, see
             `merge_stuff`. Instances are small numbers: tables are made that are as long.
         crowd: true instances that are crowds.
-        Raises ValueError for shapes that differ and for classes that there aren't.
+        Raises UserError for shapes that differ and for classes that there aren't.
         """
         if prediction.shape != truth.shape or truth.shape[-1] != 2:
-            raise ValueError(
+            raise UserError(
                 f"Segments of shapes {prediction.shape} and {truth.shape} must both be [H,W,2]."
             )
         num_classes = len(self.iou)
         for name, segments in (("predicted", prediction), ("true", truth)):
             if segments.size and (segments.min() < 0 or segments[..., 0].max() >= num_classes):
-                raise ValueError(
+                raise UserError(
                     f"A {name} segment has class and instance between {segments.min((0, 1))} and "
                     f"{segments.max((0, 1))}; classes are 0 to {num_classes - 1}."
                 )

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.user_error import UserError
 
 _EPS = 4e-6  # what rounding leaves of a zero distance, beside the squared norms
 
@@ -34,20 +35,20 @@ def precision_recall(
         block x 50,000 x 4 bytes, a few times over.
       mesh: the devices that a block's rows are spread over; all of them by default.
 
-    Raises ValueError for fewer than k + 1 points, other shapes, and values that are not finite.
+    Raises UserError for fewer than k + 1 points, other shapes, and values that are not finite.
     """
     sets = [np.asarray(features) for features in (samples_NF, reference_MF)]
     for name, features in zip(("samples", "reference"), sets, strict=True):
         if features.ndim != 2 or len(features) <= k:
-            raise ValueError(
+            raise UserError(
                 f"Precision and recall with {k=} need at least {k + 1} rows of features, not "
                 f"{features.shape} ({name})."
             )
         if not np.isfinite(features).all():
-            raise ValueError(f"The features of the {name} have NaN or infinity.")
+            raise UserError(f"The features of the {name} have NaN or infinity.")
     if sets[0].shape[1] != sets[1].shape[1]:
         widths = " and of ".join(str(s.shape[1]) for s in sets)
-        raise ValueError(f"Features of {widths} dimensions can't be compared.")
+        raise UserError(f"Features of {widths} dimensions can't be compared.")
     # Distances do not change, but |x|^2 - 2xy + |y|^2 loses fewer digits about the mean.
     centre_F = sets[1].mean(axis=0, dtype=np.float64)
     samples, reference = (_Points((x - centre_F).astype(np.float32), block, mesh) for x in sets)

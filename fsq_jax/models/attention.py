@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from fsq_jax.runtime.user_error import UserError
+
 IMPLEMENTATIONS = ("auto", "fused", "cudnn", "xla")
 DROPOUT_BITS = "dropout_bits"  # what a remat policy calls the saved random words
 _HALVES = 2  # random 16-bit numbers in a word
@@ -31,11 +33,11 @@ _STEPS = 2**16
 def dropped_share(rate: float) -> float:
     """The share that `keep_mask` drops: `rate` to a multiple of 2^-16 (0.1 -> 0.100006).
 
-    Raises ValueError when rate is outside [0, 1) or rounds to 0 or 1.
+    Raises UserError when rate is outside [0, 1) or rounds to 0 or 1.
     """
     steps = round(_STEPS * rate)
     if not 0 <= rate < 1 or steps == _STEPS or (rate > 0 and steps == 0):
-        raise ValueError(f"A dropout rate is 0 or lies in [2^-16, 1 - 2^-16], got {rate}.")
+        raise UserError(f"A dropout rate is 0 or lies in [2^-16, 1 - 2^-16], got {rate}.")
     return steps / _STEPS
 
 
@@ -75,10 +77,10 @@ def resolve(
     """"fused", "cudnn" or "xla": what "auto" means for these values on the default device.
 
     joined: whether it is for `self_attention`.
-    Raises ValueError for an unknown name and for values that cuDNN or our kernels cannot take.
+    Raises UserError for an unknown name and for values that cuDNN or our kernels cannot take.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention is one of {IMPLEMENTATIONS}, got {implementation!r}.")
+        raise UserError(f"attention is one of {IMPLEMENTATIONS}, got {implementation!r}.")
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     fits = half and head_dim % 8 == 0 and head_dim <= 128
     if implementation == "auto":
@@ -88,12 +90,12 @@ def resolve(
             return "fused"
         return "cudnn" if dropout_rate == 0 else "xla"
     if implementation in ("fused", "cudnn") and not fits:
-        raise ValueError(
+        raise UserError(
             f"attention={implementation} takes bfloat16 or float16 and heads whose width is a "
             f"multiple of 8 up to 128, got {jnp.dtype(dtype).name} and {head_dim}."
         )
     if implementation == "cudnn" and dropout_rate > 0:
-        raise ValueError(f"cuDNN attention has no exact dropout, got {dropout_rate=}.")
+        raise UserError(f"cuDNN attention has no exact dropout, got {dropout_rate=}.")
     return implementation
 
 
@@ -165,17 +167,17 @@ def attention(
     examples and heads of the call: what Flax's attention does by default, and so what MaskGIT
     was trained with. Weights are zeroed after the softmax and the rest scaled by 1/(1 - rate).
 
-    Raises ValueError for values that the implementation cannot take.
+    Raises UserError for values that the implementation cannot take.
     """
     num_queries, num_keys, head_dim = q_BQHD.shape[1], k_BKHD.shape[1], q_BQHD.shape[-1]
     length = num_keys if length is None else length
     traced = isinstance(length, jax.Array)
     if not traced and not 0 < length <= num_keys:
-        raise ValueError(f"{length=} is not in 1..{num_keys}, the number of tokens.")
+        raise UserError(f"{length=} is not in 1..{num_keys}, the number of tokens.")
     if causal and num_queries != num_keys:
-        raise ValueError(f"Causal attention of {num_queries} queries to {num_keys} keys.")
+        raise UserError(f"Causal attention of {num_queries} queries to {num_keys} keys.")
     if dropout_rate > 0 and key is None:
-        raise ValueError(f"{dropout_rate=} needs a key.")
+        raise UserError(f"{dropout_rate=} needs a key.")
     odd = num_queries % 2 or num_keys % 2
     if implementation == "auto" and (odd or traced):
         implementation = "xla"
@@ -186,7 +188,7 @@ def attention(
         )
         return jax.checkpoint(compute)(q_BQHD, k_BKHD, v_BKHD, key)
     if odd or traced:
-        raise ValueError(
+        raise UserError(
             f"cuDNN attention takes an even number of tokens, got {num_queries}, and {num_keys} "
             "keys, with a length that is known when it is compiled."
         )

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.runtime.user_error import UserError
+
 
 def layer_width(resolution: int, channel_multiplier: float = 1, max_width: int = 512) -> int:
     """Returns the width of a layer at `resolution` pixels: 512 up to 32 px, then halving.
@@ -91,11 +93,11 @@ class Discriminator(nn.Module):
         """Returns logits float32 [B] of images [B,H,H,C] in [0, 1].
 
         Raises:
-          ValueError: the images are not square with a power of two, at least 8, as their side.
+          UserError: the images are not square with a power of two, at least 8, as their side.
         """
         h, w = images_BHWC.shape[1:3]
         if h != w or h < 8 or h & (h - 1):
-            raise ValueError(
+            raise UserError(
                 f"The discriminator needs square images with a side of 8, 16, 32, ... pixels, "
                 f"not {h}x{w}."
             )

@@ -22,6 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton as plgpu
 
+from fsq_jax.runtime.user_error import UserError
+
 _LOG2E = math.log2(math.e)
 
 
@@ -65,10 +67,10 @@ def self_attention(qkv_BL3HD: jax.Array, keep_LL: jax.Array | None, settings: Se
 
     keep_LL: int8, 1 where the query (first axis) keeps its weight of the key, else 0; None keeps
     all. Rows from `settings.length` on are zero.
-    Raises ValueError where there is more padding than the last tile takes.
+    Raises UserError where there is more padding than the last tile takes.
     """
     if qkv_BL3HD.shape[1] > settings.covered:
-        raise ValueError(
+        raise UserError(
             f"{qkv_BL3HD.shape[1]} tokens, of which {settings.length} are no padding, are more "
             f"than the {settings.covered} of whole tiles."
         )

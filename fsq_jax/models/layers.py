@@ -243,3 +243,17 @@ def _layer_norm_bwd(epsilon, residuals, grad_RD):
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+class DenseLayers(nn.Module):
+    """So many layers of one width, each with swish behind it, applied to every position [...,C]."""
+
+    layers: int
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(self.layers):
+            x = nn.swish(nn.Dense(self.width, dtype=self.dtype)(x))
+        return x

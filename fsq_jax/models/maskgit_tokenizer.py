@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.models.layers import DenseLayers
+from fsq_jax.runtime.user_error import UserError
+
 SHORTCUTS = ("output", "input")
 
 
@@ -152,6 +155,7 @@ class Encoder(nn.Module):
     shortcut: str
     dtype: jnp.dtype
     remat: bool
+    dense_layers: int
 
     @nn.compact
     def __call__(self, images_BHWC):
@@ -167,6 +171,7 @@ class Encoder(nn.Module):
         for _ in range(self.num_res_blocks):
             x = block(widths[-1])(x)
         x = GroupNorm(self.num_groups)(x)
+        x = DenseLayers(self.dense_layers, widths[-1], self.dtype)(x)
         # The quantizer rounds: let it see float32 latents, not ones rounded to bfloat16 before.
         return nn.Conv(self.channels, (1, 1), dtype=jnp.float32)(x.astype(jnp.float32))
 
@@ -181,12 +186,13 @@ class Decoder(nn.Module):
     shortcut: str
     dtype: jnp.dtype
     remat: bool
+    dense_layers: int
 
     @nn.compact
     def __call__(self, codes_BhwD):
         widths = [self.filters * m for m in self.channel_multipliers]
         block = _numbered_blocks(self)
-        x = codes_BhwD.astype(self.dtype)
+        x = DenseLayers(self.dense_layers, widths[-1], self.dtype)(codes_BhwD)
         x = nn.Conv(widths[-1], (3, 3), dtype=self.dtype)(x)
         for _ in range(self.num_res_blocks):
             x = block(widths[-1])(x)
@@ -228,6 +234,7 @@ class Tokenizer(nn.Module):
       dtype: of activations and convolutions. Parameters, statistics, the quantizer's input and
         the reconstruction are float32 in any case.
       remat: recompute the residual blocks in the backward pass: less memory, more time.
+      dense_layers: further layers at the encoder's end and the decoder's start (section 3.3).
     """
 
     quantizer: nn.Module
@@ -238,10 +245,11 @@ class Tokenizer(nn.Module):
     shortcut: str = "output"
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    dense_layers: int = 0
 
     def setup(self):
         if self.shortcut not in SHORTCUTS:
-            raise ValueError(f"shortcut={self.shortcut!r} is not one of {SHORTCUTS}.")
+            raise UserError(f"shortcut={self.shortcut!r} is not one of {SHORTCUTS}.")
         settings = dict(
             filters=self.filters,
             channel_multipliers=tuple(self.channel_multipliers),
@@ -250,6 +258,7 @@ class Tokenizer(nn.Module):
             shortcut=self.shortcut,
             dtype=self.dtype,
             remat=self.remat,
+            dense_layers=self.dense_layers,
         )
         self.encoder = Encoder(channels=self.quantizer.channels, **settings)
         self.decoder = Decoder(**settings)
@@ -263,7 +272,7 @@ class Tokenizer(nn.Module):
         """Returns (reconstruction [B,H,W,3] float32, Quantized) of images in [0, 1].
 
         Raises:
-          ValueError: a side of the images is not a multiple of `downsampling`.
+          UserError: a side of the images is not a multiple of `downsampling`.
         """
         quantized = self.encode(images_BHWC, train)
         return self.decode(quantized.codes), quantized
@@ -272,7 +281,7 @@ class Tokenizer(nn.Module):
         """Returns what the quantizer reads, float32 [B,h,w,channels]."""
         h, w = images_BHWC.shape[1:3]
         if h % self.downsampling or w % self.downsampling:
-            raise ValueError(
+            raise UserError(
                 f"Images of {h}x{w} pixels do not divide into tokens of {self.downsampling}x"
                 f"{self.downsampling} ({len(self.channel_multipliers)} channel_multipliers)."
             )

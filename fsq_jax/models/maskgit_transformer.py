@@ -25,6 +25,7 @@ from fsq_jax.models.layers import (
     joined_dense,
     lookup,
 )
+from fsq_jax.runtime.user_error import UserError
 
 REMAT = ("none", "dots", "full")
 
@@ -194,7 +195,7 @@ class MaskedTransformer(nn.Module):
         """Float32 logits [B, L, V], or [B, L, num_logits] over the first rows (the codes).
 
         tokens_BL: int32 in [0, vocab_size), L = num_positions, the class token first.
-        Raises ValueError when the length, the heads, num_logits or remat do not fit.
+        Raises UserError when the length, the heads, num_logits or remat do not fit.
         """
         num_logits = self.vocab_size if self.num_logits is None else self.num_logits
         self._check(tokens_BL, num_logits)
@@ -225,14 +226,14 @@ class MaskedTransformer(nn.Module):
 
     def _check(self, tokens_BL, num_logits):
         if tokens_BL.ndim != 2 or tokens_BL.shape[1] != self.num_positions:
-            raise ValueError(
+            raise UserError(
                 f"tokens have shape {tokens_BL.shape}, but num_positions={self.num_positions} "
                 "asks for [batch, num_positions]: the class token and the image tokens."
             )
         if self.width % self.num_heads:
-            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
+            raise UserError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
         if not 0 < num_logits <= self.vocab_size:
-            raise ValueError(f"{num_logits=} is not in 1..{self.vocab_size}, the vocabulary.")
+            raise UserError(f"{num_logits=} is not in 1..{self.vocab_size}, the vocabulary.")
 
 
 def rounded(params, dtype):
@@ -255,7 +256,7 @@ def _with_remat(remat):
         return nn.remat(TransformerLayer)
     if remat == "dots":
         return nn.remat(TransformerLayer, policy=_keep_dots)
-    raise ValueError(f"remat is one of {REMAT}, got {remat!r}.")
+    raise UserError(f"remat is one of {REMAT}, got {remat!r}.")
 
 
 def _keep_dots(primitive, *args, **params):

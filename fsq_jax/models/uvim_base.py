@@ -21,6 +21,7 @@ from flax.core import FrozenDict
 from fsq_jax.models.label_patches import LabelEmbedding, LabelHead
 from fsq_jax.models.vit import EmbedPatches, Encoder, Positions
 from fsq_jax.quantizers.fsq import Quantized
+from fsq_jax.runtime.user_error import UserError
 
 CODE_DROPOUTS = ("random", "none")
 
@@ -70,7 +71,7 @@ class LabelAutoencoder(nn.Module):
     def __post_init__(self):
         object.__setattr__(self, "kinds", FrozenDict(self.kinds))  # can be hashed
         if self.code_dropout not in CODE_DROPOUTS:
-            raise ValueError(
+            raise UserError(
                 f"code_dropout is one of {CODE_DROPOUTS}, got {self.code_dropout!r}."
             )
         super().__post_init__()
@@ -109,7 +110,7 @@ class LabelAutoencoder(nn.Module):
     ) -> tuple[dict[str, jax.Array], Quantized]:
         """(logits, the code): labels encoded and decoded again.
 
-        Raises ValueError where labels, context and parameters are of different sizes.
+        Raises UserError where labels, context and parameters are of different sizes.
         """
         quantized = self.encode(labels, context_BHWC, train)
         codes_BNd = quantized.codes
@@ -153,13 +154,13 @@ class LabelAutoencoder(nn.Module):
 
     def _check(self, labels, context_BHWC):
         if set(labels) != set(self.kinds):
-            raise ValueError(f"Labels are of {sorted(labels)}, not of {sorted(self.kinds)}.")
+            raise UserError(f"Labels are of {sorted(labels)}, not of {sorted(self.kinds)}.")
         rows, columns = self._grid(context_BHWC)
         for kind, label in labels.items():
             channels = (self.kinds[kind],) if self.real else ()
             expected = (context_BHWC.shape[0], rows * columns, *channels, self.patch**2)
             if label.shape != expected:
-                raise ValueError(
+                raise UserError(
                     f"Label {kind!r} has shape {label.shape}, but a context of "
                     f"{context_BHWC.shape} and patch={self.patch} ask for {expected}."
                 )

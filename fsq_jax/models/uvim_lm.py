@@ -24,6 +24,7 @@ from fsq_jax.models.vit import (
     MultiHeadAttention,
     Positions,
 )
+from fsq_jax.runtime.user_error import UserError
 
 
 class DecoderBlock(nn.Module):
@@ -128,10 +129,10 @@ class CodeLanguageModel(nn.Module):
         """float32 logits [B, N, V] of each token, given the true ones before it.
 
         indices_BN: codes from 0; what is predicted at position n is token indices_BN[:, n] + 1.
-        Raises ValueError for another number of codes than `num_codes`.
+        Raises UserError for another number of codes than `num_codes`.
         """
         if indices_BN.ndim != 2 or indices_BN.shape[1] != self.num_codes:
-            raise ValueError(
+            raise UserError(
                 f"Codes have shape {indices_BN.shape}, but num_codes={self.num_codes} asks for "
                 "[batch, num_codes]."
             )

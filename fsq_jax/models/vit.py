@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
 from fsq_jax.models.layers import Dense, LayerNorm, gelu
+from fsq_jax.runtime.user_error import UserError
 
 LN_EPSILON = 1e-6
 XAVIER = nn.initializers.xavier_uniform()
@@ -24,11 +25,11 @@ def patchify(x_BHW: jax.Array, patch: int) -> jax.Array:
     """Square patches in reading order, [B, P, X, ...] of [B, H, W, ...].
 
     The pixels of a patch are in reading order, too.
-    Raises ValueError where H or W is no multiple of `patch`.
+    Raises UserError where H or W is no multiple of `patch`.
     """
     batch, height, width, *rest = x_BHW.shape
     if height % patch or width % patch:
-        raise ValueError(f"{height} x {width} pixels do not divide into patches of {patch=}.")
+        raise UserError(f"{height} x {width} pixels do not divide into patches of {patch=}.")
     x = x_BHW.reshape(batch, height // patch, patch, width // patch, patch, *rest)
     return x.swapaxes(2, 3).reshape(batch, -1, patch * patch, *rest)
 
@@ -77,7 +78,7 @@ class Positions(nn.Module):
         if self.has_variable("params", self.parameter):
             known = self.get_variable("params", self.parameter).shape[1]
             if known != num_tokens:
-                raise ValueError(
+                raise UserError(
                     f"{self.parameter} is for {known} tokens, but the input has {num_tokens}."
                 )
         init = nn.initializers.normal(self.width**-0.5)
@@ -96,7 +97,7 @@ class MultiHeadAttention(nn.Module):
 
     def setup(self):
         if self.width % self.num_heads:
-            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
+            raise UserError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
         heads = (self.num_heads, self.width // self.num_heads)
         values = dict(use_bias=self.use_bias, kernel_init=self.initializer, dtype=self.dtype)
         self.query = Dense(heads, **values)

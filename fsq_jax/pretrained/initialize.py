@@ -5,23 +5,25 @@ over, and the two convolutions beside the quantizer are new.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from fsq_jax.pretrained import parameter_trees, vit, weights
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitialWeights:
     """What a run takes from other weights, and what it doesn't.
 
     Attributes:
@@ -38,7 +40,7 @@ class Start:
     new: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     left_over: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
-    def put_over(self, state: PyTree, shardings: PyTree, workdir: str) -> PyTree:
+    def apply_to(self, state: PyTree, shardings: PyTree, workdir: str) -> PyTree:
         """The `TrainState` with what is taken in the place of what was drawn.
 
         It goes into the parameters, their moving average and the model state, each array where
@@ -48,8 +50,7 @@ class Start:
             return state
         if jax.process_index() == 0:
             log(self.text())
-            with open(os.path.join(workdir, "init_from.json"), "w") as file:
-                json.dump(self.record(), file, indent=2)
+            write_json(os.path.join(workdir, "init_from.json"), self.record())
         name = _trained_network(state.params, state.ema_params)
         params = self._placed("params", *(s.params[name] if name else s.params
                                           for s in (state, shardings)))
@@ -89,8 +90,8 @@ class Start:
         return jax.tree_util.tree_map_with_path(leaf, tree, where)
 
 
-def load(shapes: PyTree, path: str) -> Start:
-    """The `Start` of a run with the weights at a path: see `weights.load`, and `fit`."""
+def load(shapes: PyTree, path: str) -> InitialWeights:
+    """What a run takes with the weights at a path: see `weights.load`, and `fit`."""
     loaded = weights.load(path)
     variables = loaded.variables
     if parameter_trees.identify(loaded.params) == "vit":  # a part of UViM's stage II, by other names
@@ -99,8 +100,8 @@ def load(shapes: PyTree, path: str) -> Start:
     return fit(shapes, variables, path, loaded.fingerprint)
 
 
-def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: str) -> Start:
-    """The `Start` of a run with weights that were loaded.
+def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: str) -> InitialWeights:
+    """What a run takes with weights that were loaded.
 
     Args:
       shapes: the run's `TrainState`, of which nothing but shapes is read.
@@ -108,20 +109,18 @@ def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: st
       path, fingerprint: where the weights come from, and what tells them from others.
 
     Raises:
-      ValueError: nothing at all fits.
+      UserError: nothing at all fits.
     """
-    # LeCam's averages are the discriminator's, which starts afresh whatever the weights are.
-    state = {name: tree for name, tree in shapes.model_state.items() if name != "lecam"}
-    ours = _flat({"params": shapes.ema_params, **state})
+    ours = _flat({"params": shapes.ema_params, **shapes.model_state})
     theirs = {name: np.asarray(array) for name, array in _flat(loaded).items()}
     fits = {name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape}
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"Nothing of init_from={path!r} fits this model: it holds {_example(theirs)}; the "
             f"model has {_example(ours)}."
         )
     found = {name: array.shape for name, array in theirs.items()}
-    return Start(
+    return InitialWeights(
         path,
         fingerprint,
         taken={name: theirs[name] for name in sorted(fits)},
@@ -139,13 +138,11 @@ def _trained_network(params: PyTree, ema_params: PyTree) -> str:
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_path("", path): leaf for path, leaf in leaves}
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def _path(collection: str, path) -> str:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return f"{collection}/{name}" if collection else name
+    return f"{collection}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
 
 
 def _example(arrays: Mapping) -> str:

@@ -24,6 +24,7 @@ from fsq_jax.formats import weights_file
 from fsq_jax.models.maskgit_tokenizer import Tokenizer
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import parameter_trees
+from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
@@ -95,7 +96,7 @@ def load_maskgit_tokenizer(
       num_groups: of the group norms, which the arrays do not tell; MaskGIT's are 32.
 
     Raises:
-      ValueError: the file can't be read, or holds something else.
+      UserError: the file can't be read, or holds something else.
     """
     params = weights_file.read(path)[0]["params"]
     config = tokenizer_config(path, params, levels, num_groups)
@@ -111,7 +112,7 @@ def load_maskgit_transformer(path: str, codebook_size: int = 0) -> PretrainedTra
         where it is known: 1024 of MaskGIT's 2025 rows.
 
     Raises:
-      ValueError: the file can't be read, holds something else, or codebook_size must be given.
+      UserError: the file can't be read, holds something else, or codebook_size must be given.
     """
     params = weights_file.read(path)[0]["params"]
     config = transformer_config(path, params, codebook_size)
@@ -141,18 +142,18 @@ def tokenizer_config(
     """
     parameter_trees.expect(path, params, "maskgit_tokenizer")
     config = ml_collections.ConfigDict({
-        "stage": "tokenizer",
+        "stage": "maskgit_tokenizer",
         "model": _tokenizer_sizes(path, params) | {"num_groups": num_groups},
         "quantizer": {"name": "fsq", "levels": tuple(levels)},
     })
     channels = np.shape(params["encoder"]["Conv_1"]["kernel"])[-1]
     if "quantizer" in params:
         if levels:
-            raise ValueError(f"{path} has a codebook, but {levels=} are for FSQ.")
+            raise UserError(f"{path} has a codebook, but {levels=} are for FSQ.")
         codebook_size = np.shape(params["quantizer"]["codebook"])[0]
         config.quantizer = {"name": "vq", "codebook_size": codebook_size, "channels": channels}
     elif len(levels) != channels:
-        raise ValueError(
+        raise UserError(
             f"{path} has no codebook, so that it is of FSQ: give its {channels} levels, which the "
             f"arrays do not tell (given: {tuple(levels) or 'none'}); a safetensors export does."
         )
@@ -170,13 +171,13 @@ def _tokenizer_sizes(path: str, params: Mapping) -> dict[str, Any]:
     num_levels = sum(name.startswith("Conv_") for name in decoder) - 1
     blocks = sum(name.startswith("ResBlock_") for name in encoder)
     if num_levels < 1 or blocks % (num_levels + 1):
-        raise ValueError(f"{path}: {blocks} blocks do not make {num_levels} levels and a middle.")
+        raise UserError(f"{path}: {blocks} blocks do not make {num_levels} levels and a middle.")
     widths = [shape(decoder, f"Conv_{num_levels}")[2]]
     widths += [shape(decoder, f"Conv_{num_levels - i}")[-1] for i in range(1, num_levels)]
     if num_levels > 1 and not blocks:
         widths[0] = filters  # nothing is as wide as the first level then
     if any(width % filters for width in widths):
-        raise ValueError(f"{path}: the levels' {widths=} are no multiples of {filters=}.")
+        raise UserError(f"{path}: the levels' {widths=} are no multiples of {filters=}.")
     return {
         "filters": filters,
         "channel_multipliers": tuple(width // filters for width in widths),
@@ -213,18 +214,18 @@ def transformer_config(
     layer = params["TransformerLayer_0"]
     codebook_size = codebook_size or KNOWN_VOCABULARIES.get(rows, 0)
     if not codebook_size:
-        raise ValueError(
+        raise UserError(
             f"{path} has a vocabulary of {rows} rows, codes + classes + 1, and the arrays do not "
             "tell codes from classes: give codebook_size, or the tokenizer that it goes with."
         )
     if not 0 < codebook_size < rows - 1:
-        raise ValueError(f"{path}: {codebook_size=} leaves no class of {rows} rows and the mask.")
+        raise UserError(f"{path}: {codebook_size=} leaves no class of {rows} rows and the mask.")
     if math.isqrt(num_positions - 1) ** 2 != num_positions - 1:
-        raise ValueError(
+        raise UserError(
             f"{path}: {num_positions} positions are not a class and a square of tokens."
         )
     return ml_collections.ConfigDict({
-        "stage": "maskgit",
+        "stage": "maskgit_transformer",
         "model": {
             "width": width,
             "depth": sum(name.startswith("TransformerLayer_") for name in params),

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from fsq_jax.formats import weights_file
+from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
@@ -33,10 +35,10 @@ def expect(path: str, params: Mapping, layout: str) -> Mapping:
     """The same parameters.
 
     Raises:
-      ValueError: they are of another layout; says of which.
+      UserError: they are of another layout; says of which.
     """
     if identify(params) != layout:
-        raise ValueError(f"{path} holds {name(params)}; expected {LAYOUTS[layout][0]}.")
+        raise UserError(f"{path} holds {name(params)}; expected {LAYOUTS[layout][0]}.")
     return params
 
 
@@ -54,37 +56,32 @@ def named_arrays(function: Callable) -> Callable:
         try:
             return function(path, params, *arguments, **keywords)
         except KeyError as error:
-            raise ValueError(f"{path} lacks {error}, which this network has.") from None
+            raise UserError(f"{path} lacks {error}, which this network has.") from None
         except (IndexError, TypeError) as error:
-            raise ValueError(f"{path} holds arrays of other ranks ({error}).") from None
+            raise UserError(f"{path} holds arrays of other ranks ({error}).") from None
 
     return wrapped
 
 
 def check_shapes(path: str, model, params: PyTree, *inputs) -> None:
-    """Raises a ValueError where the names or shapes are not those of `model.init(*inputs)`."""
+    """Raises a UserError where the names or shapes are not those of `model.init(*inputs)`."""
     check_tree(path, params, jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
 
 
 def check_tree(path: str, params: PyTree, expected: PyTree) -> None:
-    """Raises a ValueError where names or shapes are not those of the tree that is `expected`."""
-    ours = {key: array.shape for key, array in _flatten(expected).items()}
+    """Raises a UserError where names or shapes are not those of the tree that is `expected`."""
+    ours = {key: array.shape for key, array in traverse_util.flatten_dict(expected, sep="/").items()}
     theirs = {key: array.shape for key, array in weights_file.flatten(params).items()}
     lacking, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     if lacking:
-        raise ValueError(f"{path} lacks {len(lacking)} arrays, such as {lacking[0]!r}.")
+        raise UserError(f"{path} lacks {len(lacking)} arrays, such as {lacking[0]!r}.")
     if extra:
-        raise ValueError(
+        raise UserError(
             f"{path} has {len(extra)} arrays that this network lacks, such as {extra[0]!r}."
         )
     for key, shape in ours.items():
         if theirs[key] != shape:
-            raise ValueError(f"{path}: {key} has shape {theirs[key]}, expected {shape}.")
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+            raise UserError(f"{path}: {key} has shape {theirs[key]}, expected {shape}.")
 
 
 def _some(names) -> str:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from fsq_jax.pretrained import parameter_trees
+from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 _NUMBERED = re.compile(r"(.+)_(\d+)")
@@ -32,18 +33,18 @@ def image_encoder(
       params: the model's; shapes will do.
 
     Raises:
-      ValueError: the model has no image encoder, or the ViT is of other sizes.
+      UserError: the model has no image encoder, or the ViT is of other sizes.
     """
     if "pos_embedding_encoder" not in params or "EmbedPatches" not in params:
-        raise ValueError(f"{path} holds a ViT, from which only UViM's stage II can start.")
+        raise UserError(f"{path} holds a ViT, from which only UViM's stage II can start.")
     encoder = dict(vit["Transformer"])
     positions = encoder.pop("posembed_input", vit).get("pos_embedding")
     if np.ndim(positions) != 3:
-        raise ValueError(f"{path} lacks the positions [1, tokens, width] of a ViT.")
+        raise UserError(f"{path} lacks the positions [1, tokens, width] of a ViT.")
     try:
         positions = resize_positions(positions, params["pos_embedding_encoder"].shape[1])
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     theirs = {
         "encoder": _renumbered(encoder),
         "EmbedPatches": vit["embedding"],
@@ -58,12 +59,12 @@ def resize_positions(positions_1LD: np.ndarray, num_patches: int) -> np.ndarray:
 
     Linear between the grids, corner on corner (as UViM's `scipy.ndimage.zoom` of order 1). A first
     row that is one too many for a square is the class token's.
-    Raises ValueError where the one or the other number is none of a square.
+    Raises UserError where the one or the other number is none of a square.
     """
     num_tokens = positions_1LD.shape[1]
     old, new = math.isqrt(num_tokens), math.isqrt(num_patches)
     if num_tokens - old**2 > 1 or new**2 != num_patches:
-        raise ValueError(
+        raise UserError(
             f"Positions for {num_tokens} tokens and {num_patches} patches; expected square grids, "
             "the first with a class token or without."
         )

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
 
 from fsq_jax.formats import weights_file
 from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_config, parse_config
 
 PyTree = Any
@@ -23,7 +25,7 @@ class Weights:
       params: parameters; the moving averages, where it is a run of ours.
       model_state: {collection: tree} of the network's other arrays (UViM's codebook).
       step: updates that they have seen; 0 where nobody says.
-      config: of the run; None for other people's files, see `layouts` for what they hold.
+      config: of the run; None for other people's files, see `parameter_trees` for what they hold.
     """
 
     path: str
@@ -48,27 +50,37 @@ def is_run(path: str) -> bool:
     return os.path.exists(os.path.join(path, "config.json"))
 
 
-def load(path: str, step: int | None = None) -> Weights:
-    """The weights of a run, or of a msgpack, .npz or safetensors file.
+def load(path: str, step: int | None = None, stages: Collection[str] = ()) -> Weights:
+    """The weights of a run, or of a msgpack, .npz or safetensors file; each file is read once.
 
     Args:
-      path: a workdir, or a file; `weights_file.read` tells of which format.
+      path: a workdir, or a file; `weights_file.read` tells the format by its content.
       step: which of a run's checkpoints; the latest by default.
+      stages: those that a run may be of, checked before its arrays are read; () for any.
 
     Raises:
-      ValueError: there is nothing of the kind, or it can't be read.
+      UserError: there is nothing of the kind, or it can't be read.
     """
     if is_run(path):
         config = load_config(path)
-        step, weights = checkpoint.load_weights(path, step)
-        # LeCam's averages belong to the discriminator, which isn't among these weights.
-        state = {k: v for k, v in weights["model_state"].items() if k != "lecam"}
-        return Weights(path, weights["ema_params"], state, step, config)
+        check_stage(path, config.stage, stages)
+        step, restored = checkpoint.load_weights(path, step)
+        return Weights(path, restored["ema_params"], restored["model_state"], step, config)
+    if step is not None:
+        raise UserError(f"step={step} is one of a run's checkpoints; {path!r} is a file.")
     variables, metadata = weights_file.read(path)
     if "params" not in variables:
-        raise ValueError(f"{path} holds {sorted(variables)[:4]} at the top; expected 'params'.")
+        raise UserError(f"{path} holds {sorted(variables)[:4]} at the top; expected 'params'.")
     config = None
     if "config" in metadata:  # written by fsq_jax.export
         config = parse_config(metadata["config"], path)
+        check_stage(path, config.stage, stages)
     step = json.loads(metadata.get("step", "0"))
     return Weights(path, variables.pop("params"), variables, step, config)
+
+
+def check_stage(path: str, stage: str, stages: Collection[str]) -> None:
+    """Raises a UserError where a path holds a stage that is not among those wanted; () for any."""
+    if stages and stage not in stages:
+        needed = " or ".join(map(repr, stages))
+        raise UserError(f"{path!r} is of stage {stage!r}; one of stage {needed} is needed.")

@@ -1,10 +1,9 @@
 """Quantizers that return the same `Quantized`, by name: FSQ and the two VQ layers of the paper."""
 
-import difflib
-
 from flax import linen as nn
 
 from fsq_jax.quantizers import fsq, vq
+from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 QUANTIZERS = {"fsq": fsq.FSQ, "vq": vq.VectorQuantizer, "vq_ema": vq.EMAVectorQuantizer}
 
@@ -13,14 +12,14 @@ def make(name: str, **kwargs) -> nn.Module:
     """Returns the quantizer called `name`, made with its own keyword arguments.
 
     "fsq": levels. "vq": MaskGIT's, codebook_size and channels. "vq_ema": UViM's, the same two.
-    Raises ValueError for another name, with the nearest one.
+    Raises UserError for another name, with the nearest one, and for sizes that cannot be.
     """
     if name not in QUANTIZERS:
-        nearest = difflib.get_close_matches(str(name), QUANTIZERS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"There is no quantizer {name!r}, only {sorted(QUANTIZERS)}. Did you mean {nearest!r}?"
-        )
-    return QUANTIZERS[name](**kwargs)
+        raise UserError(f"There is no quantizer {name!r}{did_you_mean(name, QUANTIZERS)}")
+    try:
+        return QUANTIZERS[name](**kwargs)
+    except ValueError as error:  # of FSQ, whose file stands alone and knows no UserError
+        raise UserError(str(error)) from None
 
 
 def of_config(config) -> nn.Module:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.quantizers.fsq import Quantized
+from fsq_jax.runtime.user_error import UserError
 
 
 def squared_distances(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
@@ -210,7 +211,7 @@ class EMAVectorQuantizer(nn.Module):
         sums_KD = decay_K[:, None] * self.dictionary.value + _matmul(chosen_NK.T, z_ND)
         if self.split_threshold > 0:
             if not self.has_rng("codebook"):
-                raise ValueError(
+                raise UserError(
                     "EMAVectorQuantizer splits codewords in training and needs "
                     'rngs={"codebook": key}; split_threshold=0 switches splitting off.'
                 )
@@ -237,7 +238,7 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _flatten(z: jax.Array, channels: int) -> jax.Array:
     if z.ndim == 0 or z.shape[-1] != channels:
-        raise ValueError(f"The last dimension of z, of shape {z.shape}, must be {channels=}.")
+        raise UserError(f"The last dimension of z, of shape {z.shape}, must be {channels=}.")
     return z.astype(jnp.float32).reshape(-1, channels)
 
 
@@ -266,6 +267,6 @@ def _perplexity(share_K: jax.Array) -> jax.Array:
 
 def _check_sizes(codebook_size: int, channels: int) -> None:
     if codebook_size < 2 or channels < 1:
-        raise ValueError(
+        raise UserError(
             f"A codebook needs at least 2 codes and 1 channel, not {codebook_size=}, {channels=}."
         )

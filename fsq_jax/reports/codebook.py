@@ -15,7 +15,6 @@ from fsq_jax.evaluators import codebook as evaluator
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics import codebook
 from fsq_jax.reports import html
-from fsq_jax.runs import inputs
 from fsq_jax.runtime import checkpoint
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.workdir import load_results
@@ -25,59 +24,58 @@ _LISTED = 500  # dead codes that are named
 _CLASSES = 50  # rows of the table of classes
 
 
-def write(config, run: Predictor) -> str:
+def write(predictor: Predictor) -> str:
     """Writes the page of a tokenizer's run; returns its path.
 
     Args:
-      config: of the run.
-      run: whose held-out images are encoded.
+      predictor: a tokenizer's, whose held-out images are encoded.
     """
-    names = inputs.open_split(config.data, config.data.eval_split).class_names
-    counts_CK = evaluator.count_codes_by_class(run, len(names))
-    path = os.path.join(run.workdir, "codebook", "index.html")
+    names = predictor.dataset(predictor.eval_split).class_names
+    counts_CK = evaluator.count_codes_by_class(predictor, len(names))
+    path = os.path.join(predictor.workdir, "codebook", "index.html")
     if jax.process_index() == 0:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w") as file:
-            file.write(page(counts_CK, names, run, bits_of_models(run)))
+            file.write(page(counts_CK, names, predictor, bits_of_models(predictor)))
         log(f"{path}")
     return path
 
 
-def bits_of_models(run: Predictor) -> dict[str, float]:
+def bits_of_models(predictor: Predictor) -> dict[str, float]:
     """{workdir: bits a token} of the transformers beside this run that were trained on its codes.
 
-    They are told by the fingerprint of the tokenizer's weights, which their results carry.
+    They are known by the fingerprint of the tokenizer's weights, which their results carry.
     """
-    state = {k: v for k, v in run.state.model_state.items() if k != "lecam"}
-    own = checkpoint.fingerprint({"params": run.state.ema_params, **state})
-    beside = os.path.join(os.path.dirname(os.path.abspath(run.workdir)), "*", "results.json")
+    state = predictor.state
+    own = checkpoint.fingerprint({"params": state.ema_params, **state.model_state})
+    beside = os.path.join(os.path.dirname(os.path.abspath(predictor.workdir)), "*", "results.json")
     bits = {}
     for file in sorted(glob.glob(beside)):
         workdir = os.path.dirname(file)
         result = load_results(workdir).get("compression/bits_per_token")
-        if result and result["protocol"].get("tokenizer") == own:
+        if result and result["protocol"].get("stage_1") == own:
             bits[os.path.basename(workdir)] = result["value"]
     return bits
 
 
 def page(
-    counts_CK: np.ndarray, class_names: Sequence[str], run: Predictor, bits: Mapping[str, float]
+    counts_CK: np.ndarray, class_names: Sequence[str], predictor: Predictor, bits: Mapping[str, float]
 ) -> str:
     """The page as HTML.
 
     Args:
       counts_CK: how often each code occurs in each class.
       class_names: C names.
-      run: that was counted.
+      predictor: that was counted.
       bits: {a model of the tokens: bits a token}.
     """
-    counts_K, levels = counts_CK.sum(axis=0), tuple(run.info["levels"])
+    counts_K, levels = counts_CK.sum(axis=0), tuple(predictor.facts.levels)
     name = "FSQ" if levels else "codebook"
-    measured = dict(run.protocol) | {
-        "step": run.step, "split": run.eval_split, "num_tokens": int(counts_K.sum())
+    measured = dict(predictor.protocol) | {
+        "step": predictor.step, "split": predictor.eval_split, "num_tokens": int(counts_K.sum())
     }
     rows = [(key, str(value)) for key, value in protocols.flat(measured).items()]
-    return html.page(f"Codes of {run.workdir}", {
+    return html.page(f"Codes of {predictor.workdir}", {
         "In short": [summary_table(counts_K, levels, bits)],
         "Frequencies": [html.codes_figure({name: counts_K}, levels, name)],
         "Dead codes": [dead_codes(counts_K)],

@@ -111,12 +111,12 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def page(title: str, sections: Mapping[str, Sequence[str | Table | Figure]]) -> str:
+def page(title: str, sections: Mapping[str, Sequence[str | Table | Figure | bytes]]) -> str:
     """One self-contained HTML page: pictures are embedded, text is escaped.
 
     Args:
       title: of the page.
-      sections: heading -> what stands below it: paragraphs, tables and figures.
+      sections: heading -> what stands below it: paragraphs, tables, figures, PNG files' bytes.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
     for heading, parts in sections.items():
@@ -124,8 +124,9 @@ def page(title: str, sections: Mapping[str, Sequence[str | Table | Figure]]) -> 
         for part in parts:
             if isinstance(part, Table):
                 body.append(part.html())
-            elif isinstance(part, Figure):
-                data, alt = base64.b64encode(png(part)).decode(), html.escape(heading)
+            elif isinstance(part, Figure | bytes):
+                picture = part if isinstance(part, bytes) else png(part)
+                data, alt = base64.b64encode(picture).decode(), html.escape(heading)
                 body.append(f'<img alt="{alt}" src="data:image/png;base64,{data}">')
             else:
                 body.append(f"<p>{html.escape(part)}</p>")

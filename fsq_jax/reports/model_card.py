@@ -5,18 +5,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fsq_jax.formats import weights_file
+from fsq_jax.formats import hub, weights_file
 from fsq_jax.pretrained import weights
 
 TITLES = {
-    "tokenizer": "Image tokenizer (MaskGIT stage I)",
-    "maskgit": "Masked transformer (MaskGIT stage II)",
+    "maskgit_tokenizer": "Image tokenizer (MaskGIT stage I)",
+    "maskgit_transformer": "Masked transformer (MaskGIT stage II)",
     "uvim_base": "Label autoencoder (UViM stage I)",
     "uvim_lm": "Language model of label codes (UViM stage II)",
 }
 READING = {
     "safetensors": "`model.safetensors` holds every array under its path, and the config, the "
-    "results and this card in its metadata. `python -m fsq_jax.evaluate --pretrained=FILE` and "
+    "results and this card in its metadata. `python -m fsq_jax.evaluate --workdir=FILE` and "
     "`--config.init_from=FILE` read it.",
     "msgpack": "`model.msgpack` is `{{\"params\": tree}}` as flax's `msgpack_restore` reads it, in "
     "the layout of MaskGIT's checkpoints. {unsaid}",
@@ -66,17 +66,49 @@ def facts(loaded: weights.Weights) -> dict[str, str]:
         known["quantizer"] = ", ".join(f"{k}={v}" for k, v in config.quantizer.to_dict().items())
     if config.get("num_classes"):
         known["classes"] = str(config.num_classes)
-    if config.stage == "maskgit":
-        known["tokenizer"] = f"`{config.tokenizer.fingerprint}`"
+    if "stage_1" in config:
+        known["stage I"] = f"`{config.stage_1.fingerprint}`"
     if config.get("init_from"):
         known["started from"] = str(config.init_from)
     return known
 
 
+def facts_for_hub(
+    loaded: weights.Weights, results: Mapping[str, Mapping], checksums: Mapping[str, str]
+) -> dict:
+    """What the hub reads at the head of a card: tags, results, and each file's checksum.
+
+    Args:
+      loaded, results: as in `text`.
+      checksums: {file: SHA-256}, which `formats.hub` holds a download against.
+    """
+    config = loaded.config
+    section = {"stage": config.stage, "step": loaded.step, "fingerprint": loaded.fingerprint}
+    if "quantizer" in config:
+        section["quantizer"] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in config.quantizer.to_dict().items()
+        }
+    known = {"library_name": "fsq_jax", "tags": ["jax", "flax", "fsq", config.stage]}
+    if results:
+        measured = {}
+        for name, result in sorted(results.items()):
+            entry = {"name": name, "type": name, "value": round(float(result["value"]), 6)}
+            measured.setdefault(name.split("/")[0], []).append(entry)
+        data = {"name": config.data.source, "type": config.data.source}
+        known["model-index"] = [{
+            "name": TITLES.get(config.stage, config.stage),
+            "results": [
+                {"task": {"type": task}, "dataset": data, "metrics": metrics}
+                for task, metrics in measured.items()
+            ],
+        }]
+    return known | {hub.SECTION: section | {"files": dict(checksums)}}
+
+
 def _unsaid(config) -> str:
     """What MaskGIT's layout has no place for, and a reader must be told."""
     unsaid = {}
-    if config.stage == "tokenizer":
+    if config.stage == "maskgit_tokenizer":
         unsaid = {"num_groups": config.model.num_groups}
         if config.quantizer.name == "fsq":
             unsaid["levels"] = tuple(config.quantizer.levels)

@@ -1,7 +1,6 @@
 """Configs: resolved before a run starts, and changed by dotted keys."""
 
 import ast
-import difflib
 from collections.abc import Iterable, Mapping
 
 import ml_collections
@@ -10,6 +9,7 @@ from flax import traverse_util
 from fsq_jax import evaluators
 from fsq_jax.runs import inputs
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -18,14 +18,14 @@ def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     """A copy in which what the data decides stands as a number: `num_classes` 0 is replaced.
 
     Raises:
-      ValueError: where a run of this config could only fail later.
+      UserError: where a run of this config could only fail later.
     """
     config = config.copy_and_resolve_references()
     for name in ("steps", "log_every", "preview_every", "checkpoint_every"):
         if config[name] < 1:
-            raise ValueError(f"{name}={config[name]} must be at least 1.")
+            raise UserError(f"{name}={config[name]} must be at least 1.")
     if config.model.dtype not in DTYPES:
-        raise ValueError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
+        raise UserError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
     evaluators.check(config.evals)
     sharding.check_batch_size(config.batch_size, config.accumulate)
     sharding.check_batch_size(config.eval_batch_size, name="eval_batch_size")
@@ -39,13 +39,11 @@ def override_config(config: ml_collections.ConfigDict, overrides: Mapping) -> No
     known = traverse_util.flatten_dict(config.to_dict(), sep=".")
     for name, value in overrides.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"The config has no {name!r}{hint}")
+            raise UserError(f"The config has no {name!r}{did_you_mean(name, known)}")
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError:
-            raise ValueError(
+            raise UserError(
                 f"{name}={value!r} is not of type {type(known[name]).__name__}, as "
                 f"{known[name]!r} is."
             ) from None
@@ -57,9 +55,15 @@ def parse_overrides(assignments: Iterable[str]) -> dict:
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator:
-            raise ValueError(f"{assignment!r} is not of the form KEY=VALUE.")
+            raise UserError(f"{assignment!r} is not of the form KEY=VALUE.")
         try:
             overrides[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             overrides[name] = text
     return overrides
+
+
+def data_overrides(source: str, data_dir: str, size: int) -> dict:
+    """Overrides for what is given of the flags --data, --data_dir and --size."""
+    given = {"data.source": source, "data.data_dir": data_dir, "data.size": size}
+    return {name: value for name, value in given.items() if value}

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from fsq_jax import tasks
-from fsq_jax.data import cached_views, pipeline, transforms
+from fsq_jax.data import pipeline, token_cache, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.open import open_dataset
 
 
 def open_split(data: Mapping, split: str, features: Sequence[str] = ()) -> Dataset:
-    """The source of `config.data`, for one of its splits; a cache keeps `features`, too."""
+    """A split of the data set of `config.data`; a cache keeps `features`, too."""
     return open_dataset(
         data["source"], split, data["size"], data_dir=data["data_dir"], cache=data["cache"],
         features=features,
@@ -33,9 +33,9 @@ def transforms_of(config) -> tuple[transforms.Transform, transforms.Transform]:
 
 def train_batches(config) -> pipeline.TrainBatches:
     """This host's training batches, from the first one on."""
-    source, transform, names = _training(config)
+    dataset, transform, names = _training(config)
     return pipeline.train_batches(
-        source,
+        dataset,
         transform,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -47,17 +47,17 @@ def train_batches(config) -> pipeline.TrainBatches:
 
 
 def _training(config) -> tuple[Dataset, transforms.Transform, tuple[str, ...]]:
-    """(source, transform, features) that training reads: of images, of a token cache, of both."""
+    """(data set, transform, features) that training reads: of images, of a token cache, of both."""
     data, names = config.data, features(config)
     augment, plain = transforms_of(config)
     if not config.get("token_cache"):
         return open_split(data, data.train_split, names), augment, names
     tokens = open_dataset(f"tokens:{config.token_cache}", "train", data.size)
     if "task" not in config:
-        return tokens, transforms.random_view, ()
-    source = cached_views.paired(open_split(data, data.train_split), tokens)
+        return tokens, token_cache.sample_token_view, ()
+    source = token_cache.paired(open_split(data, data.train_split), tokens)
     views = dict(seed=tokens.meta["seed"], views=tokens.meta["views"])
-    return source, cached_views.random_view(augment, plain, **views), ()
+    return source, token_cache.sample_image_and_tokens(augment, plain, **views), ()
 
 
 def eval_batches(
@@ -68,11 +68,11 @@ def eval_batches(
     "train" and "eval" stand for the data's own two splits; `transform` takes the place of the
     config's own.
     """
-    source = eval_source(config, split)
-    return every_record(config, source, transform or transforms_of(config)[1], limit)
+    dataset = eval_dataset(config, split)
+    return every_record(config, dataset, transform or transforms_of(config)[1], limit)
 
 
-def eval_source(config, split: str) -> Dataset:
+def eval_dataset(config, split: str) -> Dataset:
     """The records of a split, as they are before any transform.
 
     "train" and "eval" stand for the data's own two splits; `data.eval_crop` is all that is seen
@@ -80,18 +80,18 @@ def eval_source(config, split: str) -> Dataset:
     """
     data = config.data
     name = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
-    source = open_split(data, name, features(config))
+    dataset = open_split(data, name, features(config))
     if split == "eval" and data.eval_crop:
-        return source.mapped(transforms.crop_to(data.eval_crop))
-    return source
+        return dataset.mapped(transforms.crop_to(data.eval_crop))
+    return dataset
 
 
 def every_record(
-    config, source: Dataset, transform: transforms.Transform, limit: int = 0
+    config, dataset: Dataset, transform: transforms.Transform, limit: int = 0
 ) -> Iterable[dict[str, np.ndarray]]:
-    """This host's batches of a source, each record once, the last batch filled up and masked."""
+    """This host's batches of a data set, each record once, the last batch filled up and masked."""
     return pipeline.eval_batches(
-        source,
+        dataset,
         transform,
         batch_size=config.eval_batch_size,
         limit=limit or None,

@@ -1,4 +1,4 @@
-"""A run put together from its config, or from its workdir: data, stage, state, evaluation."""
+"""From any path to weights to something that predicts, and from a training state to the same."""
 
 import os
 import platform
@@ -9,63 +9,44 @@ import numpy as np
 
 from fsq_jax import stages
 from fsq_jax.evaluators.predictor import Predictor
-from fsq_jax.pretrained import weights
-from fsq_jax.runs import inputs
+from fsq_jax.pretrained import parameter_trees, weights
+from fsq_jax.runs import frozen, inputs, published
 from fsq_jax.runs.config import override_config
 from fsq_jax.runtime import sharding
-from fsq_jax.runtime.workdir import load_config
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages.stage import Stage, TrainState
 
 
-def evaluation(config, stage: Stage, predict, state: TrainState, mesh, workdir: str) -> Predictor:
-    """What evaluators take, for a state of this config."""
-    device = jax.devices()[0]
-    return Predictor(
-        predict=predict,
-        state=state,
-        batches=lambda split, limit, transform=None: inputs.eval_batches(
-            config, split, limit or config.data.eval_limit, transform
-        ),
-        source=lambda split: inputs.eval_source(config, split),
-        eval_split="eval",
-        mesh=mesh,
-        batch_size=config.eval_batch_size,
-        info=stage.info,
-        protocol={
-            "data": config.data.source, "size": config.data.size,
-            "eval_split": config.data.eval_split, "train_split": config.data.train_split,
-            "seed": config.seed, "weights": "ema" if config.ema_decay else "latest",
-            "device": device.device_kind, "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
-        seed=config.seed,
-        step=int(state.step),
-        workdir=workdir,
-    )
-
-
-def load(workdir: str, step: int | None = None, overrides: Mapping | None = None):
-    """(config, stage, Run) of a trained run, its averaged weights on all devices.
+def load(
+    path: str, stage_1: str = "", step: int | None = None, overrides: Mapping | None = None
+) -> Predictor:
+    """The predictor of a workdir, an export or a published file, its weights on all devices.
 
     Args:
-      workdir: the run's folder.
-      step: which checkpoint; the latest by default.
-      overrides: {dotted key: value} put over the run's config, such as {"sampling.guidance": 1.0}.
+      path: a run's workdir, a safetensors export, or a checkpoint of MaskGIT or UViM.
+      stage_1: the same of the stage I that a stage II reads; by default where its config says that
+        it is, which a published file cannot say.
+      step: which of a run's checkpoints; the latest by default.
+      overrides: {dotted key: value} over the config, such as {"sampling.guidance": 1.0}.
 
     Raises:
-      ValueError: where there is no run or no such checkpoint, or it can't be read; for an
-        override of a key that the config doesn't have, or of another type.
+      UserError: there are no weights of the kind, or they can't be read; the two stages don't
+        belong together; the config has no such key, or its value is of another type.
     """
-    config = load_config(workdir)
-    override_config(config, overrides or {})
-    return assemble(config, weights.load(workdir, step))
-
-
-def assemble(config, loaded: weights.Weights):
-    """(config, stage, Run) of weights and the config that they are to be run with."""
-    if config.stage == "tokenizer":
+    overrides = dict(overrides or {})
+    loaded = weights.load(path, step)
+    first = _load_stage_1(loaded, stage_1)
+    config = loaded.config
+    if config is None:
+        config = published.config_of(loaded, first, overrides)
+    override_config(config, overrides)
+    if config.stage == "maskgit_tokenizer":
         config.loss.perceptual = 0.0  # its network is for training, and may not be at hand
-    stage = stages.make(config)
+    if first is not None:
+        config.stage_1.workdir = first.path
+    stage = stages.make(config, **({"stage_1": first} if first is not None else {}))
+    if config.stage == "maskgit_transformer":
+        _check_positions(loaded, config, stage.facts.grid)
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
     state = TrainState(
@@ -74,8 +55,70 @@ def assemble(config, loaded: weights.Weights):
         model_state=sharding.put(loaded.model_state, replicated),
         frozen=sharding.put(stage.frozen, replicated),
     )
-    predict = {name: jax.jit(fn) for name, fn in stage.predict.items()}
-    workdir = loaded.path if os.path.isdir(loaded.path) else ""
-    return config, stage, evaluation(config, stage, predict, state, mesh, workdir)
+    of_file = not os.path.isdir(path)
+    source = {"weights_file": path, "fingerprint": loaded.fingerprint} if of_file else {}
+    if of_file and loaded.config is None:
+        source["weights"] = "published"
+    workdir = "" if of_file else path
+    return of_state(config, stage, compiled(stage), state, mesh, workdir, source)
 
 
+def of_state(
+    config, stage: Stage, predict: Mapping, state: TrainState, mesh, workdir: str,
+    source: Mapping | None = None,
+) -> Predictor:
+    """The predictor of a state on the devices; `source` goes into the protocol of its results."""
+    return Predictor(
+        config=config,
+        stage=stage,
+        predict=predict,
+        state=state,
+        batches=lambda split, limit, transform=None: inputs.eval_batches(
+            config, split, limit or config.data.eval_limit, transform
+        ),
+        dataset=lambda split: inputs.eval_dataset(config, split),
+        mesh=mesh,
+        protocol={
+            "data": config.data.source, "size": config.data.size,
+            "eval_split": config.data.eval_split, "train_split": config.data.train_split,
+            "seed": config.seed, "weights": "ema" if config.ema_decay else "latest",
+            "device": jax.devices()[0].device_kind, "jax": jax.__version__,
+            "python": platform.python_version(),
+        } | dict(source or {}),
+        seed=config.seed,
+        step=int(state.step),
+        workdir=workdir,
+    )
+
+
+def compiled(stage: Stage) -> dict:
+    """The stage's functions, each compiled when it is first called."""
+    return {name: jax.jit(function) for name, function in stage.predict.items()}
+
+
+def _load_stage_1(loaded: weights.Weights, path: str):
+    """The stage I that weights need; None where they need none."""
+    kind = frozen.reads_stage_1(loaded)
+    if not kind:
+        if path:
+            raise UserError(f"{loaded.path} is no stage II, which alone takes a stage_1={path!r}.")
+        return None
+    if not path and loaded.config is not None:
+        path = loaded.config.stage_1.workdir
+    if not path:
+        raise UserError(
+            f"{loaded.path} holds {parameter_trees.name(loaded.params)}, which writes tokens: give "
+            "--stage_1=PATH, the stage I that they are of."
+        )
+    return frozen.load_stage_1(path, (kind,))
+
+
+def _check_positions(loaded: weights.Weights, config, side: int) -> None:
+    """Raises a UserError where images have another number of tokens than the weights are for."""
+    positions = np.shape(loaded.params["Embed_0"]["position_embeddings"]["embedding"])[0]
+    if positions != side**2 + 1:
+        raise UserError(
+            f"{loaded.path} has {positions} positions, the class and {positions - 1} tokens, but "
+            f"images of {config.data.size} pixels have {side**2} tokens of "
+            f"{config.stage_1.workdir}."
+        )

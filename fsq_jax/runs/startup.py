@@ -1,17 +1,103 @@
-"""How a training run begins: its shapes, the weights that it starts from, its workdir."""
+"""How a training run begins, or goes on: data, stage, state, compiled functions, checkpoints."""
 
+import dataclasses
 import os
+from collections.abc import Callable, Mapping
 
 import jax
+import ml_collections
 
+from fsq_jax.data.pipeline import TrainBatches
 from fsq_jax.pretrained import initialize
-from fsq_jax.runtime import checkpoint
+from fsq_jax.runs import frozen, inputs
+from fsq_jax.runs.config import resolve_config
+from fsq_jax.runs.predictor import compiled
+from fsq_jax.runtime import checkpoint, sharding
+from fsq_jax.runtime.batch_random_init import batch_random_init
+from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
 from fsq_jax.stages.stage import Stage, TrainState
 
 
+@dataclasses.dataclass
+class Training:
+    """A training run before its next step; `state` and `batch` move on with it.
+
+    Attributes:
+      config: resolved.
+      workdir: the run's folder.
+      stage: what is trained.
+      mesh: all devices.
+      key: of all that training draws; a step folds its number in.
+      first: updates made before this start.
+      state: a `TrainState` on the mesh.
+      update, predict: the stage's functions, compiled.
+      batches: this host's batches, the one after `batch` next.
+      batch: the next one, on the mesh.
+      checkpoints: of this run.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: str
+    stage: Stage
+    mesh: jax.sharding.Mesh
+    key: jax.Array
+    first: int
+    state: TrainState
+    update: Callable
+    predict: Mapping[str, Callable]
+    batches: TrainBatches
+    batch: dict[str, jax.Array]
+    checkpoints: checkpoint.Checkpoints
+
+    def next_batch(self) -> None:
+        """Puts the next batch on the mesh."""
+        self.batch = sharding.put_batch(next(self.batches), self.mesh)
+
+
+def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
+    """A run of this config, from its latest checkpoint where the workdir has one.
+
+    Raises:
+      UserError: the config can't be run, or `workdir` holds a run of another config.
+    """
+    config = resolve_config(config)
+    stage = frozen.make_stage(config)
+    mesh, key = sharding.make_mesh(), jax.random.key(config.seed)
+    batches = inputs.train_batches(config)
+    batch = sharding.put_batch(next(batches), mesh)
+    # Shapes first, shardings from them, then the arrays: each is made where it will live.
+    shapes = abstract_state(config, stage, batch)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
+    start = initial_weights(config, workdir, shapes)
+    claim_workdir(workdir, config, stage)
+    checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
+    first = checkpoints.latest_step or 0
+    if first:
+        state, data_state = checkpoints.restore(shapes, shardings)
+        batches.set_state(data_state)
+        log(f"Going on from step {first} of {workdir}.")
+    else:
+        state = jax.jit(batch_random_init(stage.init), out_shardings=shardings)(key, batch)
+        state = start.apply_to(state, shardings, workdir)
+    frozen_shardings = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
+    state = state.replace(frozen=sharding.put(stage.frozen, frozen_shardings))
+    update = jax.jit(
+        stage.update, donate_argnums=0, compiler_options=compiler_options(),
+        out_shardings=(shardings.replace(frozen=frozen_shardings), sharding.replicated(mesh)),
+    )
+    training = Training(
+        config, workdir, stage, mesh, key, first, state, update, compiled(stage), batches, batch,
+        checkpoints,
+    )
+    if 0 < first < config.steps:
+        training.next_batch()
+    return training
+
+
 def compiler_options() -> dict[str, bool]:
-    """What XLA is told for a train step on the devices at hand.
+    """What XLA is given for a train step on the devices at hand.
 
     On a GPU all matrix products go to cuBLAS, which adds biases and residuals as it writes. With
     Triton's products to choose from, XLA leaves those additions to kernels of their own.
@@ -24,25 +110,25 @@ def abstract_state(config, stage: Stage, batch) -> TrainState:
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
 
 
-def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.Start:
+def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.InitialWeights:
     """What a run takes from `config.init_from`; nothing where it has a checkpoint of its own.
 
     Raises:
-      ValueError: the weights can't be read, or nothing of them fits.
+      UserError: the weights can't be read, or nothing of them fits.
     """
     path = config.init_from
     if not path or checkpoint.saved_steps(workdir):
-        return initialize.Start()
+        return initialize.InitialWeights()
     return initialize.load(shapes, path)
 
 
 def claim_workdir(workdir: str, config, stage: Stage) -> None:
-    """Makes the workdir this run's own, with what its stage pinned in the config.
+    """Makes the workdir this run's own, with what its stage recorded in the config.
 
     Raises:
-      ValueError: with the differing keys, where it belongs to a run of another config.
+      UserError: with the differing keys, where it belongs to a run of another config.
     """
-    config.update_from_flattened_dict(dict(stage.pins))
+    config.update_from_flattened_dict(dict(stage.recorded))
     if os.path.exists(os.path.join(workdir, "config.json")):
         there = load_config(workdir).to_dict()
         differing = differing_keys(config.to_dict(), there)
@@ -52,6 +138,6 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
             listed = [f"{k}: {there} there, {ours} here" for k, (ours, there) in differing.items()]
             if len(listed) > 8:
                 listed[8:] = [f"and {len(listed) - 8} more"]
-            raise ValueError(f"{workdir!r} holds a run of another config ({'; '.join(listed)}).")
+            raise UserError(f"{workdir!r} holds a run of another config ({'; '.join(listed)}).")
     elif jax.process_index() == 0:
         save_config(workdir, config)

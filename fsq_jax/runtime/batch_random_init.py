@@ -16,14 +16,14 @@ from jax.extend import core
 _PICKS = ("slice", "dynamic_slice", "gather", "squeeze", "reshape", "unstack")  # key of keys
 
 
-def together(function: Callable) -> Callable:
+def batch_random_init(function: Callable) -> Callable:
     """`function` with its draws of equal kind and shape made at once; to be called under jit.
 
     It takes and returns trees of arrays. Draws whose keys depend on anything but keys, arguments
     and constants are left where they are.
     """
 
-    def drawn_together(*args):
+    def batched(*args):
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         program, values = closed.jaxpr, jax.tree.leaves(args)
         known = dict(zip(program.constvars, closed.consts, strict=True))
@@ -36,7 +36,7 @@ def together(function: Callable) -> Callable:
         rest = core.jaxpr_as_fun(closed.replace(jaxpr=rest, consts=closed.consts))
         return jax.tree.unflatten(jax.tree.structure(shapes), rest(*values, *drawn.values()))
 
-    return drawn_together
+    return batched
 
 
 def _draw(eqns, known) -> dict:

@@ -13,10 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from fsq_jax.runtime.user_error import UserError
+
 PyTree = Any
 
 # `frozen` stays out: these weights are saved already, in the run that they come from.
-_SAVED = ("step", "params", "opt_state", "ema_params", "model_state")
+_SAVED = ("step", "params", "opt_state", "ema_params", "model_state", "train_only")
 
 
 class Checkpoints:
@@ -31,9 +33,9 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int = 3, best: str = "", best_mode: str = "max"):
         if best_mode not in ("max", "min"):
-            raise ValueError(f"{best_mode=} must be 'max' or 'min'.")
+            raise UserError(f"{best_mode=} must be 'max' or 'min'.")
         if keep < 1:
-            raise ValueError(f"{keep=} checkpoints would leave nothing to resume from.")
+            raise UserError(f"{keep=} checkpoints would leave nothing to resume from.")
         policies = [preservation_policy.LatestN(keep)]
         if best:
             sign = 1 if best_mode == "max" else -1
@@ -88,7 +90,7 @@ class Checkpoints:
           shardings: the same of shardings.
 
         Raises:
-          ValueError: where the checkpoint can't be read, or isn't one of this model.
+          UserError: where the checkpoint can't be read, or isn't one of this model.
         """
         target = {
             name: jax.tree.map(_abstract, getattr(shapes, name), getattr(shardings, name))
@@ -102,7 +104,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"Checkpoint {self._directory}/{self.latest_step} is damaged or belongs to another "
                 f"model ({_first_line(error)}). Move it away to resume from the one before it: "
                 f"{sorted(self._manager.all_steps())[:-1] or 'there is none'}."
@@ -132,11 +134,11 @@ def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, 
       step: which checkpoint; the latest by default.
 
     Raises:
-      ValueError: where there is no such checkpoint, or it can't be read.
+      UserError: where there is no such checkpoint, or it can't be read.
     """
     steps = saved_steps(workdir)
     if not steps or step is not None and step not in steps:
-        raise ValueError(
+        raise UserError(
             f"{workdir!r} has no checkpoint{'' if step is None else f' of step {step}'}; "
             f"there are {steps or 'none'}."
         )
@@ -160,7 +162,7 @@ def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, 
                 ),
             )
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"Checkpoint {path} is damaged or incomplete ({_first_line(error)})."
         ) from error
     return step, restored

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -29,6 +30,22 @@ def written_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike) -> Iterator[None]:
+    """Waits until no other process of this machine is inside with the same path.
+
+    For work whose result all of them want: the first does it, the others then find it done. Of a
+    run with several processes none waits, since they can only work together.
+    """
+    if jax.process_count() > 1:
+        yield
+        return
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(f"{os.fspath(path)}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

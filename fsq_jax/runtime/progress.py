@@ -9,12 +9,17 @@ import jax
 import tqdm
 
 from fsq_jax.runtime.metric_writer import MetricWriter
+from fsq_jax.runtime.user_error import UserError
 
 
 def log(message: str) -> None:
     """Prints a line on stderr, above a progress bar if there is one; on the first host alone."""
     if jax.process_index() == 0:
         tqdm.tqdm.write(message, file=sys.stderr)
+
+
+class NonFiniteError(UserError, FloatingPointError):
+    """A metric that is NaN or infinite; the message names the step and the metrics."""
 
 
 class StepReporter:
@@ -42,7 +47,7 @@ class StepReporter:
         """Reports what is pending.
 
         Raises:
-          FloatingPointError: with the step and the metrics, where one of them is not finite.
+          NonFiniteError: with the step and the metrics, where one of them is not finite.
         """
         if self._pending is None:
             return
@@ -67,11 +72,11 @@ class StepReporter:
 
 
 def check_finite(step: int, values: Mapping[str, float]) -> None:
-    """Raises a FloatingPointError that names the step and the metrics, where one isn't finite."""
+    """Raises a NonFiniteError that names the step and the metrics, where one isn't finite."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps "
             f"are kept; a lower learning rate or a clip_norm may help."
         )

@@ -14,6 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fsq_jax.runtime.user_error import UserError
+
 PyTree = Any
 
 
@@ -27,7 +29,7 @@ def initialize_distributed() -> None:
     if address:
         missing = [n for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if n not in os.environ]
         if missing:
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS={address} is set, but not {missing}.")
+            raise UserError(f"JAX_COORDINATOR_ADDRESS={address} is set, but not {missing}.")
         jax.distributed.initialize(
             address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         )
@@ -103,10 +105,10 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 def check_batch_size(batch_size: int, accumulate: int = 1, name: str = "batch_size") -> None:
-    """Raises a ValueError where the batch can't be cut evenly over devices and microbatches."""
+    """Raises a UserError where the batch can't be cut evenly over devices and microbatches."""
     devices = jax.device_count()
     if batch_size % (devices * accumulate):
-        raise ValueError(
+        raise UserError(
             f"{name}={batch_size} is not a multiple of {devices} devices x "
             f"accumulate={accumulate}; the nearest that is: "
             f"{max(1, round(batch_size / (devices * accumulate))) * devices * accumulate}."

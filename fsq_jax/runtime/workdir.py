@@ -10,40 +10,41 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
+
+from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime.user_error import UserError
 
 
 def save_config(workdir: str, config: ml_collections.ConfigDict) -> None:
     """Writes WORKDIR/config.json."""
-    os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, "config.json")
-    with open(path + ".tmp", "w") as file:
-        json.dump(config.to_dict(), file, indent=2)
-    os.replace(path + ".tmp", path)
+    write_json(os.path.join(workdir, "config.json"), config.to_dict())
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
-    """The resolved config of a run; a ValueError that says so where there is no run."""
+    """The resolved config of a run; a UserError that says so where there is no run."""
     path = os.path.join(workdir, "config.json")
     if not os.path.exists(path):
-        raise ValueError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
+        raise UserError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
     with open(path) as file:
         return parse_config(file.read(), path)
 
 
 def parse_config(text: str, path: str) -> ml_collections.ConfigDict:
-    """The config in a JSON text that stands in `path`; a ValueError where it is none."""
+    """The config in a JSON text that stands in `path`; a UserError where it is none."""
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}).") from error
+        raise UserError(f"{path} is not readable as JSON ({error}).") from error
     if not isinstance(config, dict) or "stage" not in config:
-        raise ValueError(f"{path} is not a config of fsq_jax: it names no stage.")
+        raise UserError(f"{path} is not a config of fsq_jax: it names no stage.")
     return ml_collections.ConfigDict(_tuples(config))
 
 
 def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple]:
     """{dotted key: (our value, their value)} of all in which two configs differ."""
-    flat = [_flatten(_tuples(json.loads(json.dumps(dict(c))))) for c in (ours, theirs)]
+    plain = (_tuples(json.loads(json.dumps(dict(config)))) for config in (ours, theirs))
+    flat = [traverse_util.flatten_dict(config, sep=".") for config in plain]
     names = flat[0].keys() | flat[1].keys()
     pairs = {n: (flat[0].get(n, "absent"), flat[1].get(n, "absent")) for n in sorted(names)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -70,11 +71,8 @@ def is_evaluated(workdir: str, step: int) -> bool:
 
 def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
     """Takes results into WORKDIR/results.json, over older values of the same metrics."""
-    path = os.path.join(workdir, "results.json")
     merged = load_results(workdir) | dict(results)
-    with open(path + ".tmp", "w") as file:
-        json.dump(merged, file, indent=2)
-    os.replace(path + ".tmp", path)
+    write_json(os.path.join(workdir, "results.json"), merged)
 
 
 def _tuples(value):
@@ -82,13 +80,3 @@ def _tuples(value):
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

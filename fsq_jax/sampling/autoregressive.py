@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fsq_jax.runtime.user_error import UserError
+
 StepFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 GREEDY = 1e-6  # no higher a temperature, and the likeliest token is taken
 
@@ -30,10 +32,10 @@ def decode(
 
     A temperature of 0 takes the likeliest token, as does UViM's 1e-7. The loop is one `lax.scan`;
     wrap the call in `jax.jit`. The result is a function of the key, however the batch is sharded.
-    Raises ValueError for num_tokens < 1 or a temperature below 0.
+    Raises UserError for num_tokens < 1 or a temperature below 0.
     """
     if num_tokens < 1 or temperature < 0:
-        raise ValueError(f"{num_tokens=} must be at least 1 and {temperature=} at least 0.")
+        raise UserError(f"{num_tokens=} must be at least 1 and {temperature=} at least 0.")
 
     def step(carry, position):
         cache, tokens_B = carry

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fsq_jax.runtime.user_error import UserError
+
 LogitsFn = Callable[[jax.Array], jax.Array]
 
 
@@ -24,7 +26,7 @@ def mask_ratio(schedule: str, ratio, num_tokens: int = 256):
     schedule: "cosine", "linear" (or "uniform"), "square", "cubic", "sqrt" or "powX" for any X
     (1 - ratio^X), "arccos", "log" and "exp"; the last two depend on `num_tokens`.
     ratio: in [0, 1]; the maths is float32, NumPy's for NumPy and Python numbers.
-    Raises ValueError for an unknown schedule.
+    Raises UserError for an unknown schedule.
     """
     xp = jnp if isinstance(ratio, jax.Array) else np
     ratio = xp.asarray(ratio, np.float32)
@@ -53,7 +55,7 @@ def _exponent(schedule: str) -> float:
     except ValueError:
         exponent = 0.0
     if not schedule.startswith("pow") or exponent <= 0:
-        raise ValueError(
+        raise UserError(
             "A mask schedule is cosine, linear, uniform, square, cubic, sqrt, arccos, log, exp or "
             f"powX with X > 0, got {schedule!r}."
         )
@@ -74,10 +76,10 @@ def random_mask(
     cosine that is ceil(cos(pi/2 (1 - r)) * S) with r_min = 1 - 2 arccos(min_ratio) / pi. The
     paper leaves open whether r below r_min is clipped or drawn anew; it is drawn anew here, so
     that no share of the batch sits at the bound.
-    Raises ValueError unless 0 <= min_ratio < 1.
+    Raises UserError unless 0 <= min_ratio < 1.
     """
     if not 0 <= min_ratio < 1:
-        raise ValueError(f"min_ratio is in [0, 1), got {min_ratio}.")
+        raise UserError(f"min_ratio is in [0, 1), got {min_ratio}.")
     key_ratio, key_order = jax.random.split(key)
     done_B = jax.random.uniform(key_ratio, (batch,)) * _latest(schedule, min_ratio, num_tokens)
     share_B = mask_ratio(schedule, done_B, num_tokens)
@@ -108,12 +110,12 @@ def initial_tokens(
 ) -> jax.Array:
     """The class tokens followed by masks, int32 [B, 1 + num_tokens]. Labels: 0..num_classes-1.
 
-    Raises ValueError for a label outside that range, where labels are values and not traced.
+    Raises UserError for a label outside that range, where labels are values and not traced.
     """
     if not isinstance(labels_B, jax.core.Tracer):
         labels = np.asarray(labels_B)
         if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
-            raise ValueError(
+            raise UserError(
                 f"Labels are in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}."
             )
     class_B1 = jnp.asarray(labels_B, jnp.int32)[:, None] + codebook_size
@@ -177,10 +179,10 @@ def decode(
 
     With return_steps: (tokens_BL, sampled_TBL, masked_TBL), what each step sampled and what it
     masked again (the last step's is not acted on).
-    Raises ValueError for num_steps < 1, temperature <= 0 or an unknown schedule.
+    Raises UserError for num_steps < 1, temperature <= 0 or an unknown schedule.
     """
     if num_steps < 1 or temperature <= 0:
-        raise ValueError(f"{num_steps=} must be at least 1 and {temperature=} above 0.")
+        raise UserError(f"{num_steps=} must be at least 1 and {temperature=} above 0.")
     tokens_BL = jnp.asarray(tokens_BL, jnp.int32)
     start_B = jnp.sum(tokens_BL == mask_id, axis=1)
     # In NumPy: a device's cosine may round the other way, and floor() would show it.

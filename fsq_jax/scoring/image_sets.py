@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fsq_jax.data import decode
+from fsq_jax.runtime.user_error import UserError
 
 _THREADS = 16  # that decode files; OpenCV lets go of Python's lock
 
@@ -39,7 +40,7 @@ class ImageSet:
         """uint8 [B,H,W,3], `rows` at a time; the last one may be smaller.
 
         Raises:
-          ValueError: for an image that can't be read, is of another size, or, of floats, isn't
+          UserError: for an image that can't be read, is of another size, or, of floats, isn't
             finite or isn't in [0, 1].
         """
         return self._decoded(rows) if self.files else self._streamed(rows)
@@ -53,7 +54,7 @@ class ImageSet:
         path = os.path.join(self.path, file)
         image = decode.decode_image(pathlib.Path(path).read_bytes(), path)
         if image.shape[:2] != (self.height, self.width):
-            raise ValueError(
+            raise UserError(
                 f"{path} is of {image.shape[0]} x {image.shape[1]} pixels and other images of "
                 f"{self.path} of {self.height} x {self.width}; measure images of one size."
             )
@@ -67,7 +68,7 @@ class ImageSet:
                 count = min(rows, self.num_images - start)
                 data = file.read(count * row)
                 if len(data) < count * row:
-                    raise ValueError(f"{self.path} ends before its {self.num_images} images do.")
+                    raise UserError(f"{self.path} ends before its {self.num_images} images do.")
                 block = np.frombuffer(data, dtype).reshape(count, *shape[1:])
                 yield _to_uint8(_to_rgb(block), f"{self.path}, images {start} and on,")
 
@@ -79,23 +80,23 @@ def open_images(path: str) -> ImageSet:
     grey ones is repeated, as it is for grey files.
 
     Raises:
-      ValueError: where there are none, or not of such a kind.
+      UserError: where there are none, or not of such a kind.
     """
     if os.path.isdir(path):
         files = decode.list_images(pathlib.Path(path))
         if not files:
-            raise ValueError(f"{path} holds no images ({' '.join(decode.EXTENSIONS)}).")
+            raise UserError(f"{path} holds no images ({' '.join(decode.EXTENSIONS)}).")
         first = os.path.join(path, files[0])
         height, width, _ = decode.decode_image(pathlib.Path(first).read_bytes(), first).shape
         return ImageSet(path, len(files), height, width, "rgb", tuple(files))
     if not os.path.exists(path):
-        raise ValueError(f"There is no file or folder {path!r}.")
+        raise UserError(f"There is no file or folder {path!r}.")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is neither a folder nor a whole .npz file.")
+        raise UserError(f"{path} is neither a folder nor a whole .npz file.")
     with zipfile.ZipFile(path) as archive:
         if "arr_0.npy" not in archive.namelist():
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            raise ValueError(f"{path} has no array arr_0 of images, only {names}.")
+            raise UserError(f"{path} has no array arr_0 of images, only {names}.")
         with archive.open("arr_0.npy") as file:
             shape, dtype = _header(file, path)
     grey = len(shape) == 3 or shape[3] == 1
@@ -111,15 +112,15 @@ def _header(file, path: str) -> tuple[tuple[int, ...], np.dtype]:
         }[version]
         shape, fortran, dtype = read(file)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path}: arr_0 is not an array that can be read ({error}).") from None
+        raise UserError(f"{path}: arr_0 is not an array that can be read ({error}).") from None
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
     if not fits or fortran or not (dtype == np.uint8 or dtype.kind == "f"):
-        raise ValueError(
+        raise UserError(
             f"{path}: arr_0 is {dtype} of shape {shape}; images are uint8, or floats in [0, 1], of "
             "shape [N,H,W,3], [N,H,W,1] or [N,H,W]."
         )
     if not all(shape):
-        raise ValueError(f"{path}: arr_0 is of shape {shape}, which holds no image.")
+        raise UserError(f"{path}: arr_0 is of shape {shape}, which holds no image.")
     return shape, dtype
 
 
@@ -133,10 +134,10 @@ def _to_uint8(block: np.ndarray, where: str) -> np.ndarray:
     if block.dtype == np.uint8:
         return block
     if not np.isfinite(block).all():
-        raise ValueError(f"{where} have NaN or infinity.")
+        raise UserError(f"{where} have NaN or infinity.")
     low, high = block.min(), block.max()
     if low < 0 or high > 1:
-        raise ValueError(
+        raise UserError(
             f"{where} are floats from {low:.4g} to {high:.4g}; floats must be in [0, 1], and "
             "images from 0 to 255 must be uint8."
         )

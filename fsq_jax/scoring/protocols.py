@@ -2,17 +2,21 @@
 
 The same images get another FID from every tool: another resize, other rounding, another reference.
 `NAMED` holds what each tool does; a measurement fills in what it was run on, and what a result is
-recorded with is `told` of that.
+recorded with is `as_record` of that.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from flax import traverse_util
+
+from fsq_jax.runtime.user_error import UserError
+
 # What belongs to the thing that is measured, not to how: the model, its sampler and its seed, what
 # it was trained on, and the machine. Anything else has to agree for two numbers to be compared.
 OWN = frozenset({
-    "tokenizer", "base", "sampling", "seed", "train_split", "codebook_size", "level_histograms",
+    "stage_1", "sampling", "seed", "train_split", "codebook_size", "level_histograms",
     "device", "jax", "python", "samples",
 })
 
@@ -115,9 +119,9 @@ NAMED = {
 
 
 def named(name: str) -> Protocol:
-    """The protocol of that name; a ValueError with all names where there is none."""
+    """The protocol of that name; a UserError with all names where there is none."""
     if name not in NAMED:
-        raise ValueError(f"There is no protocol {name!r}; choose one of {', '.join(NAMED)}.")
+        raise UserError(f"There is no protocol {name!r}; choose one of {', '.join(NAMED)}.")
     return NAMED[name]
 
 
@@ -155,7 +159,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 
 def check_comparable(metric: str, told_of: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises a ValueError with the keys that differ, unless all of a metric's numbers compare.
+    """Raises a UserError with the keys that differ, unless all of a metric's numbers compare.
 
     Args:
       metric: its name, for the message.
@@ -165,18 +169,13 @@ def check_comparable(metric: str, told_of: Mapping[str, Mapping[str, Any]]) -> N
     for name, protocol in others:
         if keys := differing(reference, protocol):
             listed = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in keys.items())
-            raise ValueError(
+            raise UserError(
                 f"{metric} of {first} and of {name} can't be compared, they were measured "
                 f"differently ({listed})."
             )
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested mappings; lists as JSON would give them back."""
-    leaves = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return leaves
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": value} of nested mappings; tuples as lists, which is how JSON gives them back."""
+    leaves = traverse_util.flatten_dict(dict(values), sep=".")
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in leaves.items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fsq_jax.metrics.frechet import Moments
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets
 from fsq_jax.scoring.accumulator import _SUFFIX, Statistics
 from fsq_jax.scoring.protocols import Reference
@@ -36,13 +37,13 @@ def load(path: str | os.PathLike) -> Saved:
     """What a file of `Statistics.save`, or one of ADM's, holds.
 
     Raises:
-      ValueError: where it is no such file, or has no mean and covariance.
+      UserError: where it is no such file, or has no mean and covariance.
     """
     has = names(path)
     try:
         with np.load(path) as file:
             if not {"mu", "sigma"} <= has:
-                raise ValueError(
+                raise UserError(
                     f"{path} has no mu and sigma, only {sorted(has)}; build a reference with "
                     "python -m fsq_jax.reference."
                 )
@@ -60,7 +61,7 @@ def load(path: str | os.PathLike) -> Saved:
             }
             kept = {"pool": (file["features"],)} if "features" in has else {}
     except (OSError, EOFError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} can't be read as a reference ({error}).") from None
+        raise UserError(f"{path} can't be read as a reference ({error}).") from None
     if told:
         origin = Reference(**told["reference"])
     else:
@@ -78,11 +79,11 @@ def load(path: str | os.PathLike) -> Saved:
 
 
 def names(path: str | os.PathLike) -> set[str]:
-    """The arrays of an .npz file, of which none is read; ValueError where it isn't one."""
+    """The arrays of an .npz file, of which none is read; UserError where it isn't one."""
     if not os.path.exists(path):
-        raise ValueError(f"There is no reference {str(path)!r}.")
+        raise UserError(f"There is no reference {str(path)!r}.")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a whole .npz file.")
+        raise UserError(f"{path} is not a whole .npz file.")
     with zipfile.ZipFile(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
 

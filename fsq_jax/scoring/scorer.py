@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsq_jax.features import efficientnet_weights, inception_weights, networks
+from fsq_jax.features import efficientnet, inception_weights
 from fsq_jax.features.inception import SPATIAL_FEATURES, to_uint8
+from fsq_jax.features.network import Network, load_features
 from fsq_jax.metrics import frechet, inception_score, kernel_distance, precision_recall
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, reference_file
 from fsq_jax.scoring.accumulator import Statistics
 from fsq_jax.scoring.protocols import Protocol, as_record, differing
@@ -22,15 +24,15 @@ NETWORKS = ("inception", "efficientnet", "random", "inception-random")
 
 
 def check(network: str, weights: str = "") -> None:
-    """Raises a ValueError where there is no such network, or no weights for it."""
+    """Raises a UserError where there is no such network, or no weights for it."""
     if network not in NETWORKS:
-        raise ValueError(f"There are no features named {network!r}; choose one of {NETWORKS}.")
+        raise UserError(f"There are no features named {network!r}; choose one of {NETWORKS}.")
     if network == "inception":
         inception_weights.find_weights(weights or None)
     elif weights:
-        raise ValueError(f"{weights=} is for inception; {network} brings its own.")
+        raise UserError(f"{weights=} is for inception; {network} brings its own.")
     elif network == "efficientnet":
-        efficientnet_weights.find_weights()
+        efficientnet.find_weights()
 
 
 class Scorer:
@@ -47,16 +49,17 @@ class Scorer:
 
     def __init__(self, mesh: jax.sharding.Mesh, protocol: Protocol, weights: str = ""):
         check(protocol.network, weights)
-        apply_fn, variables, info = _load(protocol, weights)
+        network = _load(protocol, weights)
         # What a network calls its preparation: Inception's is the protocol's, others have one.
         self.protocol = protocol.replace(
-            weights_sha256=info["weights_sha256"], resize=info.get("resize") or info["input"]
+            weights_sha256=network.weights_sha256, resize=network.input
         )
-        self._mesh, self._variables = mesh, sharding.put(variables, sharding.replicated(mesh))
-        self._widths = {"pool": info["features"]}
+        self._mesh = mesh
+        self._variables = sharding.put(network.variables, sharding.replicated(mesh))
+        self._widths = {"pool": network.num_features}
         if protocol.spatial:
             self._widths["spatial"] = SPATIAL_FEATURES
-        self._apply = jax.jit(self._outputs(apply_fn))
+        self._apply = jax.jit(self._outputs(network.apply))
 
     def _outputs(self, apply_fn):
         protocol = self.protocol
@@ -123,11 +126,11 @@ class Scorer:
           size: height and width of the images that are held against it, where they are to be equal.
 
         Raises:
-          ValueError: where the file can't be read, or was measured otherwise.
+          UserError: where the file can't be read, or was measured otherwise.
         """
         saved = reference_file.load(path)
         if size and saved.size and saved.size != tuple(size):
-            raise ValueError(
+            raise UserError(
                 f"{path} is of images of {saved.size[0]} x {saved.size[1]} pixels, not of "
                 f"{size[0]} x {size[1]}."
             )
@@ -137,20 +140,20 @@ class Scorer:
             )
             if keys := differing(mine, theirs):
                 listed = "; ".join(f"{k}: {a!r} here, {b!r} there" for k, (a, b) in keys.items())
-                raise ValueError(f"{path} is a reference of another protocol ({listed}).")
+                raise UserError(f"{path} is a reference of another protocol ({listed}).")
         for name, width in self._widths.items():
             there = saved.statistics.moments.get(name)
             if there is None:
-                raise ValueError(f"{path} has no statistics of the {name} features, for sFID.")
+                raise UserError(f"{path} has no statistics of the {name} features, for sFID.")
             if len(there.mean) != width:
-                raise ValueError(
+                raise UserError(
                     f"{path} is of {len(there.mean)} {name} features, {self.protocol.network} has "
                     f"{width}."
                 )
         if "pool" not in self.empty(reference=True).keep or saved.statistics.keep:
             return saved.statistics
         if not saved.has_images:
-            raise ValueError(f"{path} has no images (arr_0), for precision and recall.")
+            raise UserError(f"{path} has no images (arr_0), for precision and recall.")
         images = image_sets.open_images(path)
         seen = self.empty(reference=True)
         seen = self.add_blocks(seen, images.blocks(batch_size), batch_size)
@@ -203,9 +206,9 @@ class Scorer:
         ))
 
 
-def _load(protocol: Protocol, weights: str):
+def _load(protocol: Protocol, weights: str) -> Network:
     if protocol.network not in INCEPTION:
-        return networks.load_features(protocol.network)
+        return load_features(protocol.network)
     options = dict(resize=protocol.resize, scaling=protocol.scaling, dtype=protocol.dtype)
     if protocol.network == "inception-random":
         return inception_weights.load_random(**options)

@@ -16,12 +16,14 @@ from fsq_jax.metrics import compression, losses
 from fsq_jax.models.maskgit_tokenizer import Tokenizer
 from fsq_jax.models.maskgit_transformer import MaskedTransformer, rounded
 from fsq_jax.sampling import masked
-from fsq_jax.stages import maskgit_tokenizer, optim, stage_1
+from fsq_jax.stages import maskgit_tokenizer, optim
+from fsq_jax.stages import stage_1 as stage_1_of
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
+from fsq_jax.stages.stage_1 import Stage1
 
 
 @dataclasses.dataclass(frozen=True)
-class Models:
+class MaskGIT:
     """The two networks of stage II, and the numbers that tie them together."""
 
     transformer: MaskedTransformer
@@ -50,49 +52,41 @@ class Models:
         return lambda tokens_BS: self.transformer.apply({"params": params}, tokens_BS)
 
 
-def make(config, abstract: bool = False) -> Stage:
+def make(config, stage_1: Stage1) -> Stage:
     """The stage: `init`, `update`, `predict` = {"sample", "bits", "tokens", "loss", "preview"}.
 
     Args:
-      config: as of configs/maskgit_transformer.py.
-      abstract: takes the tokenizer that the config describes, as shapes, rather than load one.
+      config: as of configs/maskgit_transformer.py, its number of classes resolved.
+      stage_1: the tokenizer whose tokens are modelled, its weights or their shapes.
+
+    Raises:
+      UserError: the tokenizer doesn't fit the config.
     """
-    if abstract:
-        model_1, fingerprint = maskgit_tokenizer.make_model(config.tokenizer), ""
-        encode = maskgit_tokenizer.make_encode(config.tokenizer)
-        image = jax.ShapeDtypeStruct((1, config.data.size, config.data.size, 3), jnp.float32)
-        variables = jax.eval_shape(model_1.init, jax.random.key(0), image)
-    else:
-        trained = _load_tokenizer(config)
-        model_1, encode = trained.model, trained.encode
-        variables, fingerprint = trained.variables, trained.fingerprint
-    side = config.data.size // model_1.downsampling
-    codebook_size = model_1.quantizer.codebook_size
+    stage_1_of.verify(stage_1, config)
+    side = config.data.size // stage_1.facts.downsampling
+    codebook_size = stage_1.facts.codebook_size
     transformer = MaskedTransformer(
         vocab_size=codebook_size + config.num_classes + 1,
         num_positions=side**2 + 1,
         num_logits=codebook_size,
         **config.model,
     )
-    models = Models(transformer, model_1, encode, config.num_classes, side)
+    models = MaskGIT(transformer, stage_1.model, stage_1.encode, config.num_classes, side)
     optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
-    info = maskgit_tokenizer.describe_codes(config, model_1) | {
-        "num_classes": config.num_classes,
-        "grid": side,
-        "tokenizer": fingerprint,
-        "sampling": config.sampling.to_dict(),
-    }
     return Stage(
         init=_make_init(models, optimizer),
         update=_make_update(models, optimizer, config),
         predict=_make_predict(models, config.sampling, config.masking),
-        frozen=variables,
-        info=info,
-        pins={"tokenizer.fingerprint": fingerprint},
+        facts=dataclasses.replace(
+            stage_1.facts, num_classes=config.num_classes, grid=side,
+            stage_1=stage_1.fingerprint, sampling=config.sampling.to_dict(),
+        ),
+        frozen=stage_1.variables,
+        recorded={"stage_1.fingerprint": stage_1.fingerprint},
     )
 
 
-def _make_init(models: Models, optimizer):
+def _make_init(models: MaskGIT, optimizer):
     def init(key, batch) -> TrainState:
         del batch  # the shapes are the model's own
         tokens = jnp.zeros((1, models.side**2 + 1), jnp.int32)
@@ -102,7 +96,7 @@ def _make_init(models: Models, optimizer):
     return init
 
 
-def _make_update(models: Models, optimizer, config):
+def _make_update(models: MaskGIT, optimizer, config):
     def gradients(params, carry, batch, key):
         key_drop, key_loss = jax.random.split(key)
         label_B = batch["label"]
@@ -132,7 +126,7 @@ def _make_update(models: Models, optimizer, config):
 
 
 def masked_loss(
-    models: Models, params: Any, tokens_BL, class_B, key, masking, train: bool
+    models: MaskGIT, params: Any, tokens_BL, class_B, key, masking, train: bool
 ) -> dict[str, jax.Array]:
     """{"loss" in nats, "accuracy"} of masked tokens, each a value an example [B].
 
@@ -163,7 +157,7 @@ def masked_loss(
     }
 
 
-def _make_predict(models: Models, sampling, masking) -> dict:
+def _make_predict(models: MaskGIT, sampling, masking) -> dict:
     side, mask_id = models.side, models.mask_id
 
     def sample(state, batch, key):
@@ -212,13 +206,3 @@ def _make_predict(models: Models, sampling, masking) -> dict:
         "tokens": lambda state, batch, key: {"tokens": models.tokens(state, batch)},
         "preview": lambda state, batch, key: {"sample": sample(state, batch, key)["image"]},
     }
-
-
-def _load_tokenizer(config) -> stage_1.Frozen:
-    """Stage I from its run, held against what this run does with it."""
-    if not config.tokenizer.workdir:
-        raise ValueError(
-            "A masked transformer needs a trained tokenizer: "
-            "--config=configs/maskgit_transformer.py:tokenizer=WORKDIR."
-        )
-    return stage_1.load_pinned(config, "tokenizer", "tokenizer")

@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
+
+from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
@@ -17,15 +20,16 @@ def make_schedule(
 ) -> optax.Schedule:
     """Step -> learning rate: linear warm-up, then "constant", or "cosine" to zero at the end."""
     if warmup_steps >= total_steps and warmup_steps:
-        raise ValueError(f"{warmup_steps=} leaves nothing of {total_steps=} to train on.")
+        raise UserError(f"{warmup_steps=} leaves nothing of {total_steps=} to train on.")
     if schedule == "constant":
-        after = optax.constant_schedule(learning_rate)
-    elif schedule == "cosine":
-        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
-    else:
-        raise ValueError(f"{schedule=} is unknown; there are 'constant' and 'cosine'.")
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
+        if not warmup_steps:
+            return optax.constant_schedule(learning_rate)
+        return optax.warmup_constant_schedule(0.0, learning_rate, warmup_steps)
+    if schedule == "cosine":
+        if not warmup_steps:
+            return optax.cosine_decay_schedule(learning_rate, total_steps)
+        return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps)
+    raise UserError(f"schedule={schedule!r} is unknown; there are 'constant' and 'cosine'.")
 
 
 def kernels(params: PyTree) -> PyTree:
@@ -56,7 +60,7 @@ def make_optimizer(
     clip_norm: gradients are clipped by their global norm first; 0 leaves them alone.
     rate_multipliers: {regex: factor} of the learning rate of parameters whose whole path, such as
         "encoder/Dense_0/kernel", fits; the first that fits counts. Or pairs of the two.
-    Raises ValueError for an unknown name, and on parameters that some regex does not fit at all.
+    Raises UserError for an unknown name, and on parameters that some regex does not fit at all.
     """
     schedule_of = functools.partial(
         make_schedule, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule
@@ -76,7 +80,7 @@ def make_optimizer(
             optax.scale(-1.0),
         ]
     else:
-        raise ValueError(f"{name=} is no optimizer; there are 'adam' and 'adafactor'.")
+        raise UserError(f"{name=} is no optimizer; there are 'adam' and 'adafactor'.")
     if clip_norm > 0:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     return optax.chain(*steps) if len(steps) > 1 else steps[0]
@@ -106,35 +110,27 @@ def scale_by_path(
 ) -> optax.GradientTransformation:
     """Updates times the factor of the first regex that fits a parameter's whole path, or times 1.
 
-    Raises ValueError, on parameters, for a regex that fits none of their paths.
+    Raises UserError, on parameters, for a regex that fits none of their paths.
     """
     factors = dict(factors)
+    patterns = [re.compile(regex) for regex in factors]
+    scales = {str(i): optax.scale(factor) for i, factor in enumerate(factors.values())}
 
-    def factor(path) -> float:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return next((f for regex, f in factors.items() if re.fullmatch(regex, name)), 1.0)
-
-    def init(params):
-        flat = jax.tree_util.tree_leaves_with_path(params)
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-        for regex in factors:
-            if not any(re.fullmatch(regex, name) for name in names):
-                raise ValueError(
-                    f"The rate multiplier of {regex!r} fits no parameter, such as {names[0]!r}."
+    def labels(params):
+        """The number of the regex that fits each parameter, "" where none does."""
+        flat = traverse_util.flatten_dict(params, sep="/")
+        fits = {
+            name: next((str(i) for i, p in enumerate(patterns) if p.fullmatch(name)), "")
+            for name in flat
+        }
+        for regex, pattern in zip(factors, patterns, strict=True):
+            if not any(pattern.fullmatch(name) for name in flat):
+                raise UserError(
+                    f"The rate multiplier of {regex!r} fits no parameter, such as {min(flat)!r}."
                 )
-        return optax.EmptyState()
+        return traverse_util.unflatten_dict(fits, sep="/")
 
-    def update(updates, state, params=None):
-        del params
-        scaled = jax.tree_util.tree_map_with_path(lambda path, u: factor(path) * u, updates)
-        return scaled, state
-
-    return optax.GradientTransformation(init, update)
-
-
-def moving_average(average: PyTree, params: PyTree, decay: float) -> PyTree:
-    """decay * average + (1 - decay) * params."""
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+    return optax.partition(scales | {"": optax.identity()}, labels)
 
 
 def accumulate(grad_fn: Callable, num_microbatches: int) -> Callable:

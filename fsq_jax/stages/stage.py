@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from fsq_jax.stages import optim
-
 PyTree = Any
 
 
@@ -23,7 +21,8 @@ class TrainState:
       params: trained parameters, float32.
       opt_state: of optax; one for each optimiser of the stage.
       ema_params: moving average of the parameters that evaluation and the next stage use.
-      model_state: what modules carry besides parameters (UViM's codebook, LeCam's averages).
+      model_state: what the averaged network carries besides parameters (UViM's codebook).
+      train_only: what training carries and no prediction reads (LeCam's averages).
       frozen: weights of another network that the stage only reads. An argument of the compiled
         update rather than a constant in it, and never written into this run's checkpoints.
     """
@@ -33,7 +32,31 @@ class TrainState:
     opt_state: PyTree
     ema_params: PyTree
     model_state: PyTree
+    train_only: PyTree = struct.field(default_factory=dict)
     frozen: PyTree = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFacts:
+    """What programs, evaluators and results record of a stage.
+
+    Attributes:
+      codebook_size: number of codes.
+      levels: FSQ's; () for a VQ.
+      downsampling: pixels along the side of a token.
+      num_classes: of a masked transformer; 0 elsewhere.
+      grid: tokens along the side of an image, of a masked transformer; 0 elsewhere.
+      stage_1: fingerprint of the stage I that a stage II reads; "" elsewhere.
+      sampling: how a stage II draws tokens; {} elsewhere.
+    """
+
+    codebook_size: int
+    levels: tuple[int, ...]
+    downsampling: int
+    num_classes: int = 0
+    grid: int = 0
+    stage_1: str = ""
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +67,18 @@ class Stage:
       init: (key, batch) -> TrainState without `frozen`; pure, so that shapes come first.
       update: (state, batch, key) -> (TrainState, {name: scalar}); one optimiser step.
       predict: name -> (state, batch, key) -> dict of arrays, for evaluators, previews, programs.
-      frozen: host arrays that the loop puts on the devices as `TrainState.frozen`.
-      info: plain facts that programs and results record, such as the size of the codebook.
-      pins: {dotted config key: value} that the stage found, and that a resumed run must find again.
+      facts: what is recorded of it.
+      frozen: host arrays (or shapes) that the loop puts on the devices as `TrainState.frozen`.
+      recorded: {dotted config key: value} that belong into the run's config.json: what the stage
+        was made with, and must be made with again when the run is resumed.
     """
 
     init: Callable
     update: Callable
     predict: Mapping[str, Callable]
+    facts: StageFacts
     frozen: PyTree = None
-    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    pins: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def first_state(
@@ -84,6 +108,6 @@ def next_state(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        ema_params=optim.moving_average(state.ema_params, params, ema_decay),
+        ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
         model_state=model_state,
     )

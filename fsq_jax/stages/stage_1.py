@@ -1,122 +1,97 @@
 """A trained stage I, as stage II and `fsq_jax.encode` use it: it gives tokens, and never trains."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import ml_collections
 
-from fsq_jax.data.open import open_dataset
-from fsq_jax.pretrained import published, weights
-from fsq_jax.runtime.workdir import load_config
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages import maskgit_tokenizer, uvim_base
+from fsq_jax.stages.blank import blank_batch
+from fsq_jax.stages.stage import StageFacts
 
 PyTree = Any
 
-# Stages that give tokens: what makes their model, tokens of a batch, and facts of their codes.
-KINDS = {"tokenizer": maskgit_tokenizer, "uvim_base": uvim_base}
+# The stages that give tokens.
+KINDS = {"maskgit_tokenizer": maskgit_tokenizer, "uvim_base": uvim_base}
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
-    """A stage I and its weights (moving averages), on the host.
+class Stage1:
+    """A stage I with its weights (moving averages) on the host, or with shapes in their place.
 
     Attributes:
+      config: of the run that they come from, or of the published file.
       model: the network.
       encode: (variables, batch) -> tokens int32 [B, L]; pure.
       variables: what `model.apply` takes; to be passed to compiled functions as an argument.
-      fingerprint: tells these weights from any others; token caches carry it.
-      codes: "codebook_size", "levels" and "downsampling" (pixels along the side of a token).
+      facts: of its codebook.
+      fingerprint: tells these weights from any others; token caches carry it. "" for shapes.
+      path: where the weights come from.
       step: the checkpoint that they come from.
-      config: the config of the run that they come from.
     """
 
+    config: ml_collections.ConfigDict
     model: Any
     encode: Callable
     variables: PyTree
-    fingerprint: str
-    codes: Mapping[str, Any]
-    step: int
-    config: ml_collections.ConfigDict
+    facts: StageFacts
+    fingerprint: str = ""
+    path: str = ""
+    step: int = 0
 
 
-def load(path: str, kinds: tuple[str, ...] = tuple(KINDS), step: int | None = None) -> Frozen:
-    """The stage I that a run trained, or that a file holds.
-
-    Args:
-      path: a run's workdir, a safetensors export, or a checkpoint of MaskGIT or UViM.
-      kinds: the stages that it may be of.
-      step: which of a run's checkpoints; the latest by default.
-
-    Raises:
-      ValueError: there is no stage I of these kinds.
-    """
-    if weights.is_run(path):  # before its arrays are read
-        _check_kind(path, load_config(path).stage, kinds)
-    loaded = weights.load(path, step)
-    config = published.stage_1_config(loaded)
-    _check_kind(path, config.stage, kinds)
+def make(config, variables: PyTree, fingerprint: str = "", path: str = "", step: int = 0) -> Stage1:
+    """The stage I of a config and weights; a UserError where the config is of another stage."""
+    if config.stage not in KINDS:
+        needed = " or ".join(map(repr, KINDS))
+        raise UserError(f"{path!r} is of stage {config.stage!r}; a stage I, {needed}, is needed.")
     stage = KINDS[config.stage]
     model = stage.make_model(config)
-    return Frozen(
-        model, stage.make_encode(config), loaded.variables, loaded.fingerprint,
-        stage.describe_codes(config, model), loaded.step, config,
+    return Stage1(
+        config, model, stage.make_encode(config), variables, stage.facts_of(config, model),
+        fingerprint, path, step,
     )
 
 
-def _check_kind(path: str, stage: str, kinds: tuple[str, ...]) -> None:
-    if stage not in kinds:
-        needed = " or ".join(map(repr, kinds))
-        raise ValueError(
-            f"{path!r} is a run of stage {stage!r}; a run of stage {needed} is needed."
-        )
+def shapes(config) -> Stage1:
+    """The stage I that a stage II's config describes, with shapes for weights.
+
+    Enough to count what a run takes, and to compile its programs; nothing is read.
+    """
+    described = {"data": config.data.to_dict()} | config.stage_1.to_dict()
+    described["stage"] = {"maskgit_transformer": "maskgit_tokenizer"}.get(
+        config.stage, "uvim_base"
+    )
+    if "task" in config:
+        described["task"] = config.task.to_dict()
+    own = ml_collections.ConfigDict(described)
+    init = KINDS[own.stage].make_variables
+    return make(own, jax.eval_shape(lambda: init(own, jax.random.key(0), blank_batch(own))))
 
 
-def load_pinned(config, section: str, kind: str) -> Frozen:
-    """The stage I of a stage II, held against what this run does with it.
+def verify(stage_1: Stage1, config) -> None:
+    """Holds a stage I against what a stage II does with it.
 
     Args:
-      config: of the stage II; `config[section]` names the run ("workdir") and, once it was
-        trained on, its weights ("fingerprint").
-      section: "tokenizer" or "base".
-      kind: the stage that it must be.
+      stage_1: what was found at `config.stage_1.workdir`.
+      config: of the stage II. `config.stage_1.fingerprint` is that of the weights that the run was
+        trained on, "" before it has begun.
 
     Raises:
-      ValueError: where it isn't there, was trained on since, or doesn't fit the images or a cache.
+      UserError: it was trained on or replaced since, is of the other family, or doesn't divide
+        the images.
     """
-    pinned = config[section]
-    trained = load(pinned.workdir, (kind,))
-    if pinned.fingerprint not in ("", trained.fingerprint):
-        raise ValueError(
-            f"This run was trained on {section} {pinned.fingerprint}, but {pinned.workdir!r} "
-            f"holds {section} {trained.fingerprint} (step {trained.step}): it was trained on "
-            "since, or replaced."
+    recorded, path = config.stage_1.fingerprint, stage_1.path
+    if recorded and stage_1.fingerprint and recorded != stage_1.fingerprint:
+        raise UserError(
+            f"This run was trained on stage I {recorded}, but {path!r} holds {stage_1.fingerprint} "
+            f"(step {stage_1.step}): it was trained on since, or replaced."
         )
-    if config.data.size % trained.codes["downsampling"]:
-        raise ValueError(
+    if config.data.size % stage_1.facts.downsampling:
+        raise UserError(
             f"data.size={config.data.size} is not a multiple of the "
-            f"{trained.codes['downsampling']} pixels that a token of {pinned.workdir!r} covers."
+            f"{stage_1.facts.downsampling} pixels that a token of {path!r} covers."
         )
-    if config.token_cache:
-        _check_cache(config, section, trained)
-    return trained
-
-
-def _check_cache(config, section: str, trained: Frozen) -> None:
-    """Raises a ValueError where a token cache isn't what this run would make of its images."""
-    cache = open_dataset(f"tokens:{config.token_cache}", "train", config.data.size)
-    if cache.meta["fingerprint"] != trained.fingerprint:
-        raise ValueError(
-            f"The tokens in {config.token_cache!r} were made by {section} "
-            f"{cache.meta['fingerprint']}, but {config[section].workdir!r} holds {section} "
-            f"{trained.fingerprint}."
-        )
-    tokens = (config.data.size // trained.codes["downsampling"]) ** 2
-    pairs = {"tokens an image": (cache[0]["tokens_VL"].shape[-1], tokens)}
-    if "num_classes" in config:
-        pairs["classes"] = (cache.num_classes, config.num_classes)
-    for name, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise ValueError(
-                f"The cache {config.token_cache!r} is of {theirs} {name}, this run of {ours}."
-            )

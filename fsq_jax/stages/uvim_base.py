@@ -13,10 +13,11 @@ import optax
 from fsq_jax import quantizers, tasks
 from fsq_jax.models.uvim_base import LabelAutoencoder
 from fsq_jax.models.vit import patchify, unpatchify
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages import optim
-from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
+from fsq_jax.stages.stage import Stage, StageFacts, TrainState, first_state, next_state
 from fsq_jax.tasks import drawing
-from fsq_jax.tasks.unlabelled import blank_labels, context
+from fsq_jax.tasks.unlabelled import context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,61 +80,55 @@ def make_encode(config):
     return make_coder(config).encode
 
 
-def describe_codes(config, model: LabelAutoencoder) -> dict:
-    """{"codebook_size", "levels" (FSQ's; () for a VQ), "downsampling"} of an autoencoder."""
-    return {
-        "codebook_size": model.quantizer.codebook_size,
-        "levels": tuple(getattr(model.quantizer, "levels", ())),
-        "downsampling": config.data.size // model.code_side,
-    }
+def facts_of(config, model: LabelAutoencoder) -> StageFacts:
+    """What is recorded of an autoencoder's codebook."""
+    return StageFacts(
+        codebook_size=model.quantizer.codebook_size,
+        levels=tuple(getattr(model.quantizer, "levels", ())),
+        downsampling=config.data.size // model.code_side,
+    )
+
+
+def make_variables(config, key, batch) -> dict:
+    """Initial variables of the autoencoder, {"params": tree, collection: tree}."""
+    coder = make_coder(config)
+    labels, context = coder.task.to_inputs({n: x[:1] for n, x in batch.items()})
+    key_params, key_codebook = jax.random.split(key)
+    rngs = {"params": key_params, "codebook": key_codebook}
+    return dict(coder.model.init(rngs, coder.patches(labels), context))
 
 
 def check_size(size: int, patch: int, code_side: int = 1) -> None:
-    """Raises a ValueError where images of `size` pixels can't be cut as a model wants them."""
+    """Raises a UserError where images of `size` pixels can't be cut as a model wants them."""
     if size % patch or size % code_side:
-        raise ValueError(
+        raise UserError(
             f"data.size={size} is not a multiple of {patch=} and of {code_side=}."
         )
 
 
-def abstract_variables(coder: LabelCoder, size: int):
-    """The shapes of what `coder.model.apply` takes, for images of `size` pixels."""
-    image = jnp.zeros((1, size, size, 3))
-    blank = {"image": image} | blank_labels(coder.task.features, image.shape[:3])
-
-    def init(batch):
-        labels, context = coder.task.to_inputs(batch)
-        return coder.model.init(jax.random.key(0), coder.patches(labels), context)
-
-    return jax.eval_shape(init, blank)
-
-
-def make(config, abstract: bool = False) -> Stage:
+def make(config) -> Stage:
     """The stage: `init`, `update`, and `predict` = {"prediction", "indices", "preview"}.
 
     Args:
       config: as of configs/uvim_base.py.
-      abstract: changes nothing, since this stage reads no weights.
+
+    Raises:
+      UserError: images don't divide into patches and codes.
     """
-    del abstract
     coder = make_coder(config)
     check_size(config.data.size, coder.model.patch, coder.model.code_side)
     optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
     return Stage(
-        init=_make_init(coder, optimizer),
+        init=_make_init(config, optimizer),
         update=_make_update(config, coder, optimizer),
         predict=_make_predict(coder),
-        info=describe_codes(config, coder.model) | {"task": config.task.name},
+        facts=facts_of(config, coder.model),
     )
 
 
-def _make_init(coder: LabelCoder, optimizer):
+def _make_init(config, optimizer):
     def init(key, batch) -> TrainState:
-        labels, context = coder.task.to_inputs({n: x[:1] for n, x in batch.items()})
-        key_params, key_codebook = jax.random.split(key)
-        variables = dict(coder.model.init(
-            {"params": key_params, "codebook": key_codebook}, coder.patches(labels), context
-        ))
+        variables = make_variables(config, key, batch)
         params = variables.pop("params")
         return first_state(params, optimizer, variables)
 

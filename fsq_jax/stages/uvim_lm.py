@@ -8,15 +8,17 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from fsq_jax.metrics import losses
 from fsq_jax.models.uvim_decode import decoding
 from fsq_jax.models.uvim_lm import CodeLanguageModel
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.sampling import autoregressive
-from fsq_jax.stages import optim, stage_1, uvim_base
+from fsq_jax.stages import optim, uvim_base
+from fsq_jax.stages import stage_1 as stage_1_of
 from fsq_jax.stages.stage import Stage, TrainState, first_state, next_state
+from fsq_jax.stages.stage_1 import Stage1
 from fsq_jax.tasks.unlabelled import context
 
 # What decides which image a record becomes: a token cache is made of these very images.
@@ -25,7 +27,7 @@ _VIEWS = ("source", "train_split", "size", "transform", "min_area", "max_aspect"
 
 
 @dataclasses.dataclass(frozen=True)
-class Models:
+class UViM:
     """The language model, the frozen oracle, and how codes are drawn (0: the likeliest)."""
 
     lm: CodeLanguageModel
@@ -62,45 +64,59 @@ class Models:
         )
 
 
-def make(config, abstract: bool = False) -> Stage:
+def make(config, stage_1: Stage1) -> Stage:
     """The stage: `init`, `update`, and what `_make_predict` lists.
 
     Args:
       config: as of configs/uvim_lm.py.
-      abstract: takes the stage I that the config describes, as shapes, rather than load one.
+      stage_1: the label autoencoder whose indices are modelled, its weights or their shapes.
+
+    Raises:
+      UserError: the autoencoder is of another task or of other images.
     """
-    if abstract:
-        coder, fingerprint = uvim_base.make_coder(_base_config(config)), ""
-        variables = uvim_base.abstract_variables(coder, config.data.size)
-    else:
-        trained = _load_base(config)
-        coder = uvim_base.make_coder(trained.config)
-        variables, fingerprint = trained.variables, trained.fingerprint
+    stage_1_of.verify(stage_1, config)
+    _verify_task(stage_1, config)
+    coder = uvim_base.make_coder(stage_1.config)
     uvim_base.check_size(config.data.size, config.model.patch)
-    codes = uvim_base.describe_codes(config, coder.model)
     lm = CodeLanguageModel(
-        vocab_size=codes["codebook_size"] + 1, num_codes=coder.model.num_codes, **config.model
+        vocab_size=stage_1.facts.codebook_size + 1, num_codes=coder.model.num_codes,
+        **config.model,
     )
-    models = Models(lm, coder, config.sampling.temperature)
+    models = UViM(lm, coder, config.sampling.temperature)
     optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
     return Stage(
         init=_make_init(models, optimizer),
         update=_make_update(models, optimizer, config),
         predict=_make_predict(models),
-        frozen=variables,
-        info=codes | {
-            "task": config.task.name, "base": fingerprint, "sampling": config.sampling.to_dict()
-        },
-        pins={"base.fingerprint": fingerprint},
+        facts=dataclasses.replace(
+            stage_1.facts, stage_1=stage_1.fingerprint, sampling=config.sampling.to_dict()
+        ),
+        frozen=stage_1.variables,
+        recorded={"stage_1.fingerprint": stage_1.fingerprint},
     )
 
 
-def _base_config(config) -> ml_collections.ConfigDict:
-    """What a stage II says of its stage I, as a config that makes it."""
-    return ml_collections.ConfigDict(config.base.to_dict() | {"task": config.task.to_dict()})
+def _verify_task(stage_1: Stage1, config) -> None:
+    """Raises a UserError where stage I codes other labels, or saw other images."""
+    theirs = stage_1.config
+    differing = {
+        f"task.{name}": (value, config.task.get(name))
+        for name, value in theirs.task.items() if value != config.task.get(name)
+    }
+    names = _VIEWS if config.token_cache else ("size",)
+    differing |= {
+        f"data.{name}": (theirs.data[name], config.data[name])
+        for name in names if theirs.data[name] != config.data[name]
+    }
+    if differing:
+        listed = [f"{k}: {there} there, {ours} here" for k, (there, ours) in differing.items()]
+        raise UserError(
+            f"The stage I in {stage_1.path!r} is of another task or of other images "
+            f"({'; '.join(listed)})."
+        )
 
 
-def _make_init(models: Models, optimizer):
+def _make_init(models: UViM, optimizer):
     def init(key, batch) -> TrainState:
         context = models.context({"image": batch["image"][:1]})
         codes = jnp.zeros((1, models.lm.num_codes), jnp.int32)
@@ -110,7 +126,7 @@ def _make_init(models: Models, optimizer):
     return init
 
 
-def _make_update(models: Models, optimizer, config):
+def _make_update(models: UViM, optimizer, config):
     def gradients(params, carry, batch, key):
         del key  # nothing is drawn: neither model drops anything here
 
@@ -133,7 +149,7 @@ def _make_update(models: Models, optimizer, config):
     return update
 
 
-def _make_predict(models: Models) -> dict:
+def _make_predict(models: UViM) -> dict:
     def sample(state, batch, key):
         """{"indices" [B, N]}, the codes that the model writes."""
         return {"indices": models.sample(state.ema_params, models.context(batch), key)}
@@ -159,29 +175,3 @@ def _make_predict(models: Models) -> dict:
         "indices": lambda state, batch, key: {"indices": models.codes(state, batch)},
         "preview": preview,
     }
-
-
-def _load_base(config) -> stage_1.Frozen:
-    """Stage I from its run, held against what this run does with it."""
-    if not config.base.workdir:
-        raise ValueError(
-            "A language model of codes needs a trained stage I: "
-            "--config=configs/uvim_lm.py:base=WORKDIR."
-        )
-    trained = stage_1.load_pinned(config, "base", "uvim_base")
-    differing = {
-        f"task.{name}": (theirs, config.task.get(name))
-        for name, theirs in trained.config.task.items() if theirs != config.task.get(name)
-    }
-    names = _VIEWS if config.token_cache else ("size",)
-    differing |= {
-        f"data.{name}": (trained.config.data[name], config.data[name])
-        for name in names if trained.config.data[name] != config.data[name]
-    }
-    if differing:
-        listed = [f"{k}: {there} there, {ours} here" for k, (there, ours) in differing.items()]
-        raise ValueError(
-            f"The stage I in {config.base.workdir!r} is of another task or of other images "
-            f"({'; '.join(listed)})."
-        )
-    return trained

@@ -2,6 +2,7 @@
 
 import difflib
 
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.tasks.colorization import Colorization
 from fsq_jax.tasks.depth import Depth
 from fsq_jax.tasks.panoptic import Panoptic
@@ -11,7 +12,7 @@ Task = Depth | Colorization | Panoptic
 
 
 def make(name: str, **values) -> Task:
-    """The task of a name, with `values` for its fields; a ValueError for a name that there isn't.
+    """The task of a name, with `values` for its fields; a UserError for a name that there isn't.
 
     Every task has the same members:
 
@@ -25,5 +26,5 @@ def make(name: str, **values) -> Task:
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"task={name!r} is unknown; there are {sorted(TASKS)}.{hint}")
+        raise UserError(f"task={name!r} is unknown; there are {sorted(TASKS)}.{hint}")
     return TASKS[name](**values)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fsq_jax.metrics import losses
+from fsq_jax.runtime.user_error import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Depth:
     """Depth in `num_bins` bins of equal width between `min_depth` and `max_depth` metres.
 
     Bin 0 also holds what is not known (depth 0), and is not trained on.
-    Raises ValueError for a range or a number of bins that can't be.
+    Raises UserError for a range or a number of bins that can't be.
     """
 
     num_bins: int = 256
@@ -30,7 +31,7 @@ class Depth:
 
     def __post_init__(self):
         if self.num_bins < 2 or not 0 <= self.min_depth < self.max_depth:
-            raise ValueError(
+            raise UserError(
                 f"Needs num_bins >= 2 and 0 <= min_depth < max_depth, not {self.num_bins=}, "
                 f"{self.min_depth=}, {self.max_depth=}."
             )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fsq_jax.metrics import losses
+from fsq_jax.runtime.user_error import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Panoptic:
 
     Segment ids are those of `data.segments.canonical`. `min_fraction`: a predicted segment of no
     more than this share of the image becomes void.
-    Raises ValueError for numbers below 2, and for a fraction outside [0, 1).
+    Raises UserError for numbers below 2, and for a fraction outside [0, 1).
     """
 
     num_semantics: int = 134
@@ -31,7 +32,7 @@ class Panoptic:
 
     def __post_init__(self):
         if min(self.num_semantics, self.num_instances) < 2 or not 0 <= self.min_fraction < 1:
-            raise ValueError(
+            raise UserError(
                 "Needs num_semantics >= 2, num_instances >= 2 and 0 <= min_fraction < 1, not "
                 f"{self.num_semantics=}, {self.num_instances=}, {self.min_fraction=}."
             )

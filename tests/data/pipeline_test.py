@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fsq_jax.data import pipeline, transforms
+from fsq_jax.data import pipeline, token_cache, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.decode import RecordError
 
@@ -167,7 +167,7 @@ def test_tokens_take_a_view_by_the_records_own_chance():
 
     source = Dataset("t", "train", ("n",), Tokens(), 0, 8, ("train",))
     (batch,) = take(
-        pipeline.train_batches(source, transforms.random_view, batch_size=32, seed=0), 1
+        pipeline.train_batches(source, token_cache.sample_token_view, batch_size=32, seed=0), 1
     )
     assert set(batch) == {"tokens", "label", "mask"}
     assert batch["tokens"].shape == (32, 2) and 5 < batch["tokens"][:, 1].sum() < 27

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from fsq_jax.data import transforms
+from fsq_jax.data import token_cache, transforms
 
 
 def _coordinates(height, width):
@@ -182,7 +182,7 @@ def test_crop_to_a_box():
 def test_views():
     record = {"tokens_VL": np.arange(6).reshape(3, 2), "label": 1}
     rng = np.random.default_rng(0)
-    seen = {tuple(transforms.random_view(record, rng)["tokens"]) for _ in range(30)}
+    seen = {tuple(token_cache.sample_token_view(record, rng)["tokens"]) for _ in range(30)}
     assert seen == {(0, 1), (2, 3), (4, 5)}
 
 

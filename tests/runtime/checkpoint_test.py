@@ -23,7 +23,7 @@ def state(step: int) -> TrainState:
     return TrainState(
         step=jnp.int32(step), params=params, opt_state=({"count": jnp.int32(step)}, None),
         ema_params=jax.tree.map(lambda x: x / 2, params),
-        model_state={"lecam": {"real": jnp.float32(step)}}, frozen={"net": jnp.ones(3)},
+        model_state={"codebook": {"real": jnp.float32(step)}}, frozen={"net": jnp.ones(3)},
     )
 
 
@@ -91,7 +91,7 @@ def test_weights_for_reuse_are_the_averages(run):
     assert step == 3 and set(weights) == {"ema_params", "model_state"}
     np.testing.assert_array_equal(weights["ema_params"]["Conv_0"]["kernel"], np.full((8, 4), 1.5))
     assert isinstance(weights["ema_params"]["Conv_0"]["kernel"], np.ndarray)
-    assert checkpoint.load_weights(str(run), 2)[1]["model_state"]["lecam"]["real"] == 2
+    assert checkpoint.load_weights(str(run), 2)[1]["model_state"]["codebook"]["real"] == 2
 
 
 def test_frozen_weights_are_not_saved(run):

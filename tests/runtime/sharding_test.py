@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from fsq_jax import stages, train
+from fsq_jax import train
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import checkpoint, sharding
 from tests import tiny
 
@@ -89,7 +90,7 @@ def images(rows=8):
 
 def updates(config, num_devices, fsdp, num_steps=3):
     """(metrics of each step, state after the last), the way that the loop makes them."""
-    stage = stages.make(config)
+    stage = make_stage(config)
     mesh = sharding.make_mesh(num_devices)
     batch, key = sharding.put_batch(images(), mesh), jax.random.key(0)
     shapes = jax.eval_shape(stage.init, key, batch)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsq_jax import stages
-from fsq_jax.stages import maskgit_tokenizer
+from fsq_jax.features.network import Network
+from fsq_jax.runs import frozen as runs_frozen
+from fsq_jax.runs.frozen import make_stage
 from tests import tiny
 
 
@@ -23,7 +24,7 @@ def batch():
 
 def start(config, batch):
     """(stage, state, compiled update)."""
-    stage = stages.make(config)
+    stage = make_stage(config)
     state = jax.jit(stage.init)(jax.random.key(0), batch).replace(frozen=stage.frozen)
     return stage, state, jax.jit(stage.update)
 
@@ -80,7 +81,7 @@ def test_sides_that_have_not_started_stay_where_they_are(batch):
         assert equal(before.params["discriminator"], state.params["discriminator"]) == (step == 0)
         norms.append(float(values["discriminator_gradient_norm"]))
         r1.append(float(values["r1"]))
-        lecam.append(state.model_state["lecam"])
+        lecam.append(state.train_only["lecam"])
         # The generator's loss counts from step 2 on; the critic's from step 1.
         expected = values["reconstruction"] + 0.1 * (step >= 2) * values["adversarial"]
         critic = values["discriminator"] + values["r1"] + 0.1 * values["lecam"]
@@ -130,7 +131,7 @@ def test_every_quantizer_learns_one_batch(quantizer, batch):
     assert reconstruction.shape == (4, 8, 8, 3)
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
     indices = predict["reconstruct"]["indices"]
-    assert indices.shape == (4, 4, 4) and indices.max() < stage.info["codebook_size"]
+    assert indices.shape == (4, 4, 4) and indices.max() < stage.facts.codebook_size
     np.testing.assert_array_equal(predict["indices"]["indices"], indices)
     pairs = predict["preview"]["reconstruction"]
     np.testing.assert_array_equal(pairs[::2], batch["image"])
@@ -160,7 +161,8 @@ def test_perceptual_loss_reads_frozen_features(batch, monkeypatch):
         return images.mean((1, 2)) * frozen["scale"]
 
     frozen = {"scale": np.float32(3.0)}
-    monkeypatch.setattr(maskgit_tokenizer, "load_perceptual", lambda **_: (features, frozen, ""))
+    network = Network(features, frozen, "mean")
+    monkeypatch.setattr(runs_frozen, "load_perceptual", lambda **_: network)
     config = tiny.tokenizer({"loss.perceptual": 0.5, "loss.adversarial": 0.0})
     _, state, update = start(config, batch)
     after, values = update(state, batch, jax.random.key(0))
@@ -175,5 +177,5 @@ def test_perceptual_loss_reads_frozen_features(batch, monkeypatch):
 def test_unknown_stages_are_refused():
     config = tiny.tokenizer()
     config.stage = "uvim"
-    with pytest.raises(ValueError, match="stage='uvim'.*'maskgit', 'tokenizer'"):
-        stages.make(config)
+    with pytest.raises(ValueError, match="stage='uvim' is unknown; did you mean 'uvim_"):
+        make_stage(config)

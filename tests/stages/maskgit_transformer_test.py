@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fsq_jax import stages
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.workdir import save_config
 from fsq_jax.stages import maskgit_transformer
 from tests import tiny
@@ -33,7 +33,7 @@ def batch():
 
 
 def start(config):
-    stage = stages.make(config)
+    stage = make_stage(config)
     state = jax.jit(stage.init)(jax.random.key(0), {}).replace(frozen=stage.frozen)
     return stage, state
 
@@ -52,9 +52,9 @@ def tokens(begun, batch):
 
 def test_facts_and_frozen_tokenizer(begun, tokens):
     stage, state = begun
-    assert stage.info["codebook_size"] == CODES and stage.info["levels"] == (4, 3)
-    assert stage.info["grid"] == 4 and stage.info["num_classes"] == CLASSES
-    assert len(stage.info["tokenizer"]) == 16
+    assert stage.facts.codebook_size == CODES and stage.facts.levels == (4, 3)
+    assert stage.facts.grid == 4 and stage.facts.num_classes == CLASSES
+    assert len(stage.facts.stage_1) == 16
     assert tokens.shape == (4, TOKENS) and 0 <= tokens.min() and tokens.max() < CODES
     assert state.model_state == {}
 
@@ -137,8 +137,8 @@ def test_bits_and_preview(begun, batch):
 def test_abstract_is_the_same_in_shapes(workdir, begun):
     config = tiny.transformer("")
     stage_1 = tiny.tokenizer()
-    config.tokenizer.model, config.tokenizer.quantizer = stage_1.model, stage_1.quantizer
-    stage = stages.make(config, abstract=True)
+    config.stage_1.model, config.stage_1.quantizer = stage_1.model, stage_1.quantizer
+    stage = tiny.stage_of_shapes(config)
     shapes = jax.eval_shape(stage.init, jax.random.key(0), {})
     assert jax.tree.map(np.shape, begun[1].params) == jax.tree.map(np.shape, shapes.params)
     assert jax.tree.map(np.shape, begun[1].frozen) == jax.tree.map(np.shape, stage.frozen)
@@ -147,18 +147,18 @@ def test_abstract_is_the_same_in_shapes(workdir, begun):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"tokenizer.workdir": ""}, "needs a trained tokenizer"),
-        ({"tokenizer.workdir": "no/run"}, "no/run is not a file; expected .* or the workdir"),
+        ({"stage_1.workdir": ""}, "needs a trained stage I"),
+        ({"stage_1.workdir": "no/run"}, "no/run is not a file; expected .* or the workdir"),
         ({"data.size": 9}, "data.size=9 is not a multiple of the 2 pixels"),
-        ({"tokenizer.fingerprint": "0" * 16}, "trained on tokenizer 0000000000000000, but"),
+        ({"stage_1.fingerprint": "0" * 16}, "trained on stage I 0000000000000000, but"),
     ],
 )
 def test_tokenizers_that_do_not_fit_are_refused(workdir, changes, message):
     with pytest.raises(ValueError, match=message):
-        stages.make(tiny.transformer(workdir, changes))
+        make_stage(tiny.transformer(workdir, changes))
 
 
 def test_a_transformer_is_no_tokenizer(tmp_path):
     save_config(str(tmp_path), tiny.transformer("x"))
-    with pytest.raises(ValueError, match="a run of stage 'tokenizer' is needed"):
-        stages.make(tiny.transformer(tmp_path))
+    with pytest.raises(ValueError, match="one of stage 'maskgit_tokenizer' is needed"):
+        make_stage(tiny.transformer(tmp_path))

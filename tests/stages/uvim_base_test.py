@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import train_step
-from fsq_jax import stages
 from fsq_jax.models.vit import unpatchify
+from fsq_jax.runs.frozen import make_stage
 from fsq_jax.stages import uvim_base
 from tests import tiny
 
@@ -20,7 +20,7 @@ def quick_compile(tmp_path_factory):
 
 def start(config):
     """(stage, first state, a batch of four, compiled update)."""
-    stage = stages.make(config)
+    stage = make_stage(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=4)
     # Labels that can be learned: the left half is one thing, the right half another.
     if "depth" in batch:
@@ -58,7 +58,7 @@ def test_it_learns_one_batch(task, quantizer, name, shape):
     assert list(predict["prediction"]) == [name] and predict["prediction"][name].shape == shape
     indices = predict["indices"]["indices"]
     assert indices.shape == (4, 4) and 0 <= indices.min()
-    assert indices.max() < stage.info["codebook_size"] and stage.info["downsampling"] == 4
+    assert indices.max() < stage.facts.codebook_size and stage.facts.downsampling == 4
     picture = predict["preview"]["prediction"]
     assert picture.shape == (4, 8, 24, 3) and picture.min() >= 0 and picture.max() <= 1
     if task == "colorization":
@@ -87,7 +87,7 @@ def test_the_loss_is_that_of_whole_images_and_of_a_batch_in_parts():
 
     np.testing.assert_allclose(metrics["task"], expected(params), rtol=1e-4)
     config.accumulate = 2
-    _, parts = jax.jit(stages.make(config).update)(state, batch, jax.random.key(0))
+    _, parts = jax.jit(make_stage(config).update)(state, batch, jax.random.key(0))
     for name in ("loss", "task", "gradient_norm"):
         np.testing.assert_allclose(metrics[name], parts[name], rtol=1e-4, err_msg=name)
 
@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_whole_images_and_of_a_batch_in_parts():
 def test_codes_are_those_of_no_dropout_and_no_key():
     changes = {"model.code_dropout": "none"}
     stage, state, batch, _ = start(tiny.label_coder(quantizer="vq_ema"))
-    undropped = stages.make(tiny.label_coder(changes, quantizer="vq_ema"))
+    undropped = make_stage(tiny.label_coder(changes, quantizer="vq_ema"))
     first, second, theirs = jax.jit(lambda: (
         stage.predict["indices"](state, batch, jax.random.key(0)),
         stage.predict["indices"](state, batch, jax.random.key(1)),
@@ -133,4 +133,4 @@ def test_idle_words_are_split_unless_that_is_off(threshold):
 ])
 def test_images_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        stages.make(tiny.label_coder(changes))
+        make_stage(tiny.label_coder(changes))

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import train_step
-from fsq_jax import encode, stages
+from fsq_jax import encode
 from fsq_jax.runs import inputs
 from fsq_jax.runs.config import resolve_config
+from fsq_jax.runs.frozen import load_stage_1, make_stage
 from fsq_jax.runtime.workdir import save_config
-from fsq_jax.stages import stage_1
 from tests import tiny
 
 
@@ -27,7 +27,7 @@ def base(tmp_path_factory):
 
 def start(config):
     """(stage, first state, a batch of four)."""
-    stage = stages.make(config)
+    stage = make_stage(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=4)
     state = jax.jit(stage.init)(jax.random.key(0), batch)
     return stage, state.replace(frozen=stage.frozen), batch
@@ -40,12 +40,12 @@ def begun(base):
 
 def test_facts_and_frozen_stage(begun, base):
     stage, state, batch = begun
-    assert stage.info["codebook_size"] == 12 and stage.info["levels"] == (4, 3)
-    assert stage.info["downsampling"] == 4 and stage.info["task"] == "depth"
-    assert stage.pins["base.fingerprint"] == stage.info["base"]
+    assert stage.facts.codebook_size == 12 and stage.facts.levels == (4, 3)
+    assert stage.facts.downsampling == 4
+    assert stage.recorded["stage_1.fingerprint"] == stage.facts.stage_1
     # The oracle's codes are those that stage I gives, whatever the key: nothing is dropped.
     ours = jax.jit(stage.predict["indices"])(state, batch, jax.random.key(0))["indices"]
-    trained = stage_1.load(base)
+    trained = load_stage_1(base)
     theirs = jax.jit(trained.encode)(trained.variables, batch)
     np.testing.assert_array_equal(ours, theirs)
     assert ours.shape == (4, 4)
@@ -85,13 +85,13 @@ def test_temperature_makes_codes_differ(base):
 
 
 def test_abstract_is_the_same_in_shapes(begun):
-    stage = stages.make(tiny.code_model(""), abstract=True)
+    stage = tiny.stage_of_shapes(tiny.code_model(""))
     shapes = jax.eval_shape(stage.init, jax.random.key(0), begun[2])
     assert jax.tree.map(np.shape, begun[1].params) == jax.tree.map(np.shape, shapes.params)
     assert jax.tree.map(np.shape, begun[1].frozen) == jax.tree.map(np.shape, stage.frozen)
 
 
-def test_a_run_on_cached_views_sees_the_same_images_and_codes(base, tmp_path):
+def test_a_run_on_token_cache_sees_the_same_images_and_codes(base, tmp_path):
     """Each view of the cache is made again: its image's code is the one in the cache."""
     cache = str(tmp_path / "cache")
     encode.encode(base, cache, views=3)
@@ -104,7 +104,7 @@ def test_a_run_on_cached_views_sees_the_same_images_and_codes(base, tmp_path):
     plain.data.flip = False
     indices, by_image = jax.jit(stage.predict["indices"]), {}
     for flipped in (False, True):
-        for views in inputs.every_record(plain, inputs.eval_source(plain, "train"),
+        for views in inputs.every_record(plain, inputs.eval_dataset(plain, "train"),
                                        inputs.transforms_of(plain)[1]):
             views = {n: v[:, :, ::-1] if flipped and n != "label" and v.ndim > 2 else v
                      for n, v in views.items()}
@@ -115,26 +115,26 @@ def test_a_run_on_cached_views_sees_the_same_images_and_codes(base, tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"base.workdir": ""}, "needs a trained stage I"),
-    ({"base.workdir": "no/run"}, "no/run is not a file; expected .*, or the workdir of a run"),
+    ({"stage_1.workdir": ""}, "needs a trained stage I"),
+    ({"stage_1.workdir": "no/run"}, "no/run is not a file; expected .*, or the workdir of a run"),
     ({"data.size": 16}, "of other images .data.size: 8 there, 16 here"),
     ({"task.num_bins": 32}, "another task .* .task.num_bins: 16 there, 32 here"),
-    ({"base.fingerprint": "0" * 16}, "trained on base 0000000000000000, but"),
+    ({"stage_1.fingerprint": "0" * 16}, "trained on stage I 0000000000000000, but"),
     ({"model.patch": 3}, "not a multiple of patch=3"),
 ])
 def test_stages_that_do_not_fit_are_refused(base, changes, message):
     with pytest.raises(ValueError, match=message):
-        stages.make(tiny.code_model(base, changes))
+        make_stage(tiny.code_model(base, changes))
 
 
 def test_a_cache_of_other_views_is_refused(base, tmp_path):
     encode.encode(base, str(tmp_path))
     changes = {"token_cache": str(tmp_path), "data.min_area": 0.5}
     with pytest.raises(ValueError, match="data.min_area: 1.0 there, 0.5 here"):
-        stages.make(tiny.code_model(base, changes))
+        make_stage(tiny.code_model(base, changes))
 
 
 def test_a_tokenizer_is_no_stage_of_uvim(tmp_path):
     save_config(str(tmp_path), tiny.tokenizer())
-    with pytest.raises(ValueError, match="stage 'tokenizer'; a run of stage 'uvim_base' is needed"):
-        stages.make(tiny.code_model(tmp_path))
+    with pytest.raises(ValueError, match="stage 'maskgit_tokenizer'; one of stage 'uvim_base' is needed"):
+        make_stage(tiny.code_model(tmp_path))

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsq_jax.features import efficientnet_weights
-from fsq_jax.features.networks import abstract_perceptual, load_features, load_perceptual
+from fsq_jax.features import efficientnet
+from fsq_jax.features.network import load_features, load_perceptual, perceptual_shapes
 from fsq_jax.metrics.losses import perceptual_distance
 
 INPUTS = runpy.run_path(str(Path(__file__).parent / "reference" / "inputs.py"))
@@ -15,36 +15,36 @@ INPUTS = runpy.run_path(str(Path(__file__).parent / "reference" / "inputs.py"))
 
 def have_efficientnet():
     try:
-        return efficientnet_weights.find_weights()
+        return efficientnet.find_weights()
     except ValueError as error:
         pytest.skip(str(error))
 
 
 def test_random_features_are_the_same_everywhere():
-    apply, variables, info = load_features("random")
+    network = load_features("random")
     images = INPUTS["photo_like"](2, 32)
-    features = jax.jit(apply)(variables, images)
-    assert features.shape == (2, info["features"]) == (2, 480)
-    assert info["weights_sha256"].startswith("d4ca9530ae8789cd")
+    features = jax.jit(network.apply)(network.variables, images)
+    assert features.shape == (2, network.num_features) == (2, 480)
+    assert network.weights_sha256.startswith("d4ca9530ae8789cd")
     expected = [[0.20218669, 0.15229993, 0.4953531, 0.0810037],
                 [0.18105152, 0.17773479, 0.5516773, -0.09929764]]
     np.testing.assert_allclose(features[:, [0, 1, 100, 479]], expected, atol=1e-5)
 
 
 def test_random_features_tell_images_apart():
-    apply, variables, _ = load_features("random")
+    network = load_features("random")
     images = INPUTS["photo_like"](2, 32)
-    features = jax.jit(apply)(variables, np.concatenate([images, 1 - images]))
+    features = jax.jit(network.apply)(network.variables, np.concatenate([images, 1 - images]))
     for i in range(4):
         assert np.delete(np.abs(features - features[i]).max(-1), i).min() > 0.1
 
 
 def test_efficientnet_features():
     have_efficientnet()
-    apply, variables, info = load_features("efficientnet")
-    features = jax.jit(apply)(variables, INPUTS["photo_like"](2, 64))
+    network = load_features("efficientnet")
+    features = jax.jit(network.apply)(network.variables, INPUTS["photo_like"](2, 64))
     assert features.shape == (2, 1280) and features.dtype == jnp.float32
-    assert len(info["weights_sha256"]) == 64
+    assert len(network.weights_sha256) == 64
 
 
 @pytest.mark.parametrize("name", ["efficientnet", "resnet50"])
@@ -55,8 +55,9 @@ def test_perceptual_distance_has_a_gradient(name, tmp_path):
         np.savez(path, **INPUTS["resnet_state_dict"]())
     else:
         have_efficientnet()
-    apply, variables, info = load_perceptual(name, path)
-    assert info["name"] == name
+    network = load_perceptual(name, path)
+    apply, variables = network.apply, network.variables
+    assert network.name == name
     images = INPUTS["photo_like"](2, 32)
 
     def distance(x):
@@ -68,23 +69,19 @@ def test_perceptual_distance_has_a_gradient(name, tmp_path):
     assert value > 0 and np.abs(gradient).max() > 0
 
 
-def test_abstract_perceptual_has_the_shapes_of_the_weights():
+def test_perceptual_shapes_are_those_of_the_weights():
     have_efficientnet()
-    _, variables, _ = load_perceptual("efficientnet")
-    _, abstract, _ = abstract_perceptual("efficientnet")
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
-
-
-def test_perceptual_none_has_no_network():
-    assert load_perceptual("none") == (None, {}, {"name": "none"})
+    variables = load_perceptual("efficientnet").variables
+    shapes = perceptual_shapes("efficientnet").variables
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
 
 
 @pytest.mark.parametrize(
     "load,name,path,message",
     [
         (load_perceptual, "resnet50", None, "needs the path of its weights"),
-        (load_perceptual, "vgg", None, "'vgg'; choose one of"),
-        (load_features, "inception5", None, "'inception5'; choose one of"),
+        (load_perceptual, "vgg", None, "'vgg'; there are"),
+        (load_features, "inception5", None, "'inception5'; there are"),
         (load_features, "random", "x.pth", "read no file: x.pth"),
         (load_features, "efficientnet", "nowhere.pth", "no file of weights at nowhere.pth"),
     ],

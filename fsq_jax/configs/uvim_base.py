@@ -23,7 +23,8 @@ scale=paper: not run.
 
 import ml_collections
 
-from configs import arguments
+from fsq_jax.configs import arguments
+from fsq_jax.runtime.user_error import UserError
 
 TASKS = ("depth", "colorization", "panoptic")
 ARGUMENTS = dict(
@@ -39,7 +40,7 @@ ARGUMENTS = dict(
     data_dir="",
     dtype=("", "float32", "bfloat16"),
 )
-SCALES = {
+DEFAULTS = {
     "paper": dict(size=512, dtype="float32", levels=(7, 5, 5, 5, 5), codebook_size=4096),
     "bench": dict(
         size=128, data="scenes", dtype="bfloat16", levels=(7, 5, 5, 5, 5), codebook_size=4096
@@ -67,8 +68,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
     _refuse_unused(args)
-    for name, value in (SCALES[scale] | dict(data=PAPER[args["task"]]["data"])
-                        if scale == "paper" else SCALES[scale]).items():
+    for name, value in (DEFAULTS[scale] | dict(data=PAPER[args["task"]]["data"])
+                        if scale == "paper" else DEFAULTS[scale]).items():
         if not args[name] or args[name] == (0,):
             args[name] = value
     config = ml_collections.ConfigDict(dict(stage="uvim_base", seed=0))
@@ -85,7 +86,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.ema_decay = 0.0  # UViM averages no weights: evaluation takes the weights themselves
     config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = data(args)
-    config.update(SIZES[scale](args["task"]))
+    config.update(SCALES[scale](args["task"]))
     config.accumulate = 1  # microbatches of an update
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = BEST[args["task"]]
@@ -127,18 +128,18 @@ def quantizer(args, codeword_width: int) -> dict:
 
 
 def _refuse_unused(args) -> None:
-    """Raises a ValueError for what the chosen quantizer would not look at."""
+    """Raises a UserError for what the chosen quantizer would not look at."""
     name = args["quantizer"]
     if name == "fsq" and args["codebook_size"]:
-        raise ValueError(
+        raise UserError(
             f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
         )
     if name != "fsq" and args["levels"] != (0,):
-        raise ValueError(
+        raise UserError(
             f"levels={args['levels']} are for FSQ; quantizer={name} takes codebook_size."
         )
     if name != "vq_ema" and args["splitting"]:
-        raise ValueError(
+        raise UserError(
             f"splitting={args['splitting']} is for vq_ema, whose codebook can split words; "
             f"quantizer={name} has none."
         )
@@ -216,7 +217,7 @@ def smoke(task: str) -> dict:
     )
 
 
-SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+SCALES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
 def evals(

@@ -1,6 +1,6 @@
 """Reads what follows the colon in --config=configs/x.py:scale=bench,quantizer=vq."""
 
-import difflib
+from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 
 def parse(text: str | None, **defaults):
@@ -11,19 +11,19 @@ def parse(text: str | None, **defaults):
     which is the default.
 
     Raises:
-      ValueError: for an unknown name or choice (with the nearest right one), or a value of the
+      UserError: for an unknown name or choice (with the nearest right one), or a value of the
         wrong type.
     """
     values = {n: d[0] if _is_choice(d) else d for n, d in defaults.items()}
     for part in filter(None, (text or "").split(",")):
         name, separator, value = part.partition("=")
         if not separator:
-            raise ValueError(
+            raise UserError(
                 f"Config argument {part!r} is not of the form NAME=VALUE, as in "
                 "scale=bench,levels=8-5-5-5."
             )
         if name not in defaults:
-            raise ValueError(f"Config argument {name!r} is unknown{_nearest(name, defaults)}")
+            raise UserError(f"Config argument {name!r} is unknown{did_you_mean(name, defaults)}")
         values[name] = _convert(name, value, defaults[name])
     return values
 
@@ -44,7 +44,7 @@ def _is_choice(default) -> bool:
 def _convert(name: str, value: str, default):
     if _is_choice(default):
         if value not in default:
-            raise ValueError(f"{name}={value!r} is unknown{_nearest(value, default)}")
+            raise UserError(f"{name}={value!r} is unknown{did_you_mean(value, default)}")
         return value
     try:
         if isinstance(default, bool):
@@ -52,16 +52,9 @@ def _convert(name: str, value: str, default):
         if isinstance(default, tuple):
             return tuple(int(v) for v in value.split("-"))
         if isinstance(default, int) and int(value) < 0:
-            raise ValueError
+            raise UserError
         return type(default)(value)
     except (ValueError, KeyError):
         kinds = {bool: "true or false", tuple: "numbers such as 8-5-5-5", int: "a whole number"}
         expected = kinds.get(type(default), type(default).__name__)
-        raise ValueError(f"{name}={value!r} can't be read as {expected}.") from None
-
-
-def _nearest(name: str, names) -> str:
-    """The end of a sentence: what was meant, or all that there is."""
-    names = [name for name in names if name]  # a choice may be "", the default by scale
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}."
+        raise UserError(f"{name}={value!r} can't be read as {expected}.") from None

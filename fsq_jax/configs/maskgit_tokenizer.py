@@ -19,7 +19,8 @@ Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_m
 
 import ml_collections
 
-from configs import arguments
+from fsq_jax.configs import arguments
+from fsq_jax.runtime.user_error import UserError
 
 ARGUMENTS = dict(
     scale=("bench", "smoke", "paper"),
@@ -31,7 +32,7 @@ ARGUMENTS = dict(
     data_dir="",
     dtype=("", "float32", "bfloat16"),
 )
-SCALES = {
+DEFAULTS = {
     "paper": dict(size=256, data="tfds:imagenet2012", dtype="float32", levels=(8, 5, 5, 5)),
     "bench": dict(size=32, data="tfds:fashion_mnist", dtype="bfloat16", levels=(8, 5, 5, 5)),
     "smoke": dict(size=32, data="scenes", dtype="float32", levels=(8, 6, 5)),
@@ -42,15 +43,15 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
     _refuse_unused(args)
-    for name, value in SCALES[scale].items():
+    for name, value in DEFAULTS[scale].items():
         if not args[name] or args[name] == (0,):
             args[name] = value
-    config = ml_collections.ConfigDict(dict(stage="tokenizer", seed=42))
+    config = ml_collections.ConfigDict(dict(stage="maskgit_tokenizer", seed=42))
     config.quantizer = quantizer(args)
     config.model = dict(
         filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2, num_groups=32,
         shortcut="output",  # as in MaskGIT's code and checkpoints; "input" is a true residual
-        remat=False, dtype=args["dtype"],
+        remat=False, dense_layers=0, dtype=args["dtype"],
     )
     config.discriminator = dict(
         channel_multiplier=1, max_width=512, blur=True, dtype=args["dtype"]
@@ -71,7 +72,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.ema_decay = 0.999
     config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = data(args)
-    config.update(SIZES[scale](args["size"]))
+    config.update(SCALES[scale](args["size"]))
     config.accumulate = 1  # microbatches of an update
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = "reconstruction/psnr", "max"
@@ -89,14 +90,14 @@ def quantizer(args) -> dict:
 
 
 def _refuse_unused(args) -> None:
-    """Raises a ValueError for what the chosen quantizer would not look at."""
+    """Raises a UserError for what the chosen quantizer would not look at."""
     fsq = args["quantizer"] == "fsq"
     if fsq and args["codebook_size"]:
-        raise ValueError(
+        raise UserError(
             f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
         )
     if not fsq and args["levels"] != (0,):
-        raise ValueError(
+        raise UserError(
             f"levels={args['levels']} are for FSQ; quantizer={args['quantizer']} takes "
             "codebook_size."
         )
@@ -118,7 +119,7 @@ def data(args) -> dict:
 def paper(size: int) -> dict:
     """Sections 4.2 (128 px) and 4.3 (256 px): the latter is batch 512 for 1M steps."""
     if size not in (128, 256):
-        raise ValueError(f"scale=paper is of 256 or 128 pixels, not of {size=}.")
+        raise UserError(f"scale=paper is of 256 or 128 pixels, not of {size=}.")
     steps, batch_size = (500_000, 256) if size == 128 else (1_000_000, 512)
     return dict(
         steps=steps, batch_size=batch_size, eval_batch_size=128,
@@ -167,7 +168,7 @@ def smoke(size: int) -> dict:
     )
 
 
-SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+SCALES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
 def evals(every: int, features: str, limit: int) -> dict:

@@ -20,7 +20,7 @@ scale=paper: not run.
 
 import ml_collections
 
-from configs import arguments, uvim_base
+from fsq_jax.configs import arguments, uvim_base
 
 ARGUMENTS = uvim_base.ARGUMENTS | dict(base="", token_cache="")
 # Section C.5 of UViM's recipe: epochs over the training set.
@@ -34,7 +34,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     scale, task = args["scale"], args["task"]
     config = ml_collections.ConfigDict(dict(stage="uvim_lm", seed=0))
     config.task = stage_1.task.to_dict()
-    config.base = dict(
+    config.stage_1 = dict(
         workdir=workdir,
         fingerprint="",  # of its weights; written by the run, and held against them ever after
         model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict(),
@@ -55,7 +55,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # starts from the .npz of a ViT-L/16 (AugReg, ImageNet-21k).
     config.init_from = ""
     config.data = stage_1.data.to_dict()
-    config.update(SIZES[scale](task))
+    config.update(SCALES[scale](task))
     # The task's own evaluator, as stage I is evaluated, and the training loss on held-out images.
     every = stage_1.evals[task].every
     config.evals = {task: stage_1.evals[task].to_dict(), "validation": dict(every=every)}
@@ -100,4 +100,4 @@ def smoke(task: str) -> dict:
     )
 
 
-SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+SCALES = {"paper": paper, "bench": bench, "smoke": smoke}

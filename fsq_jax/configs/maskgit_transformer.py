@@ -19,7 +19,7 @@ and 40.3. scale=paper: not run.
 
 import ml_collections
 
-from configs import arguments, maskgit_tokenizer
+from fsq_jax.configs import arguments, maskgit_tokenizer
 
 ARGUMENTS = maskgit_tokenizer.ARGUMENTS | dict(tokenizer="", token_cache="")
 
@@ -29,8 +29,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     workdir, token_cache = args.pop("tokenizer"), args.pop("token_cache")
     stage_1 = maskgit_tokenizer.get_config(arguments.text(args))
     scale, size = args["scale"], stage_1.data.size
-    config = ml_collections.ConfigDict(dict(stage="maskgit", seed=42))
-    config.tokenizer = dict(
+    config = ml_collections.ConfigDict(dict(stage="maskgit_transformer", seed=42))
+    config.stage_1 = dict(
         workdir=workdir,
         fingerprint="",  # of its weights; written by the run, and held against them ever after
         model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict()
@@ -56,7 +56,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.ema_decay = 0.999
     config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = stage_1.data.to_dict()
-    config.update(SIZES[scale](size))
+    config.update(SCALES[scale](size))
     if scale == "paper":
         if config.data.source == "tfds:imagenet2012":
             config.num_classes = 1000  # known without the data at hand
@@ -100,7 +100,7 @@ def smoke(size: int) -> dict:
     )
 
 
-SIZES = {"paper": paper, "bench": bench, "smoke": smoke}
+SCALES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
 def evals(every: int, features: str, num_samples: int, limit: int) -> dict:

@@ -1,0 +1,112 @@
+"""The results of an experiment: a list with one entry for each run, from which all else is drawn.
+
+    OUT/results.json    [{"run", "quantizer", "levels" or "codebook_size", "seed", "stage", "steps",
+                        "device", metrics by their names, "protocol": {group of metrics: facts}}]
+    OUT/runs/NAME/      config.json, metrics.jsonl, results.json and the last picture of each run
+"""
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments import carry, plan
+from experiments.plan import Run
+from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime.workdir import load_config, load_results
+
+Entry = Mapping[str, Any]
+SEVERAL = "entries.json"  # of a run with several entries, such as one for each guidance
+
+
+def of_run(workdir: str, run: Run) -> list[dict[str, Any]]:
+    """The entries of a run that is done: one of its results, or those that it wrote itself."""
+    path = plan.folder(workdir, run)
+    if not run.facts or not plan.recorded(workdir, run):
+        return []
+    if os.path.exists(own := os.path.join(path, SEVERAL)):
+        with open(own) as file:
+            return [{"run": run.name, **run.facts, **entry} for entry in json.load(file)]
+    results = load_results(path)
+    return [_entry(path, run, results)] if results else []
+
+
+def _entry(path: str, run: Run, results: Mapping[str, Mapping]) -> dict[str, Any]:
+    """One entry of a run's results.json."""
+    first = next(iter(results.values()))
+    values = {"run": run.name, **run.facts, "steps": first["step"]}
+    if os.path.exists(os.path.join(path, "config.json")):
+        config = load_config(path)
+        values |= {"batch_size": config.batch_size}
+    values["device"] = first["protocol"].get("device", "")
+    values |= {name: result["value"] for name, result in results.items()}
+    values["protocol"] = {
+        name.split("/")[0]: {k: v for k, v in result["protocol"].items() if k != "level_histograms"}
+        for name, result in results.items()
+    }
+    return values
+
+
+def write(workdir: str, runs: Sequence[Run], out: str) -> list[dict[str, Any]]:
+    """Writes OUT/results.json, and the records of the runs in it; returns the entries.
+
+    Entries of runs that are not in this workdir stay as they are.
+    """
+    found = {}
+    for run in runs:
+        if made := of_run(workdir, run):
+            found[run.name] = made
+            carry.copy_records(workdir, run, os.path.join(out, "runs"))
+    known = {run.name for run in runs}
+    kept = {}
+    for old in read(out):
+        if old["run"] in known:
+            kept.setdefault(old["run"], []).append(old)
+    kept |= found
+    ordered = [entry for name in sorted(kept) for entry in kept[name]]
+    if ordered:
+        write_json(os.path.join(out, "results.json"), ordered)
+    return ordered
+
+
+def read(out: str) -> list[dict[str, Any]]:
+    """The entries of OUT/results.json; none where there is no such file."""
+    path = os.path.join(out, "results.json")
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return json.load(file)
+
+
+def select(found: Iterable[Entry], **facts) -> list[Entry]:
+    """The entries that have all these facts."""
+    return [e for e in found if all(e.get(name) == value for name, value in facts.items())]
+
+
+def values(found: Iterable[Entry], metric: str) -> list[float]:
+    """A metric of all entries that have it."""
+    return [e[metric] for e in found if metric in e]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of a few runs; deviation None of a single one."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    def text(self, form: str = "{:.3g}") -> str:
+        if self.deviation is None:
+            return form.format(self.mean)
+        return f"{form.format(self.mean)} ± {form.format(self.deviation)}"
+
+
+def spread(numbers: Sequence[float]) -> Spread | None:
+    """Mean and deviation; None of no numbers."""
+    if not numbers:
+        return None
+    deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return Spread(statistics.fmean(numbers), deviation, len(numbers))

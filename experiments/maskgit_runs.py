@@ -1,0 +1,183 @@
+"""The runs that the experiments on MaskGIT are made of: tokenizers, and transformers on them.
+
+Their names say all that tells them apart, so that two experiments that ask for one run share it.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from experiments.plan import Options, Run
+from fsq_jax.quantizers import fsq
+
+# Bench: Fashion-MNIST at 32 px, 8 x 8 tokens, one network for all sizes and both quantizers. Half
+# of the width that MaskGIT has per code channel (512 to 256) is kept: 128 to 64.
+TOKENIZER = {
+    "model.filters": 64, "model.num_groups": 16, "discriminator.max_width": 64,
+    "steps": 3_000, "batch_size": 128, "eval_batch_size": 125,
+    "loss.adversarial_start": 600, "optim.schedule": "cosine",
+    "data.workers": 0, "data.cache": False,
+    "log_every": 100, "preview_every": 3_000, "checkpoint_every": 1_000, "keep": 1,
+    "evals.codebook.every": 3_000, "evals.reconstruction.every": 3_000,
+}
+VQ = {"quantizer.channels": 64}
+TRANSFORMER = {
+    "model.width": 256, "model.depth": 6, "model.num_heads": 8, "model.mlp_dim": 1_024,
+    "steps": 4_000, "batch_size": 128, "eval_batch_size": 125, "optim.warmup_steps": 200,
+    "data.workers": 0, "data.cache": False,
+    "log_every": 100, "preview_every": 4_000, "checkpoint_every": 1_000, "keep": 1,
+    "evals.compression.every": 4_000, "evals.generation.every": 4_000,
+}
+DATA = "fashion_mnist"
+WEIGHTS = "export/model.safetensors"
+# Images a second of one H100 (experiments/results/speed/h100), at 256 px; a quarter of the pixels
+# takes a quarter of the time.
+PAPER_SPEED = {"tokenizer": 263.0, "transformer": 1_167.0}
+PAPER_IMAGES = {
+    128: {"tokenizer": 500_000 * 256, "transformer": 1_000_000 * 256},
+    256: {"tokenizer": 1_000_000 * 512, "transformer": 2_500_000 * 256},
+}
+
+
+def data_run(options: Options) -> list[Run]:
+    """What brings Fashion-MNIST into arrays that all runs map to memory; none of other scales."""
+    if options.scale != "bench":
+        return []
+    out = os.path.join(options.workdir, DATA)
+    commands = tuple(
+        (f"{split}/meta.json", (
+            "-m", "fsq_jax.prepare", "--data=tfds:fashion_mnist", "--size=32", f"--out={out}",
+            f"--splits={split}", f"--data_dir={options.data_dir}", "--workers=8",
+        ))
+        for split in ("train", "test")
+    )
+    return [Run(DATA, commands, weights="test/meta.json", carried=False)]
+
+
+def codes(quantizer: str, bits: int, levels: Sequence[int] = ()) -> dict:
+    """The facts of a codebook of about 2**bits; FSQ's levels are the paper's by default."""
+    if quantizer == "fsq":
+        levels = tuple(levels) or fsq.LEVELS[2**bits]
+        return {"quantizer": "fsq", "levels": levels, "size": math.prod(levels), "bits": bits}
+    return {"quantizer": "vq", "codebook_size": 2**bits, "size": 2**bits, "bits": bits}
+
+
+def codes_name(facts: Mapping) -> str:
+    """"fsq_8-5-5-5", "vq_1024"."""
+    if facts["quantizer"] == "fsq":
+        return "fsq_" + "-".join(map(str, facts["levels"]))
+    return f"vq_{facts['codebook_size']}"
+
+
+def arguments(options: Options, facts: Mapping, pixels: int) -> str:
+    """The configs' arguments of a codebook and of the data; the size of the paper's images."""
+    if facts["quantizer"] == "fsq":
+        quantizer = "quantizer=fsq,levels=" + "-".join(map(str, facts["levels"]))
+    else:
+        quantizer = f"quantizer=vq,codebook_size={facts['codebook_size']}"
+    folder = f",data_dir={options.data_dir}" if options.data_dir else ""
+    data = {
+        "paper": f"size={pixels}{folder}",
+        "bench": f"data=arrays:{os.path.join(options.workdir, DATA)}", "smoke": "data=scenes",
+    }
+    return f"scale={options.scale},{quantizer},{data[options.scale]}"
+
+
+def tokenizer(
+    options: Options, facts: Mapping, seed: int, changes: Mapping = (), suffix: str = "",
+    pixels: int = 128,
+) -> Run:
+    """A tokenizer with the codebook of `codes`.
+
+    Args:
+      options: of the experiment.
+      facts: as `codes` gives them, and more that the entry is to say.
+      seed: of the run.
+      changes: {dotted key: value} of its config, besides the scale's.
+      suffix: of its name, which says what the changes are.
+      pixels: 128 or 256, of scale=paper; the other scales have one size.
+    """
+    name = f"tokenizer_{codes_name(facts)}{suffix}_s{seed}"
+    path = os.path.join(options.workdir, name)
+    own = {"seed": seed} | dict(changes)
+    if options.scale == "bench":
+        own = TOKENIZER | (VQ if facts["quantizer"] == "vq" else {}) | own
+    train = (
+        "-m", "fsq_jax.train",
+        f"--config=configs/maskgit_tokenizer.py:{arguments(options, facts, pixels)}",
+        f"--workdir={path}", *config_flags(own), *options.changes,
+    )
+    return Run(
+        name,
+        (("results.json", train), (WEIGHTS, export_command(path))),
+        facts | {"stage": "tokenizer", "seed": seed, "data": data_name(options)},
+        needs=tuple(run.name for run in data_run(options)),
+        weights=WEIGHTS,
+        rank=10 + seed,
+        gpu_hours=_hours(options, "tokenizer", facts, pixels),
+        places=_places(options, facts),
+    )
+
+
+def transformer(options: Options, stage_1: Run, seed: int, pixels: int = 128) -> Run:
+    """A masked transformer on a tokenizer's tokens; see `tokenizer`."""
+    name = f"transformer_on_{stage_1.name}_s{seed}"
+    path = os.path.join(options.workdir, name)
+    weights = os.path.join(options.workdir, stage_1.name, WEIGHTS)
+    own = {"seed": seed} | (TRANSFORMER if options.scale == "bench" else {})
+    train = (
+        "-m", "fsq_jax.train", "--config=configs/maskgit_transformer.py:"
+        f"{arguments(options, stage_1.facts, pixels)},tokenizer={weights}",
+        f"--workdir={path}", *config_flags(own), *options.changes,
+    )
+    return Run(
+        name,
+        (("results.json", train), (WEIGHTS, export_command(path))),
+        stage_1.facts | {"stage": "transformer", "seed": seed, "stage_1": stage_1.name},
+        needs=(stage_1.name, *stage_1.needs),
+        weights=WEIGHTS,
+        rank=20 + seed,
+        gpu_hours=_hours(options, "transformer", stage_1.facts, pixels),
+        places=_places(options, stage_1.facts),
+    )
+
+
+def on_data(run: Run, data: Sequence[Run], name: str) -> Run:
+    """A run that reads the data of other runs than `data_run`'s, and says so."""
+    return dataclasses.replace(
+        run, needs=tuple(other.name for other in data), facts=dict(run.facts) | {"data": name}
+    )
+
+
+def data_name(options: Options) -> str:
+    """What all runs of a scale are trained on."""
+    names = {"paper": "tfds:imagenet2012", "bench": "tfds:fashion_mnist", "smoke": "scenes"}
+    return names[options.scale]
+
+
+def export_command(path: str) -> tuple[str, ...]:
+    """What leaves a run's WEIGHTS."""
+    out = os.path.join(path, os.path.dirname(WEIGHTS))
+    return ("-m", "fsq_jax.export", f"--workdir={path}", "--format=safetensors", f"--out={out}")
+
+
+def config_flags(own: Mapping) -> list[str]:
+    """The flags that put {dotted key: value} over a config."""
+    return [f"--config.{name}={value}" for name, value in own.items()]
+
+
+def _places(options: Options, facts: Mapping) -> int:
+    """Two of a GPU's for 2^16 codewords, whose distances from all tokens fill gigabytes."""
+    large = facts["quantizer"] == "vq" and facts["size"] >= 2**16
+    return 2 if options.scale == "bench" and large else 1
+
+
+def _hours(options: Options, stage: str, facts: Mapping, pixels: int) -> float:
+    """Hours of an H100: the paper's by measured speeds; of bench, a guess that sorts runs."""
+    if options.scale == "paper":
+        speed = PAPER_SPEED[stage] * (256 / pixels) ** 2
+        return PAPER_IMAGES[pixels][stage] / speed / 3600
+    if options.scale == "bench":
+        return 0.01 * (1 + (facts["quantizer"] == "vq") * facts["size"] / 2**14)
+    return 0.0

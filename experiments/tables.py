@@ -1,0 +1,49 @@
+"""Tables of entries, mean and deviation over seeds, and how findings are written."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from experiments import entries, report
+from experiments.entries import Entry
+from fsq_jax.reports import html
+from fsq_jax.runtime.files import written_whole
+
+
+def title(metric: str) -> str:
+    """A metric in words."""
+    return report.METRICS.get(metric, (metric, ""))[0]
+
+
+def by_group(groups: Mapping[str, Sequence[Entry]], metrics: Sequence[str]) -> html.Table:
+    """One row per group of repeated runs, one column per metric that any of them has."""
+    shown = [m for m in metrics if any(m in e for group in groups.values() for e in group)]
+    rows = []
+    for name, group in groups.items():
+        cells = []
+        for metric in shown:
+            spread = entries.spread(entries.values(group, metric))
+            form = report.METRICS.get(metric, (metric, "{:.4g}"))[1]
+            cells.append(spread.text(form) if spread else report.NOT_RUN)
+        rows.append((name, *cells, " / ".join(seeds(group)) or "–"))
+    return html.Table(("", *map(title, shown), "seeds"), rows)
+
+
+def seeds(group: Sequence[Entry]) -> list[str]:
+    """How many runs of each stage a group has: ["tokenizer: 3", "transformer: 1"]."""
+    counts = {}
+    for entry in group:
+        stage = entry.get("stage", "run")
+        counts[stage] = counts.get(stage, 0) + 1
+    return [f"{stage}: {count}" for stage, count in counts.items()]
+
+
+def write(out: str, tables: Mapping[str, html.Table], figures: Mapping[str, Figure]) -> None:
+    """Writes each table as OUT/NAME.md and each figure as OUT/NAME.png."""
+    for name, table in tables.items():
+        with written_whole(os.path.join(out, f"{name}.md")) as file:
+            file.write(table.text() + "\n")
+    for name, drawn in figures.items():
+        with written_whole(os.path.join(out, f"{name}.png"), "wb") as file:
+            file.write(html.png(drawn))

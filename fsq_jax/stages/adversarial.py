@@ -1,0 +1,72 @@
+"""The contest of a tokenizer and its discriminator: GAN losses, R1 and LeCam.
+
+Both sides are summed into one loss, with gradients stopped where one network must not feel the
+other's loss, and XLA merges the forward passes that the two share.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fsq_jax.metrics import losses
+from fsq_jax.stages import optim
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """The discriminator's: the values of `config.discriminator_optim` over those of `optim`."""
+    optimizer = optim.make_optimizer(
+        total_steps=config.steps, **{**config.optim, **config.discriminator_optim}
+    )
+    start = config.loss.discriminator_start
+    if not start:
+        return optimizer
+    # Left alone until its start rather than fed zeros: Adam would count those steps, and take a
+    # first real one that is ten times too long.
+    return optax.conditionally_mask(optimizer, lambda step: step >= start)
+
+
+def contest(weights, discriminator, params, images, reconstruction, lecam, step):
+    """(loss of both sides, new LeCam averages, {metric: scalar}).
+
+    Args:
+      weights: `config.loss`.
+      discriminator, params: the module and its parameters.
+      images, reconstruction: [B,H,W,3] in [0, 1].
+      lecam: averages of the logits so far, a `LecamState`.
+      step: updates made so far.
+    """
+    stop = jax.lax.stop_gradient
+    real = discriminator.apply({"params": params}, images)
+    fake = discriminator.apply({"params": params}, stop(reconstruction))
+    fooled = discriminator.apply({"params": stop(params)}, reconstruction)
+
+    generator = losses.generator_loss(fooled).mean()
+    critic = losses.discriminator_loss(real, fake).mean()
+    r1 = _lazy_r1(weights, discriminator, params, images, step)
+    lecam_B, lecam = losses.lecam(real, fake, lecam, decay=weights.lecam_decay)
+
+    # Before its start step a network's share is nothing.
+    generator_on = jnp.float32(step >= weights.adversarial_start)
+    critic_on = jnp.float32(step >= weights.discriminator_start)
+    total = weights.adversarial * generator_on * generator + critic_on * (
+        critic + r1 + weights.lecam * lecam_B.mean()
+    )
+    metrics = {
+        "adversarial": generator, "discriminator": critic, "r1": r1, "lecam": lecam_B.mean(),
+        "real_logit": real.mean(), "fake_logit": fake.mean(),
+    }
+    return total, lecam, metrics
+
+
+def _lazy_r1(weights, discriminator, params, images, step):
+    """R1 at every `r1_every`-th step, that much stronger (StyleGAN2's lazy regularisation)."""
+
+    def penalty():
+        logits = lambda x: discriminator.apply({"params": params}, x)  # noqa: E731
+        return weights.r1 * weights.r1_every * losses.r1_penalty(logits, images).mean()
+
+    if weights.r1 == 0:
+        return jnp.zeros(())
+    if weights.r1_every == 1:
+        return penalty()
+    return jax.lax.cond(step % weights.r1_every == 0, penalty, lambda: jnp.zeros(()))

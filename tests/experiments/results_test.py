@@ -1,0 +1,187 @@
+"""Entries become results.json, and tables, figures and verdicts follow from that file alone."""
+
+import json
+import random
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import (
+    claims,
+    entries,
+    entropy_groups,
+    fig3_tradeoff,
+    fig4_maskgit256,
+    fig8_representation,
+    fig10_levels,
+    launcher,
+    maskgit_runs,
+    plan,
+    reproduce,
+)
+from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
+from fsq_jax.runtime.user_error import UserError
+from fsq_jax.runtime.workdir import save_config, save_results
+
+OPTIONS = plan.Options(workdir="runs/x")
+
+
+def verdicts(module, found):
+    return [claim.judge(found).verdict for claim in module.CLAIMS]
+
+
+def noisy(value):
+    """A value as another seed would give it."""
+    return value * (1 + random.uniform(-0.001, 0.001))
+
+
+def fig3(usage_of_vq=0.3, sampling_of_fsq=0.9):
+    """Entries as the paper's Figure 3 has them, or with other usage and other samples."""
+    random.seed(0)
+    found = []
+    for bits in fig3_tradeoff.BITS:
+        for quantizer in fig3_tradeoff.QUANTIZERS:
+            facts = maskgit_runs.codes(quantizer, bits)
+            vq = quantizer == "vq"
+            distance = 20 - bits + ((-1 if bits < 9 else 1) if vq else 0)
+            share = usage_of_vq if vq and bits > 11 else 0.95
+            for seed in range(3):
+                found.append(facts | {
+                    "run": f"t{facts['size']}{quantizer}{seed}", "stage": "tokenizer", "seed": seed,
+                    "steps": 10, "device": "a GPU", "data": "images",
+                    "reconstruction/fd_efficientnet": noisy(distance),
+                    "codebook/usage": share, "codebook/used": share * facts["size"],
+                })
+            if bits in fig3_tradeoff.STAGE_2:
+                sampling = 30 - 2 * min(bits, 12) * (1 if vq else 1 / sampling_of_fsq)
+                for seed in range(3 if bits in fig3_tradeoff.REPEATED else 1):
+                    found.append(facts | {
+                        "run": f"m{facts['size']}{quantizer}{seed}", "stage": "transformer",
+                        "seed": seed, "steps": 10, "device": "a GPU", "data": "images",
+                        "sampling/fd_efficientnet": noisy(sampling),
+                        "compression/bits_per_token": noisy(bits * (0.7 if vq else 0.8)),
+                    })
+    return found
+
+
+def test_figure_3_is_judged_by_its_rules():
+    assert verdicts(fig3_tradeoff, fig3()) == [CONFIRMED] * 6
+    other = fig3(usage_of_vq=0.8, sampling_of_fsq=1.5)
+    assert verdicts(fig3_tradeoff, other) == [
+        CONFIRMED, CONFIRMED, REFUTED, CONFIRMED, REFUTED, CONFIRMED
+    ]
+    assert verdicts(fig3_tradeoff, []) == [NOT_RUN] * 6
+    single = [entry for entry in fig3() if entry["seed"] == 0]
+    assert verdicts(fig3_tradeoff, single)[:2] == [OPEN, OPEN]  # no spread, no verdict
+
+
+def test_figure_10_judges_few_levels_and_dense_layers():
+    random.seed(1)
+    found = []
+    for bits, choices in fig10_levels.LEVELS.items():
+        for levels in choices:
+            for seed in range(3):
+                found.append(maskgit_runs.codes("fsq", bits, levels) | {
+                    "stage": "tokenizer", "seed": seed,
+                    "reconstruction/fd_efficientnet": noisy(12 if min(levels) < 5 else 10),
+                    "sampling/fd_efficientnet": noisy(12 if min(levels) < 5 else 10),
+                })
+    dense = [found[6] | {"dense_layers": 2, "seed": s, "reconstruction/fd_efficientnet": noisy(10)}
+             for s in range(3)]
+    assert verdicts(fig10_levels, [*found, *dense])[:2] == [CONFIRMED] * 2
+    better = [e | {"reconstruction/fd_efficientnet": noisy(5)} for e in dense]
+    assert verdicts(fig10_levels, [*found, *better])[2] == REFUTED
+    assert verdicts(fig10_levels, []) == [NOT_RUN] * 3
+
+
+def test_guidance_is_compared_at_each_quantizers_best():
+    random.seed(2)
+    found = [
+        {"run": q, "quantizer": q, "stage": "sweep", "seed": seed, "guidance": strength,
+         "sampling/fd_efficientnet": noisy(30 + 20 * (strength - at) ** 2)}
+        for q, at in (("fsq", 0.5), ("vq", 0.1)) for seed in range(3)
+        for strength in fig4_maskgit256.GUIDANCE["bench"]
+    ]
+    assert fig4_maskgit256.best(found, "fsq") == 0.5
+    assert verdicts(fig4_maskgit256, found) == [CONFIRMED, CONFIRMED]
+    assert verdicts(fig4_maskgit256, []) == [NOT_RUN, NOT_RUN]
+
+
+def test_groups_of_the_entropy_loss_are_judged():
+    found = [
+        {"bits": 10, "seed": s, "codebook/usage": share + s / 1000} | group
+        for share, group in ((0.4, {}), (0.9, {"entropy_group": 8})) for s in range(3)
+    ]
+    assert verdicts(entropy_groups, found) == [CONFIRMED]
+    assert verdicts(entropy_groups, []) == [NOT_RUN]
+    assert list(entropy_groups.rows(found, 10)) == ["2^10, groups of 8", "2^10, groups of all"]
+
+
+def test_representations_are_judged():
+    study = {"stage": "study", "soup/fid": 90.0, "reconstruction/fid": 30.0,
+             "seam/glued_pixels": 2.0, "seam/stitched_codes": 1.2}
+    found = [study | {"quantizer": q} for q in ("fsq", "vq")]
+    assert verdicts(fig8_representation, found) == [CONFIRMED] * 2
+    worse = [e | {"soup/fid": 30.0, "seam/stitched_codes": 2.0} for e in found]
+    assert verdicts(fig8_representation, worse) == [REFUTED] * 2
+    assert verdicts(fig8_representation, found[:1]) == [NOT_RUN] * 2
+
+
+def test_a_single_run_takes_the_deviation_of_repeated_ones():
+    one, three = entries.spread([1.0]), entries.spread([1.9, 2.0, 2.1])
+    assert claims.compare(one, three, None) == 0
+    assert claims.compare(one, three, 0.1) == -1 and claims.compare(three, one, 0.1) == 1
+    assert claims.compare(one, three, 1.0) == 0
+    assert three.text() == "2 ± 0.1"
+
+
+@pytest.mark.parametrize("name", launcher.EXPERIMENTS)
+def test_every_experiment_writes_what_it_has_and_what_it_has_not(name, tmp_path):
+    module = launcher.experiment(name)
+    options = plan.Options(workdir=str(tmp_path / "runs"))
+    found = fig3() if name == "fig3_tradeoff" else []
+    module.write(found, str(tmp_path), options)
+    text = (tmp_path / "claims.md").read_text()
+    assert ("confirmed |" in text) == bool(found) and ("not run" in text) == (not found)
+
+
+def test_entries_say_what_was_run_and_how(tmp_path):
+    workdir, out = tmp_path / "runs", tmp_path / "out"
+    runs = [plan.Run(n, (("results.json", ()),), {"quantizer": "fsq", "seed": 0, "stage": "x"})
+            for n in "ab"]
+    several = plan.Run("c", ((entries.SEVERAL, ()),), {"quantizer": "vq", "stage": "sweep"})
+    save_config(str(workdir / "a"), ConfigDict({"stage": "x", "steps": 5, "batch_size": 8}))
+    protocol = {"device": "a GPU", "level_histograms": [[1]]}
+    save_results(str(workdir / "a"), {
+        "codebook/usage": {"value": 0.5, "protocol": protocol, "step": 5}
+    })
+    (workdir / "c").mkdir()
+    (workdir / "c" / entries.SEVERAL).write_text('[{"guidance": 0.0}, {"guidance": 1.0}]')
+    made = entries.write(str(workdir), [*runs, several], str(out))
+    assert made[0] == {
+        "run": "a", "quantizer": "fsq", "seed": 0, "stage": "x", "steps": 5, "batch_size": 8,
+        "device": "a GPU", "codebook/usage": 0.5, "protocol": {"codebook": {"device": "a GPU"}},
+    }
+    assert [e["guidance"] for e in made[1:]] == [0.0, 1.0]
+    assert json.loads((out / "results.json").read_text()) == made
+    assert (out / "runs" / "a" / "config.json").exists()
+    assert entries.write(str(tmp_path / "nothing"), [*runs, several], str(out)) == made
+
+
+def test_the_list_of_figures_comes_from_results_alone(tmp_path):
+    text = reproduce.overview(str(tmp_path)).text()
+    assert text.count("not run") == len(reproduce.ITEMS)
+    folder = tmp_path / "fig3_tradeoff"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(fig3()))
+    fig3_tradeoff.write(fig3(), str(folder), OPTIONS)
+    reproduce.write(str(tmp_path))
+    readme, page = ((tmp_path / name).read_text() for name in ("README.md", "index.html"))
+    assert "bench: 6 confirmed" in readme and "![figure](fig3_tradeoff/figure.png)" in readme
+    assert "tokenizer: 54 runs, steps 10, seeds 0, 1, 2" in readme and "on a GPU" in readme
+    assert "data:image/png" in page and page.count("Not run.") == len(reproduce.ITEMS) - 1
+
+
+def test_an_unknown_experiment_is_named():
+    with pytest.raises(UserError, match="did you mean 'fig3_tradeoff'"):
+        launcher.experiment("fig3_tradeof")
