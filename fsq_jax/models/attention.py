@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from fsq_jax.runtime.sharding import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
 IMPLEMENTATIONS = ("auto", "fused", "cudnn", "xla")
@@ -238,12 +239,13 @@ def _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, length, causal):
     if length < num_keys:
         keys_B = jnp.full((batch,), length, jnp.int32)
         queries_B = keys_B if num_queries == num_keys else jnp.full_like(keys_B, num_queries)
-    return jax.nn.dot_product_attention(
-        q_BQHD,
-        k_BKHD,
-        v_BKHD,
+    # cuDNN's call refuses queries and keys that are cut along different axes, as XLA likes to have
+    # them where the weights that they come from are cut (FSDP).
+    read_BQHD = jax.nn.dot_product_attention(
+        *(split_by_example(x) for x in (q_BQHD, k_BKHD, v_BKHD)),
         is_causal=causal,
         query_seq_lengths=queries_B,
         key_value_seq_lengths=keys_B,
         implementation="cudnn",
     )
+    return split_by_example(read_BQHD)

@@ -124,10 +124,11 @@ def over_batch(call, rule: str):
     split = custom_partitioning(lambda *arrays: call(*arrays))
 
     def partition(mesh, arguments, results):
-        shardings = [x.sharding for x in arguments]
+        shardings = tuple(x.sharding for x in arguments)
         return mesh, call, jax.tree.map(lambda x: x.sharding, results), shardings
 
-    whole = tuple(sorted(set(rule) & set("acdefghijklmnopqrstuvwxyz")))
+    letters = dict.fromkeys(x for x in rule if x.isalpha())  # in order, each once
+    whole = tuple(x for x in letters if x != "b")
     split.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
     return split
 

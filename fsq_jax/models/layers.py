@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.runtime.sharding import split_by_example
+
 INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two standard deviations
 
 
@@ -136,7 +138,7 @@ class Dense(nn.Module):
         out = x.reshape(-1, kernel_IO.shape[0]).astype(self.dtype) @ kernel_IO
         if self.use_bias:
             out += bias_O
-        return out.reshape(*lead, *outputs)
+        return split_by_example(out.reshape(*lead, *outputs))
 
 
 class _Affine(nn.Module):
@@ -186,7 +188,7 @@ def joined_dense(
     out = x.reshape(-1, x.shape[-1]).astype(dtype) @ jnp.concatenate(kernels, axis=1)
     if use_bias:
         out += jnp.concatenate(biases)
-    return out.reshape(*x.shape[:-1], len(names), *features)
+    return split_by_example(out.reshape(*x.shape[:-1], len(names), *features))
 
 
 class LayerNorm(nn.Module):

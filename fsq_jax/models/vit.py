@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
 from fsq_jax.models.layers import Dense, LayerNorm, gelu
+from fsq_jax.runtime.sharding import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
 LN_EPSILON = 1e-6
@@ -146,7 +147,7 @@ class EncoderBlock(nn.Module):
         )
         x_BLD = x_BLD + attend(LayerNorm(LN_EPSILON, name="LayerNorm_0")(x_BLD))
         mlp = MlpBlock(self.mlp_dim, dtype=self.dtype, name="MlpBlock_0")
-        return x_BLD + mlp(LayerNorm(LN_EPSILON, name="LayerNorm_1")(x_BLD))
+        return split_by_example(x_BLD + mlp(LayerNorm(LN_EPSILON, name="LayerNorm_1")(x_BLD)))
 
 
 class Encoder(nn.Module):
