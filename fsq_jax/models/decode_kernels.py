@@ -1,14 +1,14 @@
-"""What a GPU decodes one token after the other with: kernels for one query and for few rows.
+"""What a GPU decodes one token after the other with: kernels for one query and for one row.
 
 XLA takes four to six kernels of a few microseconds each for what is one here, reads the whole cache
-of keys and values, however little of it is written yet, and matrix products of few rows reach a
-third of the memory's speed. The speed that this buys is in
+of keys and values, however little of it is written yet, and its product of one row and a matrix
+reaches a third of the memory's speed. The speed that this buys is in
 experiments/results/speed/h100/against_torch.json ("decode_1", "decode_8", "decode_64").
 
 No kernel uses tensor cores: reading weights and caches is what takes the time.
 
-Shapes: R rows, one token each  B caches; row r reads cache r mod B  K keys  H heads  D their width
-S parts of a cache  I inputs and O outputs of a product
+Shapes: R rows, one token each  K keys  H heads  D their width  S parts of a cache
+I inputs and O outputs of a product
 """
 
 import functools
@@ -20,41 +20,51 @@ from jax.experimental.pallas import triton as plgpu
 
 from fsq_jax.models.fused_attention import over_batch
 
-MOST_ROWS = 8  # of `product`
-_WARPS = 8  # of a program that reads a cache
 _PROGRAMS = 512  # that a read of all caches is cut into, to keep the whole GPU busy
-_WEIGHTS = 2**13  # that a program of `product` takes
+_WEIGHTS = 2**13  # that a program of `row_product` takes
 
 
-def product(
-    x_RI: jax.Array,
+def row_product(
+    x_1I: jax.Array,
     weight_OI: jax.Array,
     bias_O: jax.Array | None = None,
     *,
     norm: tuple[jax.Array, jax.Array] | None = None,
     epsilon: float = 0.0,
     gelu: bool = False,
-    residual_RO: jax.Array | None = None,
+    residual_1O: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """gelu(layer_norm(x) @ weight.T + bias) + residual, [R, O]; what isn't asked for is left out.
+    """gelu(layer_norm(x) @ weight.T + bias) + residual, [1, O]; what isn't asked for is left out.
 
-    norm: scale and bias of the layer norm. Up to MOST_ROWS rows, both widths powers of two times
-    a few: see `takes`.
+    norm: scale and bias of the layer norm. Widths are those that `takes` allows. Of several rows
+    this was slower than cuBLAS: 13.9 to 21.3 images/s for a batch of 8 (decode_kernels.jsonl).
     """
-    options = {"norm": norm, "bias": bias_O, "residual": residual_RO}
+    options = {"norm": norm, "bias": bias_O, "residual": residual_1O}
     arrays = {name: x for name, x in options.items() if x is not None}
-    call = functools.partial(
-        _product_call, names=tuple(arrays), gelu=gelu, epsilon=epsilon, interpret=interpret
-    )
-    rules = {"norm": "i, i", "bias": "o", "residual": "b o"}
-    rule = ", ".join(["b i, o i", *(rules[name] for name in arrays)])
-    leaves = jax.tree.leaves(list(arrays.values()))
-    return (call if interpret else over_batch(call, f"{rule} -> b o"))(x_RI, weight_OI, *leaves)
+    outputs, inputs = weight_OI.shape
+    tile = _outputs(inputs)
+    whole, part = pl.BlockSpec((inputs,), lambda i: (0,)), pl.BlockSpec((tile,), lambda i: (i,))
+    row = pl.BlockSpec((None, tile), lambda i: (0, i))
+    specs = {"norm": [whole, whole], "bias": [part], "residual": [row]}
+    return pl.pallas_call(
+        functools.partial(_product_kernel, names=tuple(arrays), gelu=gelu, epsilon=epsilon),
+        grid=(outputs // tile,),
+        in_specs=[
+            pl.BlockSpec((None, inputs), lambda i: (0, 0)),
+            pl.BlockSpec((tile, inputs), lambda i: (i, 0)),
+            *(spec for name in arrays for spec in specs[name]),
+        ],
+        out_specs=row,
+        out_shape=jax.ShapeDtypeStruct((1, outputs), x_1I.dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=4),
+        interpret=interpret,
+        name="row_product",
+    )(x_1I, weight_OI, *jax.tree.leaves(list(arrays.values())))
 
 
 def takes(inputs: int, outputs: int) -> bool:
-    """Whether `product` can compute a product of these widths."""
+    """Whether `row_product` can compute a product of these widths."""
     return inputs & (inputs - 1) == 0 and outputs % _outputs(inputs) == 0
 
 
@@ -62,59 +72,31 @@ def _outputs(inputs):
     return max(1, _WEIGHTS // inputs)
 
 
-def _product_call(x_RI, weight_OI, *arrays, names, gelu, epsilon, interpret):
-    (rows, inputs), outputs = x_RI.shape, weight_OI.shape[0]
-    tile = _outputs(inputs)
-    whole, part = pl.BlockSpec((inputs,), lambda i: (0,)), pl.BlockSpec((tile,), lambda i: (i,))
-    parts = pl.BlockSpec((rows, tile), lambda i: (0, i))
-    specs = {"norm": [whole, whole], "bias": [part], "residual": [parts]}
-    return pl.pallas_call(
-        functools.partial(_product_kernel, names=names, gelu=gelu, epsilon=epsilon),
-        grid=(outputs // tile,),
-        in_specs=[
-            pl.BlockSpec((rows, inputs), lambda i: (0, 0)),
-            pl.BlockSpec((tile, inputs), lambda i: (i, 0)),
-            *(spec for name in names for spec in specs[name]),
-        ],
-        out_specs=parts,
-        out_shape=jax.ShapeDtypeStruct((rows, outputs), x_RI.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=4),
-        interpret=interpret,
-        name="product_of_few_rows",
-    )(x_RI, weight_OI, *arrays)
-
-
 def _product_kernel(x_ref, weight_ref, *refs, names, gelu, epsilon):
     *refs, out_ref = refs
-    weight_OI = weight_ref[...].astype(jnp.float32)
-    given = {"norm": refs[:2]} if "norm" in names else {}
-    given |= dict(zip([name for name in names if name != "norm"], refs[2 * len(given) :]))
-    for row in range(x_ref.shape[0]):
-        row = jnp.int32(row)
-        x_I = x_ref[row, :].astype(jnp.float32)
-        if "norm" in given:
-            scale_I, bias_I = (ref[...].astype(jnp.float32) for ref in given["norm"])
-            centred_I = x_I - jnp.sum(x_I) / x_I.size
-            variance = jnp.sum(centred_I * centred_I) / x_I.size
-            x_I = centred_I * jax.lax.rsqrt(variance + epsilon) * scale_I + bias_I
-            x_I = x_I.astype(x_ref.dtype).astype(jnp.float32)
-        out_O = jnp.sum(weight_OI * x_I[None], axis=1)
-        if "bias" in given:
-            out_O += given["bias"][...].astype(jnp.float32)
-        if gelu:
-            out_O = jax.nn.gelu(out_O, approximate=True)
-        if "residual" in given:
-            out_O += given["residual"][row, :].astype(jnp.float32)
-        out_ref[row, :] = out_O.astype(out_ref.dtype)
+    weight_OI, x_I = weight_ref[...].astype(jnp.float32), x_ref[...].astype(jnp.float32)
+    values = iter(ref[...].astype(jnp.float32) for ref in refs)
+    if "norm" in names:
+        scale_I, bias_I = next(values), next(values)
+        centred_I = x_I - jnp.sum(x_I) / x_I.size
+        variance = jnp.sum(centred_I * centred_I) / x_I.size
+        x_I = centred_I * jax.lax.rsqrt(variance + epsilon) * scale_I + bias_I
+        x_I = x_I.astype(x_ref.dtype).astype(jnp.float32)
+    out_O = jnp.sum(weight_OI * x_I[None], axis=1)
+    if "bias" in names:
+        out_O += next(values)
+    if gelu:
+        out_O = jax.nn.gelu(out_O, approximate=True)
+    if "residual" in names:
+        out_O += next(values)
+    out_ref[...] = out_O.astype(out_ref.dtype)
 
 
-def read(q_RHD: jax.Array, cache_B2HKD: jax.Array, interpret: bool = False) -> jax.Array:
+def read(q_RHD: jax.Array, cache_R2HKD: jax.Array, interpret: bool = False) -> jax.Array:
     """softmax(q k / sqrt(D)) v over all keys of a cache, [R, H, D]."""
     call = functools.partial(_read_call, interpret=interpret)
-    rows = "b" if q_RHD.shape[0] == cache_B2HKD.shape[0] else "r"
-    caches = rows if rows == "b" else "c"
-    rule = f"{rows} h d, {caches} t h k d -> {rows} h d"
-    return (call if interpret else over_batch(call, rule))(q_RHD, cache_B2HKD)
+    split = over_batch(call, "b h d, b t h k d -> b h d")
+    return (call if interpret else split)(q_RHD, cache_R2HKD)
 
 
 def append_and_read(
@@ -130,9 +112,9 @@ def append_and_read(
     return (call if interpret else split)(qkv_R3HD, cache_R2HKD, position_1)
 
 
-def _read_call(q_RHD, cache_B2HKD, *, interpret):
-    (rows, heads, width), caches, keys = q_RHD.shape, cache_B2HKD.shape[0], cache_B2HKD.shape[3]
-    tile = _tile(keys)
+def _read_call(q_RHD, cache_R2HKD, *, interpret):
+    (rows, heads, width), keys = q_RHD.shape, cache_R2HKD.shape[3]
+    tile, warps = _tile(keys, rows * heads)
     parts = max(1, min(_PROGRAMS // (rows * heads), pl.cdiv(keys, tile)))
     tiles = pl.cdiv(pl.cdiv(keys, tile), parts)  # of a part
     parts = pl.cdiv(pl.cdiv(keys, tile), tiles)  # none without a key
@@ -141,7 +123,7 @@ def _read_call(q_RHD, cache_B2HKD, *, interpret):
         grid=(parts, heads, rows),
         in_specs=[
             pl.BlockSpec((None, None, width), lambda s, h, r: (r, h, 0)),
-            *(_cache_spec(cache_B2HKD.shape, side, caches) for side in (0, 1)),
+            *(_cache_spec(keys, width, side) for side in (0, 1)),
         ],
         out_specs=[
             pl.BlockSpec((None, None, None, width), lambda s, h, r: (s, r, h, 0)),
@@ -151,10 +133,10 @@ def _read_call(q_RHD, cache_B2HKD, *, interpret):
             jax.ShapeDtypeStruct((parts, rows, heads, width), jnp.float32),
             jax.ShapeDtypeStruct((parts, rows, heads), jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=warps),
         interpret=interpret,
         name="read_cache",
-    )(q_RHD, cache_B2HKD, cache_B2HKD)
+    )(q_RHD, cache_R2HKD, cache_R2HKD)
     if parts > 1:
         shares_SRH = jax.nn.softmax(sums_SRH, axis=0)
         read_SRHD = (read_SRHD * shares_SRH[..., None]).sum(0, keepdims=True)
@@ -164,9 +146,10 @@ def _read_call(q_RHD, cache_B2HKD, *, interpret):
 def _append_call(qkv_R3HD, cache_R2HKD, position_1, *, interpret):
     rows, _, heads, width = qkv_R3HD.shape
     keys = cache_R2HKD.shape[3]
+    tile, warps = _tile(keys, rows * heads)
     whole = pl.BlockSpec((None, 2, None, keys, width), lambda h, r: (r, 0, h, 0, 0))
     return pl.pallas_call(
-        functools.partial(_append_kernel, tile=_tile(keys)),
+        functools.partial(_append_kernel, tile=tile),
         grid=(heads, rows),
         in_specs=[
             pl.BlockSpec((None, 3, None, width), lambda h, r: (r, 0, h, 0)),
@@ -179,20 +162,21 @@ def _append_call(qkv_R3HD, cache_R2HKD, position_1, *, interpret):
             jax.ShapeDtypeStruct(cache_R2HKD.shape, cache_R2HKD.dtype),
         ],
         input_output_aliases={1: 1},
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=warps),
         interpret=interpret,
         name="append_to_cache",
     )(qkv_R3HD, cache_R2HKD, position_1)
 
 
-def _tile(keys):
-    return min(128, pl.next_power_of_2(keys))
+def _tile(keys, programs):
+    """(keys that a program reads at a time, its warps): more where there are few programs."""
+    tile, warps = (64, 4) if programs >= _PROGRAMS else (128, 8)
+    return min(tile, pl.next_power_of_2(keys)), warps
 
 
-def _cache_spec(shape, side, caches):
-    keys, width = shape[3:]
+def _cache_spec(keys, width, side):
     block = (None, None, None, keys, width)
-    return pl.BlockSpec(block, lambda s, h, r: (r % caches, side, h, 0, 0))
+    return pl.BlockSpec(block, lambda s, h, r: (r, side, h, 0, 0))
 
 
 def _scaled(q_ref, index=()):

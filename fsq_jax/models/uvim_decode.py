@@ -38,22 +38,23 @@ def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
     cache = {
         "own": [empty_B2HND for _ in weights["layers"]],
         # A head's keys side by side: they are read whole, at every token.
-        "image": [x.reshape(*memory_BPD.shape[:2], 2, *heads).transpose(0, 2, 3, 1, 4) for x in image],
+        "image": [
+            x.reshape(*memory_BPD.shape[:2], 2, *heads).transpose(0, 2, 3, 1, 4) for x in image
+        ],
     }
     product = _product
-    if kernels and _are_few(batch, model.width, model.mlp_dim):
-        product = _product_of_few_rows
+    if kernels and batch == 1 and _widths_fit(model.width, model.mlp_dim):
+        product = _row_product
         weights["layers"] = jax.tree.map(  # matrices are read row by row there
             lambda x: x.T if x.ndim == 2 else x, weights["layers"]
         )
     return functools.partial(_step, weights, heads, kernels, product), cache
 
 
-def _are_few(batch, *widths):
+def _widths_fit(*widths):
     from fsq_jax.models import decode_kernels  # imports Triton, which is not everywhere
 
-    fit = all(decode_kernels.takes(inputs, outputs) for inputs in widths for outputs in widths)
-    return batch <= decode_kernels.MOST_ROWS and fit
+    return all(decode_kernels.takes(inputs, outputs) for inputs in widths for outputs in widths)
 
 
 def _weights(params, depth: int, dtype) -> dict[str, Any]:
@@ -128,11 +129,11 @@ def _product(x, matrix, bias=None, *, norm=None, activate=False, residual=None):
     return out if residual is None else residual + out
 
 
-def _product_of_few_rows(x, transposed, bias=None, *, norm=None, activate=False, residual=None):
+def _row_product(x_1D, transposed, bias=None, *, norm=None, activate=False, residual=None):
     from fsq_jax.models import decode_kernels
 
-    return decode_kernels.product(
-        x, transposed, bias, norm=norm, epsilon=LN_EPSILON, gelu=activate, residual_RO=residual
+    return decode_kernels.row_product(
+        x_1D, transposed, bias, norm=norm, epsilon=LN_EPSILON, gelu=activate, residual_1O=residual
     )
 
 

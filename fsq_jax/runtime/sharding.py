@@ -80,7 +80,7 @@ def state_shardings(shapes: PyTree, mesh: Mesh, *, fsdp: bool, min_size: int = 2
 
 
 def split_by_example(x: jax.Array) -> jax.Array:
-    """x, and its gradient, cut along the first axis alone, where it is on a mesh; as it is elsewhere.
+    """x, and its gradient, cut along the first axis alone where it is on a mesh.
 
     For activations in a model: under FSDP XLA would else cut some of them along their width, and
     send activations around rather than weights, which are smaller.
