@@ -91,9 +91,9 @@ def seconds_of(run, repeats):
 
 
 def report(name, size, seconds, **settings):
-    device = torch.cuda.get_device_name()
     result = {"name": name, "images_per_second": size / seconds, "ms": 1e3 * seconds}
-    print(json.dumps(result | settings | {"device": device, "torch": torch.__version__}), flush=True)
+    result |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    print(json.dumps(result | settings), flush=True)
 
 
 def time_step(dropout, size=256):
@@ -141,7 +141,7 @@ class ResBlock(nn.Module):
 def tokenizer_decoder(latent=4):
     """MaskGIT's decoder: 128 filters times 4, 2, 2, 1, 1, from 16 x 16 codes to 256 x 256."""
     width = 512
-    layers = [nn.Conv2d(latent, width, 3, padding=1), ResBlock(width, width), ResBlock(width, width)]
+    layers = [nn.Conv2d(latent, width, 3, padding=1), *(ResBlock(width, width) for _ in range(2))]
     for i, factor in enumerate((4, 2, 2, 1, 1)):
         layers += [ResBlock(width, 128 * factor), ResBlock(128 * factor, 128 * factor)]
         width = 128 * factor
@@ -234,7 +234,7 @@ class Block(nn.Module):
 
     def step(self, x, own, image, position, mask):
         normed = self.norms[0](x)
-        for cache, new in zip(own, self.own.keys_values(normed)):
+        for cache, new in zip(own, self.own.keys_values(normed), strict=True):
             cache.index_copy_(2, position, new)
         x = x + self.own(normed, *own, mask)
         x = x + self.image(self.norms[1](x), *image)
@@ -264,7 +264,7 @@ class LanguageModel(nn.Module):
     def step(self, token, position, own, image):
         x = (self.words(token) + self.positions[position])[:, None]
         mask = (torch.arange(len(self.positions), device="cuda") <= position)[None, None, None]
-        for block, past, context in zip(self.decoder, own, image):
+        for block, past, context in zip(self.decoder, own, image, strict=True):
             x = block.step(x, past, context, position, mask)
         return self.logits(self.decoder_norm(x))[:, 0].float().argmax(-1)
 
@@ -277,27 +277,33 @@ def time_decode(*sizes):
     step = torch.compile(model.step, mode="reduce-overhead", fullgraph=True)
     positions = [torch.tensor([i], device="cuda") for i in range(256)]
     for size in map(int, sizes):
-        image = torch.randn(size, 3, 512, 512, device="cuda", dtype=torch.bfloat16)
-
-        def fixed(*shape):
-            array = torch.zeros(shape, device="cuda", dtype=torch.bfloat16)
-            torch._dynamo.mark_static_address(array)
-            return array
-
-        own = [[fixed(size, 16, 256, 64) for _ in range(2)] for _ in range(24)]
-        context = [[fixed(size, 16, 1024, 64) for _ in range(2)] for _ in range(24)]
-
-        def run():
-            for here, new in zip(context, encode(image)):
-                for target, source in zip(here, new):
-                    target.copy_(source)
-            token = torch.zeros(size, dtype=torch.long, device="cuda")
-            for position in positions:
-                token = step(token, position, own, context).clone()
-            return token
-
+        run = decode_run(encode, step, positions, size)
         run(), run()
         report(f"decode_{size}", size, seconds_of(run, 3))
+
+
+def decode_run(encode, step, positions, size):
+    """A function that decodes a batch into caches that stay where they are, as graphs want it."""
+    image = torch.randn(size, 3, 512, 512, device="cuda", dtype=torch.bfloat16)
+
+    def fixed(*shape):
+        array = torch.zeros(shape, device="cuda", dtype=torch.bfloat16)
+        torch._dynamo.mark_static_address(array)
+        return array
+
+    own = [[fixed(size, 16, 256, 64) for _ in range(2)] for _ in range(24)]
+    context = [[fixed(size, 16, 1024, 64) for _ in range(2)] for _ in range(24)]
+
+    def run():
+        for here, new in zip(context, encode(image), strict=True):
+            for target, source in zip(here, new, strict=True):
+                target.copy_(source)
+        token = torch.zeros(size, dtype=torch.long, device="cuda")
+        for position in positions:
+            token = step(token, position, own, context).clone()
+        return token
+
+    return run
 
 
 if __name__ == "__main__":

@@ -176,8 +176,7 @@ def joined_dense(
     x: jax.Array,
     names: tuple[str, ...],
     features: tuple[int, ...],
-    use_bias: bool = True,
-    kernel_init: Callable = nn.initializers.lecun_normal(),
+    kernel_init: Callable,
     dtype: Any = jnp.float32,
 ) -> jax.Array:
     """Several `Dense` layers of one input, called `names`, as one product: [..., names, *features].
@@ -185,12 +184,11 @@ def joined_dense(
     The parameters are theirs; the input is read once, forwards and backwards. To be called in a
     module, whose the layers then are.
     """
-    options = (features, use_bias, kernel_init, nn.initializers.zeros, dtype)
+    options = (features, True, kernel_init, nn.initializers.zeros, dtype)
     parts = [_Affine(*options, name=name)(x.shape[-1:]) for name in names]
     kernels, biases = zip(*parts, strict=True)
     out = x.reshape(-1, x.shape[-1]).astype(dtype) @ jnp.concatenate(kernels, axis=1)
-    if use_bias:
-        out += jnp.concatenate(biases)
+    out += jnp.concatenate(biases)
     return split_by_example(out.reshape(*x.shape[:-1], len(names), *features))
 
 

@@ -206,7 +206,7 @@ class MaskedTransformer(nn.Module):
         attention = attention_lib.resolve(
             self.attention, self.dtype, head_dim, attention_rate, joined=True
         )
-        # cuDNN wants, and XLA's products in half precision like, multiples of 8 tokens (257 -> 264).
+        # cuDNN wants, and half-precision products like, multiples of 8 tokens (257 -> 264).
         half = jnp.dtype(self.dtype).itemsize == 2
         pad_to = 8 if half and attention != "fused" else 1
         x_BLD, words_VD = Embed(*shared, self.vocab_size, self.num_positions, pad_to)(tokens_BL)

@@ -100,7 +100,7 @@ def test_joined_dense_layers_are_the_layers_one_by_one():
     class Joined(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return layers.joined_dense(x, ("a", "b"), (2, 4))
+            return layers.joined_dense(x, ("a", "b"), (2, 4), nn.initializers.lecun_normal())
 
     class Apart(nn.Module):
         @nn.compact
