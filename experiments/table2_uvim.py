@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from configs import uvim_base
 from experiments import claims, entries, figures, launcher, maskgit_runs, report, tables
 from experiments.entries import Entry
-from experiments.plan import Options, Run
+from experiments.options import Options
 from experiments.table2_claims import CLAIMS, TASKS, VARIANTS
-from fsq_jax.configs import uvim_base
+from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
 
 

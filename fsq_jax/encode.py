@@ -15,7 +15,6 @@ import shutil
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 from fsq_jax.data import token_cache
@@ -23,6 +22,7 @@ from fsq_jax.runs import inputs
 from fsq_jax.runs.frozen import load_stage_1
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 
 
@@ -57,7 +57,7 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
         transform = token_cache.view(augment, plain, config.seed, view, views)
         batches = inputs.every_record(config, dataset, transform)
         rows, labels = [], []
-        for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
+        for batch in tracked(batches, f"view {view + 1} of {views}", config.eval_batch_size):
             put = sharding.put_batch(batch, mesh)
             indices, label, mask = sharding.to_host(
                 (to_tokens(variables, put), put["label"], put["mask"])

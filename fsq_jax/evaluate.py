@@ -9,7 +9,8 @@ python -m fsq_jax.evaluate --workdir=tokenizer_imagenet256_checkpoint --data_dir
 python -m fsq_jax.evaluate --workdir=maskgit_imagenet256_checkpoint \
     --stage_1=tokenizer_imagenet256_checkpoint --evals=generation --out=results.json
 
-Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports.
+Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports; of the Hugging Face hub, too,
+as hf:OWNER/NAME[/FILE][@REVISION].
 """
 
 import jax
@@ -22,7 +23,7 @@ from fsq_jax.runs.config import data_overrides, parse_overrides
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.user_error import UserError, did_you_mean
-from fsq_jax.runtime.workdir import save_results
+from fsq_jax.runtime.workdir import save_results, with_overrides
 
 
 def evaluate(
@@ -34,13 +35,13 @@ def evaluate(
     Args:
       path, stage_1, step, overrides: see `runs.load`.
       names: which of `config.evals`; all by default.
-      out: JSON file that gets them, too.
+      out: JSON file that gets them, too, and nothing else.
 
     Raises:
       UserError: there are no such weights, or the config has no such evaluator.
     """
     predictor = runs.load(path, stage_1, step, overrides)
-    results = measure(predictor, names)
+    results = with_overrides(measure(predictor, names), overrides or {})
     if jax.process_index() == 0:
         for name, result in results.items():  # first of all: a full disk costs none of them
             print(f"{name}: {result['value']:.6g}", flush=True)

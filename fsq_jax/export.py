@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsq_jax.formats import hub, safetensors_file, weights_file
+from fsq_jax.formats import hub, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.runtime.workdir import load_results
+from fsq_jax.runtime.workdir import load_results, of_step
 from fsq_jax.stages import maskgit_tokenizer
 
 FORMATS = ("safetensors", "msgpack", "npz", "jax-export")
@@ -80,7 +80,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
 
 def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: str) -> None:
     """Writes all arrays by path, and what is known of them as metadata."""
-    safetensors_file.write(path, weights_file.flatten(loaded.variables), {
+    weights_file.write_safetensors(path, weights_file.flatten(loaded.variables), {
         "format": "fsq_jax",
         "config": json.dumps(loaded.config.to_dict()),
         "step": str(loaded.step),
@@ -91,9 +91,8 @@ def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: s
 
 
 def results_of(workdir: str, step: int) -> dict[str, dict]:
-    """What results.json holds of a step."""
-    results = load_results(workdir)
-    return {name: result for name, result in results.items() if result["step"] == step}
+    """What results.json holds of a step, measured with the run's own settings."""
+    return of_step(load_results(workdir), step)
 
 
 def check_format(format: str, loaded: weights.Weights) -> None:

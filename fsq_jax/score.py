@@ -18,7 +18,7 @@ import tqdm
 from absl import flags
 
 from fsq_jax.reports import html
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import bounded, cli, sharding
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, protocols, reference_file
@@ -46,23 +46,23 @@ def score(
     images = image_sets.open_images(samples)
     size = images.height, images.width
     of_statistics = is_statistics(reference)
-    suite = Scorer(sharding.make_mesh(), protocol, weights)
+    scorer = Scorer(sharding.make_mesh(), protocol, weights)
     if of_statistics:
-        real = suite.load_reference(reference, batch_size, size)
+        real = scorer.load_reference(reference, batch_size, size)
     else:
-        real = gather(suite, reference, size, batch_size, reference=True)
-    seen = gather(suite, samples, size, batch_size)
+        real = gather(scorer, reference, size, batch_size, reference=True)
+    seen = gather(scorer, samples, size, batch_size)
     if protocol.num_samples not in (0, seen.count):
         log(
             f"Protocol {protocol.name} asks for {protocol.num_samples} samples, these are "
             f"{seen.count}: the numbers don't compare with published ones."
         )
     # Which samples these are doesn't belong to how they are measured.
-    told = dict(suite.told(seen, real)) | {"size": list(size), "samples": {
+    record = dict(scorer.record(seen, real)) | {"size": list(size), "samples": {
         "name": os.path.basename(os.path.normpath(samples)), "channels": images.channels,
     }}
-    values = suite.measure(seen, real)
-    return {name: {"value": value, "protocol": told} for name, value in values.items()}
+    values = scorer.measure(seen, real)
+    return {name: {"value": value, "protocol": record} for name, value in values.items()}
 
 
 def is_statistics(path: str) -> bool:
@@ -75,7 +75,7 @@ def is_statistics(path: str) -> bool:
 
 
 def gather(
-    suite: Scorer, path: str, size: tuple[int, int], batch_size: int, reference: bool = False
+    scorer: Scorer, path: str, size: tuple[int, int], batch_size: int, reference: bool = False
 ) -> Statistics:
     """The statistics of images at `path`, which are to be of that size, with a progress bar."""
     images = image_sets.open_images(path)
@@ -90,10 +90,10 @@ def gather(
         images.blocks(batch_size), "reference" if reference else "samples",
         -(-images.num_images // batch_size), disable=None,
     )
-    seen = suite.add_blocks(suite.empty(reference), bar, batch_size)
+    seen = scorer.add_blocks(scorer.empty(reference), bar, batch_size)
     name = os.path.basename(os.path.normpath(path))
     digest = "" if os.path.isdir(path) or not reference else reference_file.sha256(path)
-    return seen.described(name, sha256=digest)
+    return seen.with_source(name, sha256=digest)
 
 
 def table(results: dict[str, dict[str, dict]]) -> html.Table:
@@ -116,13 +116,11 @@ def table(results: dict[str, dict[str, dict]]) -> html.Table:
 def read_scores(path: str) -> dict[str, dict]:
     """What --json wrote."""
     try:
-        with open(path) as file:
-            scores = json.load(file)
-        if all({"value", "protocol"} <= set(result) for result in scores.values()):
-            return scores
-    except (OSError, ValueError, AttributeError, TypeError):
-        pass
-    raise UserError(f"{path} is not a file of scores, as --json writes it.")
+        return bounded.read_json(path, {...: {"value": float, "protocol": dict}})
+    except UserError as error:
+        raise UserError(
+            f"{path} is not a file of scores, as --json writes it ({str(error).rstrip('.')})."
+        ) from None
 
 
 def main(argv) -> None:

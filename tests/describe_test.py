@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import describe
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from tests import tiny
 
 CONFIGS = {"tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer}

@@ -11,8 +11,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax import encode, evaluate, runs, sample, train
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax.runs.config import parse_overrides
 from tests import tiny
 
@@ -44,7 +44,7 @@ CONFIGS = {
     ),
     "kind of data": (
         {"data.source": "folders:cats"},
-        "Unknown data 'folders:cats': a spec starts with arrays, folder, scenes, tfds, tokens. Did "
+        "Unknown data 'folders:cats': a spec starts with arrays, folder, hf, parquet, scenes, tfds, tokens, wds. Did "
         "you mean 'folder'?",
     ),
     "no such folder": (

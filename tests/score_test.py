@@ -49,7 +49,7 @@ def test_a_reference_says_what_it_is_of(folder):
     assert saved.statistics.origin == protocols.Reference(
         "scenes", "train[:40]", 40, "", "20 first"
     )
-    assert saved.told["features"]["name"] == "random" and saved.size == (16, 16)
+    assert saved.record["features"]["name"] == "random" and saved.size == (16, 16)
     source = open_dataset("scenes", "train", 16)
     with np.load(folder / "ref.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], [source[i]["image"] for i in range(20)])

@@ -11,8 +11,8 @@ import ml_collections
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import stages
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import checkpoint
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
@@ -48,7 +48,7 @@ def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
     config.update(_COMMON)
     config.stage_1.workdir = str(workdir)
     config.model.update(width=16, depth=1, num_heads=2, mlp_dim=32)
-    config.num_classes = 3
+    config.num_classes = 30  # as many as the scenes have
     config.optim.warmup_steps = 0
     config.data.update(train_split="train[:24]", eval_split="validation[:12]")
     config.evals = dict(compression=dict(every=12))
@@ -143,8 +143,8 @@ def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
     save_config(folder, config)
     file = pathlib.Path(folder, "config.py")
     file.write_text(
-        "from fsq_jax import checkpoint\n\n\n"
-        f"def get_config():\n    return checkpoint.load_config({str(folder)!r})\n"
+        "from fsq_jax.runtime.workdir import load_config\n\n\n"
+        f"def get_config():\n    return load_config({str(folder)!r})\n"
     )
     return subprocess.Popen(
         [sys.executable, *program, f"--config={file}", f"--workdir={workdir}"],

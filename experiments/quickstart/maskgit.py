@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
+from configs import maskgit_tokenizer, maskgit_transformer
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
@@ -24,7 +25,6 @@ from experiments.quickstart.runner import (
     write_report,
 )
 from fsq_jax import encode, runs, sample
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
 from fsq_jax.runtime.progress import log

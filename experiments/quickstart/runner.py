@@ -30,7 +30,7 @@ def train_for(config, steps: int, batch_size: int, scale: float) -> None:
     config.keep = 1
     config.data.update(
         train_split=f"train[:{records}]", eval_split=f"validation[:{scaled(500, scale, 32)}]",
-        cache=True, min_area=1.0, max_aspect=1.0,
+        cache=True, min_area=1.0, aspect=(1.0, 1.0),
     )
     for name in config.evals:
         config.evals[name].every = steps

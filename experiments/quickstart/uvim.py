@@ -10,6 +10,7 @@ import time
 import ml_collections
 from matplotlib.figure import Figure
 
+from configs import uvim_base, uvim_lm
 from experiments import figures
 from experiments.quickstart.runner import (
     QUANTIZERS,
@@ -22,7 +23,6 @@ from experiments.quickstart.runner import (
     write_report,
 )
 from fsq_jax import runs, sample
-from fsq_jax.configs import uvim_base, uvim_lm
 from fsq_jax.evaluators import codebook
 from fsq_jax.reports import html
 from fsq_jax.runtime.progress import log

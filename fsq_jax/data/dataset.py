@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,12 +47,27 @@ class Dataset:
         first, last = splits.span(split, len(self), where, endless)
         return dataclasses.replace(self, start=self.start + first, stop=self.start + last)
 
+    def chosen(self, indices: Sequence[int]) -> "Dataset":
+        """These records of the data set, in this order."""
+        where = tuple(self.start + int(index) for index in indices)
+        records = _Chosen(self.records, where)
+        return dataclasses.replace(self, records=records, start=0, stop=len(where))
+
+    def file_name(self, index: int) -> str:
+        """The name of the file that record `index` was made from, without folders.
+
+        Read without decoding its image. Raises UserError where the records have no such names.
+        """
+        name = _file_name(self.records, self.start + int(index))
+        if not name:
+            raise UserError(f"The records of {self.name} {self.split} have no file names.")
+        return pathlib.PurePosixPath(name).name
+
     def cached(self, features: Sequence[str] = ()) -> "Dataset":
         """The same records, kept in memory once read: image, label, tokens and `features`."""
         crowd = ["crowd"] if "segments" in features else []  # says which segments are no matches
         kept = frozenset(("image", "label", "tokens_VL", *features, *crowd))
         return dataclasses.replace(self, records=_Cached(self.records, kept))
-
 
     def mapped(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
         """The same records as a function leaves them; it travels to workers with the source."""
@@ -67,6 +83,23 @@ class _Mapped:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.function(self.records[index])
+
+    def file_name(self, index: int) -> str:
+        return _file_name(self.records, index)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Records of which only some are left, in an order of their own."""
+
+    records: Any
+    indices: tuple[int, ...]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.records[self.indices[index]]
+
+    def file_name(self, index: int) -> str:
+        return _file_name(self.records, self.indices[index])
 
 
 class _Cached:
@@ -84,12 +117,25 @@ class _Cached:
             self._memory[index] = {name: record[name] for name in record if name in self._kept}
         return dict(self._memory[index])
 
+    def file_name(self, index: int) -> str:
+        return _file_name(self._records, index)
+
+
+def _file_name(records: Any, index: int) -> str:
+    """The name that the records underneath give; "" where they have none."""
+    return records.file_name(index) if hasattr(records, "file_name") else ""
+
 
 def existing_folder(path: str, kind: str) -> pathlib.Path:
     """The folder that a spec names; UserError, with the nearest name, where there is none."""
-    root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
-        siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
+    try:
+        root = pathlib.Path(path).expanduser()
+        found = root.is_dir()
+        siblings = [] if found or not root.parent.is_dir() else os.listdir(root.parent)
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, or ~NOBODY
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{kind}:{path[:200]} is not a folder ({reason}).") from None
+    if not found:
         near = difflib.get_close_matches(root.name, siblings, n=1)
         hint = f" Did you mean {str(root.parent / near[0])!r}?" if near else ""
         raise UserError(f"{kind}:{path} is not a folder.{hint}")

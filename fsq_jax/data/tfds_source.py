@@ -17,6 +17,7 @@ from fsq_jax.data.splits import listed, resolve
 from fsq_jax.runtime.user_error import UserError
 
 _COCO_THINGS = 80  # COCO lists its things before its stuff
+_FILE_NAMES = ("file_name", "image/filename")  # ImageNet's feature, COCO's
 
 
 def _prepared(data_dir: str) -> list[str]:
@@ -50,7 +51,8 @@ def open_source(name: str, split: str, data_dir: str) -> Dataset:
     known = tuple(builder.info.splits)
     split = resolve(split, known, f"tfds:{name}")
     data, names = _read(builder, name, split, shown)
-    meta = _segment_classes(builder.info.features)
+    lengths = tuple(builder.info.splits[split].shard_lengths)
+    meta = {"shard_lengths": lengths} | _segment_classes(builder.info.features)
     records = _TfdsRecords(data, f"tfds:{name} {split}", len(names), names == ("image",))
     return Dataset(f"tfds:{name}", split, names, records, 0, len(data), known, meta)
 
@@ -94,22 +96,32 @@ class _TfdsRecords:
     num_classes: int
     unlabelled: bool
 
+    def file_name(self, index: int) -> str:
+        """What the data set calls record `index`; "" where it has no such feature."""
+        record = self.data[index]
+        name = next((record[feature] for feature in _FILE_NAMES if feature in record), "")
+        return name.decode() if isinstance(name, bytes) else str(name)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         where = f"Record {index} of {self.name}"
         try:
             record = dict(self.data[index])
         except Exception as error:
             raise decode.RecordError(f"{where} cannot be read ({error}).") from error
-        record["image"] = decode.to_rgb(record["image"], where)
+        # As TensorFlow decodes it, whatever EXIF says: depth and segments don't turn with it.
+        record["image"] = decode.to_rgb(record["image"], where, upright=False)
         record["label"] = 0 if self.unlabelled else int(record["label"])
         if not 0 <= record["label"] < self.num_classes:
             raise decode.RecordError(
                 f"{where} has label {record['label']}; expected 0 to {self.num_classes - 1}."
             )
         if "depth" in record:
-            record["depth"] = np.asarray(record["depth"], np.float32)
+            depth = np.asarray(record["depth"], np.float32)
+            record["depth"] = depth[..., 0] if depth.shape[2:] == (1,) else depth
         if "panoptic_image" in record:
-            png = decode.to_rgb(record.pop("panoptic_image"), f"The panoptic image of {where}")
+            png = decode.to_rgb(
+                record.pop("panoptic_image"), f"The panoptic image of {where}", upright=False
+            )
             record["segments"], record["crowd"] = segments.from_panoptic(
                 png, record.pop("panoptic_objects")
             )

@@ -7,6 +7,7 @@ import numpy as np
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
@@ -30,8 +31,8 @@ def balance(num_samples: int, num_classes: int) -> str:
 def samples(predictor: Predictor, num_samples: int) -> Iterator[tuple[dict, dict]]:
     """(batch of labels, sampled "image" and "tokens"), on the mesh."""
     key = jax.random.key(predictor.seed)
-    labels = balanced_labels(num_samples, predictor.facts.num_classes, predictor.batch_size)
-    for i, batch in enumerate(labels):
+    labels = list(balanced_labels(num_samples, predictor.facts.num_classes, predictor.batch_size))
+    for i, batch in enumerate(tracked(labels, "  samples", predictor.batch_size)):
         batch = predictor.put(batch)
         yield batch, predictor.predict["sample"](predictor.state, batch, jax.random.fold_in(key, i))
 
@@ -47,6 +48,7 @@ def sample_moments(predictor: Predictor, network: RunScorer, num_samples: int) -
 def evaluate(
     predictor: Predictor, features: str, num_samples: int = 0, reference_split: str = "train",
     reference_limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
+    published_reference: str = "",
 ) -> tuple[dict[str, float], dict]:
     """sampling/fid, sfid, inception_score, precision, recall of samples, as many of each class.
 
@@ -62,16 +64,18 @@ def evaluate(
       reference: file of them, in place of a split: ADM's, or one of `fsq_jax.reference`.
       protocol: a name of `protocols.NAMED`.
       weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
+      published_reference: name of the file that published numbers are against; over Inception's
+        features, metrics against another reference are called fid_own_reference and so on.
     """
     num_samples = num_samples or protocols.named(protocol).num_samples
     if not num_samples:
         raise UserError(f"Protocol {protocol} takes any number of samples: set num_samples.")
     network = RunScorer(predictor, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
-    values, told = network.measure(
-        sample_moments(predictor, network, num_samples), real,
+    values, record = network.measure(
+        sample_moments(predictor, network, num_samples), real, published_reference,
         sampling=dict(predictor.facts.sampling), seed=predictor.seed,
         class_balance=balance(num_samples, predictor.facts.num_classes),
     )
-    told |= {"stage_1": predictor.facts.stage_1}
-    return {f"sampling/{name}": value for name, value in values.items()}, told
+    record |= {"stage_1": predictor.facts.stage_1}
+    return {f"sampling/{name}": value for name, value in values.items()}, record

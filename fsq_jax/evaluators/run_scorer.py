@@ -4,13 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runtime.files import alone
-from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.progress import log, tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols, reference_file
 from fsq_jax.scoring.accumulator import Statistics
@@ -32,11 +32,22 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
         except ValueError as error:
             others = f"--config.evals.{name}.features=efficientnet"
             raise UserError(f"evals.{name}: {error} ({others} needs no file.)") from None
-        if path := arguments.get("reference", ""):
+        path, published = (arguments.get(n, "") for n in ("reference", "published_reference"))
+        if path:
             try:
                 reference_file.load(path)
             except ValueError as error:
                 raise UserError(f"evals.{name}: {error}") from None
+        elif published and arguments["features"] == "inception":
+            log(
+                f"evals.{name} has no reference={published}, against which published numbers are; "
+                f"what is measured against the data's own is called {OWN_REFERENCE.format('fid')}."
+            )
+
+
+# What a metric is called that is not against the reference of published numbers.
+OWN_REFERENCE = "{}_own_reference"
+_NO_REFERENCE = ("inception_score",)  # which sees no real images
 
 
 class RunScorer:
@@ -83,7 +94,12 @@ class RunScorer:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            size = self._predictor.protocol["size"]
+            size, ours = self._predictor.protocol["size"], self._predictor.protocol["transform"]
+            theirs = reference_file.load(path).record.get("transform", ours)
+            if theirs != ours:
+                raise UserError(
+                    f"{path} is of images with transform={theirs}, this run's have {ours}."
+                )
             return self._scorer.load_reference(path, self._predictor.batch_size, (size, size))
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
         batches = self._predictor.batches(split, limit)
@@ -95,20 +111,21 @@ class RunScorer:
             return self._compute_reference(origin, batches, file)
 
     def _compute_reference(
-        self, origin: protocols.Reference, batches: Iterable, file: str
+        self, origin: protocols.Reference, batches: Collection, file: str
     ) -> Statistics:
         """The statistics of all images of these batches, saved in a file unless it is ""."""
         if file:
             log(f"Statistics of {origin.name} {origin.split}, for {file} …")
         seen = self._scorer.empty(reference=True)
-        for batch in map(self._predictor.put, batches):
+        rows = self._predictor.batch_size
+        for batch in map(self._predictor.put, tracked(batches, "  real images", rows)):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
-        seen = seen.settled().described(
+        seen = seen.flush().with_source(
             origin.name, split=origin.split, subset=f"first {kept}" if kept else ""
         )
         if file and jax.process_index() == 0:
-            seen.save(file, self._scorer.told(seen, seen))
+            seen.save(file, self._scorer.record(seen, seen))
         return seen
 
     def _split(self, split: str) -> str:
@@ -122,6 +139,7 @@ class RunScorer:
         facts = self._scorer.facts() | {
             "data": origin.name, "split": origin.split, "limit": limit,
             "size": self._predictor.protocol.get("size"),
+            "transform": self._predictor.protocol.get("transform"),
             # Of a folder to which images were added: another number of batches.
             "batches": [num_batches, self._predictor.batch_size],
         }
@@ -145,17 +163,27 @@ class RunScorer:
         split = self._split(split)
         if reference.origin == protocols.Reference():
             data = self._predictor.protocol.get("data", "")
-            reference = reference.settled().described(data, split=split)
+            reference = reference.flush().with_source(data, split=split)
         elif reference.origin.split != split:
             raise UserError(f"The reference is of {reference.origin.split!r}, not {split!r}.")
-        values, told = self.measure(moments, reference, seed=self._predictor.seed)
-        return values[self.metric], told
+        values, record = self.measure(moments, reference, seed=self._predictor.seed)
+        return values[self.metric], record
 
     def measure(
-        self, samples: Statistics, reference: Statistics, **facts
+        self, samples: Statistics, reference: Statistics, published_reference: str = "", **facts
     ) -> tuple[dict[str, float], dict]:
-        """({metric: value} of all that is measured, its protocol with these facts)."""
-        samples, reference = samples.settled(), reference.settled()
-        told = self._scorer.told(samples, reference, **facts)
-        return self._scorer.measure(samples, reference), dict(told)
+        """({metric: value} of all that is measured, its protocol with these facts).
+
+        Where published numbers are against a file, `published_reference`, "fid" and its relatives
+        are those against that file; against another reference they are "fid_own_reference".
+        """
+        samples, reference = samples.flush(), reference.flush()
+        record = self._scorer.record(samples, reference, **facts)
+        values = self._scorer.measure(samples, reference)
+        if self.metric == "fid" and published_reference not in ("", reference.origin.name):
+            values = {
+                name if name in _NO_REFERENCE else OWN_REFERENCE.format(name): value
+                for name, value in values.items()
+            }
+        return values, dict(record)
 

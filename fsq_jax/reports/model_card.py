@@ -106,7 +106,7 @@ def facts_for_hub(
 
 
 def _unsaid(config) -> str:
-    """What MaskGIT's layout has no place for, and a reader must be told."""
+    """What MaskGIT's layout has no place for, and a reader must know."""
     unsaid = {}
     if config.stage == "maskgit_tokenizer":
         unsaid = {"num_groups": config.model.num_groups}

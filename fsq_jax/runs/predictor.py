@@ -81,6 +81,7 @@ def of_state(
         mesh=mesh,
         protocol={
             "data": config.data.source, "size": config.data.size,
+            "transform": config.data.transform,
             "eval_split": config.data.eval_split, "train_split": config.data.train_split,
             "seed": config.seed, "weights": "ema" if config.ema_decay else "latest",
             "device": jax.devices()[0].device_kind, "jax": jax.__version__,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from fsq_jax.configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax.pretrained import maskgit, parameter_trees, uvim
 from fsq_jax.pretrained.weights import Weights
 from fsq_jax.runtime.user_error import UserError

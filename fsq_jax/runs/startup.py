@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
+from configs import uvim_lm
 from fsq_jax.data.pipeline import TrainBatches
 from fsq_jax.pretrained import initialize
 from fsq_jax.runs import frozen, inputs
@@ -64,6 +65,7 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
       UserError: the config can't be run, or `workdir` holds a run of another config.
     """
     config = resolve_config(config)
+    check_encoder(config, workdir)
     stage = frozen.make_stage(config)
     mesh, key = sharding.make_mesh(), jax.random.key(config.seed)
     batches = inputs.train_batches(config)
@@ -74,9 +76,10 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
     start = initial_weights(config, workdir, shapes)
     claim_workdir(workdir, config, stage)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
-    first = checkpoints.latest_step or 0
-    if first:
+    first = 0
+    if checkpoints.latest_step:
         state, data_state = checkpoints.restore(shapes, shardings)
+        first = checkpoints.latest_step  # that of an older one, where the latest is damaged
         batches.set_state(data_state)
         log(f"Going on from step {first} of {workdir}.")
     else:
@@ -102,6 +105,18 @@ def abstract_state(config, stage: Stage, batch) -> TrainState:
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
 
 
+def check_encoder(config, workdir: str) -> None:
+    """Raises a UserError, before anything is read, where UViM's image encoder isn't there."""
+    path = config.init_from
+    if path != uvim_lm.ENCODER or os.path.exists(path) or checkpoint.saved_steps(workdir):
+        return
+    raise UserError(
+        f"UViM's image encoder starts from AugReg's ViT-L/16, and there is no {path!r} here: get "
+        "it from gs://vit_models/augreg and give its path as the config's argument encoder=PATH, "
+        "or train from scratch on purpose with encoder=none."
+    )
+
+
 def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.InitialWeights:
     """What a run takes from `config.init_from`; nothing where it has a checkpoint of its own.
 
@@ -124,6 +139,7 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
     if os.path.exists(os.path.join(workdir, "config.json")):
         there = load_config(workdir).to_dict()
         differing = differing_keys(config.to_dict(), there)
+        differing = {k: pair for k, pair in differing.items() if not k.startswith("wandb.")}
         if "stage" in differing:  # nearly every key differs then
             differing = {"stage": differing["stage"]}
         if differing:

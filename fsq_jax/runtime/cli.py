@@ -11,7 +11,8 @@ from ml_collections import config_flags
 
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+# Beside the package: in a clone, and where a wheel is installed.
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 # While flags are parsed, what a config file or an override raises is the user's mistake as well:
 # get_config raises a ValueError, ml_collections the others for its keys and types.
@@ -49,7 +50,7 @@ def config_path(text: str) -> str:
 
     Args:
       text: "FILE.py:ARGUMENTS", or a name with no ".py". What is not a file here is looked for
-        among the package's own configs: "configs/uvim_lm.py:scale=smoke" and
+        among the configs that come with the package: "configs/uvim_lm.py:scale=smoke" and
         "uvim_lm:scale=smoke" are found from any folder.
 
     Raises:

@@ -47,15 +47,15 @@ class Statistics:
 
     @property
     def count(self) -> int:
-        return self.settled().moments["pool"].count
+        return self.flush().moments["pool"].count
 
     def add(self, outputs: Mapping[str, Any], mask_B: Any) -> "Statistics":
         """With a batch of a network's outputs [B,F] added, but for the rows masked out."""
         more = dataclasses.replace(self, pending=(*self.pending, (dict(outputs), mask_B)))
         waiting = sum(len(mask_B) for _, mask_B in more.pending)
-        return more.settled(len(more.pending) // 2) if waiting >= 2 * _BLOCK else more
+        return more.flush(len(more.pending) // 2) if waiting >= 2 * _BLOCK else more
 
-    def settled(self, leave: int = 0) -> "Statistics":
+    def flush(self, leave: int = 0) -> "Statistics":
         """The same with nothing pending, but for the last `leave` batches."""
         if len(self.pending) <= leave:
             return self
@@ -72,24 +72,24 @@ class Statistics:
             kept[name] = self.kept[name] + ((rows[name][:room],) if room > 0 else ())
         return dataclasses.replace(self, moments=moments, kept=kept, pending=self.pending[end:])
 
-    def described(self, name: str, **more) -> "Statistics":
+    def with_source(self, name: str, **more) -> "Statistics":
         """The same, with where these images are from; `more`: fields of `Reference`."""
         return dataclasses.replace(self, origin=Reference(name, num_images=self.count, **more))
 
     def rows(self, name: str) -> np.ndarray:
         """The rows of "pool" or "logits" that were kept [N,F]."""
-        return np.concatenate(self.settled().kept[name])
+        return np.concatenate(self.flush().kept[name])
 
     def save(
-        self, path: str | os.PathLike, told: Mapping, images_NHWC: np.ndarray | None = None
+        self, path: str | os.PathLike, record: Mapping, images_NHWC: np.ndarray | None = None
     ) -> None:
         """Writes an npz with ADM's names, and how it was measured as JSON (`protocol`).
 
         With images [N,H,W,3] these are `arr_0`, as in ADM's files; without, features that were kept
         are `features`.
         """
-        arrays = {"count": self.count, "protocol": json.dumps(told)}
-        for name, moments in self.settled().moments.items():
+        arrays = {"count": self.count, "protocol": json.dumps(record)}
+        for name, moments in self.flush().moments.items():
             arrays[f"mu{_SUFFIX[name]}"] = moments.mean
             arrays[f"sigma{_SUFFIX[name]}"] = moments.covariance
         if images_NHWC is not None:

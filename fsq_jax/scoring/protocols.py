@@ -158,14 +158,14 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def check_comparable(metric: str, told_of: Mapping[str, Mapping[str, Any]]) -> None:
+def check_comparable(metric: str, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises a UserError with the keys that differ, unless all of a metric's numbers compare.
 
     Args:
       metric: its name, for the message.
-      told_of: {what was measured: the protocol that its number is recorded with}.
+      records: {what was measured: the protocol that its number is recorded with}.
     """
-    (first, reference), *others = told_of.items()
+    (first, reference), *others = records.items()
     for name, protocol in others:
         if keys := differing(reference, protocol):
             listed = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in keys.items())

@@ -113,7 +113,7 @@ class Scorer:
             own = {name: value[first : first + rows] for name, value in batch.items()}
             batch = sharding.put_batch(own, self._mesh)
             seen = self.add(seen, batch["image"], batch["mask"])
-        return seen.settled()
+        return seen.flush()
 
     def load_reference(
         self, path: str, batch_size: int = 64, size: tuple[int, int] | None = None
@@ -134,9 +134,10 @@ class Scorer:
                 f"{path} is of images of {saved.size[0]} x {saved.size[1]} pixels, not of "
                 f"{size[0]} x {size[1]}."
             )
-        if saved.told:
+        if saved.record:
             mine, theirs = (
-                {"features": values["features"]} for values in (as_record(self.protocol), saved.told)
+                {"features": values.get("features", {})}
+                for values in (as_record(self.protocol), saved.record)
             )
             if keys := differing(mine, theirs):
                 listed = "; ".join(f"{k}: {a!r} here, {b!r} there" for k, (a, b) in keys.items())
@@ -199,7 +200,7 @@ class Scorer:
             "statistics": sorted(self._widths), "keep": dict(reference.keep),
         }
 
-    def told(self, samples: Statistics, reference: Statistics, **facts) -> Mapping:
+    def record(self, samples: Statistics, reference: Statistics, **facts) -> Mapping:
         """The protocol of a measurement; `facts`: fields of `Protocol` such as class_balance."""
         return as_record(self.protocol.replace(
             num_samples=samples.count, reference=reference.origin, **facts

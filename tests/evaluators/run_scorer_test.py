@@ -49,9 +49,9 @@ def test_a_reference_is_computed_once(run, tmp_path):
     neighbour, _ = in_folder(run, tmp_path, workdir=str(tmp_path / "other"), batches=nothing)
     again = RunScorer(neighbour, "random", every_metric=True).reference("train", 0)
     assert again.origin == seen.origin and again.count == seen.count == 32
-    assert frechet.distance(seen.settled().moments["pool"], again.moments["pool"]) < 1e-9
+    assert frechet.distance(seen.flush().moments["pool"], again.moments["pool"]) < 1e-9
     np.testing.assert_array_equal(again.rows("pool"), seen.rows("pool"))
-    assert reference_file.load(file).told["reference"]["split"] == "train[:32]"
+    assert reference_file.load(file).record["reference"]["split"] == "train[:32]"
 
 
 def test_another_split_limit_or_need_is_another_reference(run, tmp_path):

@@ -6,10 +6,10 @@ import jax
 import pytest
 from PIL import Image
 
+from configs import maskgit_tokenizer
 from experiments.quickstart import maskgit as quickstart
 from experiments.quickstart import runner, uvim
 from fsq_jax import describe, quantizers
-from fsq_jax.configs import maskgit_tokenizer
 from fsq_jax.runs import startup
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.frozen import make_stage

@@ -30,7 +30,7 @@ def arguments():
 
 
 def test_same_values_in_the_same_tree():
-    expected, got = (jax.jit(f)(*arguments()) for f in (init, batch_random_init.together(init)))
+    expected, got = (jax.jit(f)(*arguments()) for f in (init, batch_random_init.batch_random_init(init)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected)
     assert len({float(leaf.sum()) for leaf in jax.tree.leaves(got)}) == len(jax.tree.leaves(got))
 
@@ -45,7 +45,7 @@ def test_equal_shapes_share_a_generator():
         return generators(jax.make_jaxpr(function)(*arguments()))
 
     # Kernels of 8 x 8, their biases, the noise, the last kernel and its zeros, which draw nothing.
-    assert count(batch_random_init.together(init)) == 4
+    assert count(batch_random_init.batch_random_init(init)) == 4
     assert count(init) == 12
 
 
@@ -56,10 +56,10 @@ def test_a_key_that_depends_on_what_was_drawn():
         return first, jax.random.normal(again, (4,))
 
     key = jax.random.key(0)
-    expected, got = jax.jit(twice)(key), jax.jit(batch_random_init.together(twice))(key)
+    expected, got = jax.jit(twice)(key), jax.jit(batch_random_init.batch_random_init(twice))(key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected)
 
 
 def test_nothing_to_draw():
-    twice = jax.jit(batch_random_init.together(lambda x: {"twice": 2 * x}))
+    twice = jax.jit(batch_random_init.batch_random_init(lambda x: {"twice": 2 * x}))
     assert twice(jnp.ones(2))["twice"].tolist() == [2, 2]

@@ -18,7 +18,7 @@ def test_batches_add_up(block, monkeypatch):
         part = slice(i, i + 6)
         seen = seen.add({"pool": rows[part], "logits": logits[part]}, mask[part])
     assert seen.count == mask.sum()
-    moments = seen.settled().moments["pool"]
+    moments = seen.flush().moments["pool"]
     np.testing.assert_allclose(moments.mean, rows[mask].mean(0))
     np.testing.assert_allclose(moments.covariance, np.cov(rows[mask].T))
     np.testing.assert_array_equal(seen.rows("pool"), rows[mask][:5])
@@ -46,16 +46,16 @@ def test_files_give_back_what_they_were_given(tmp_path):
     rng = np.random.default_rng(0)
     seen = Statistics.empty({"pool": 4, "spatial": 3}, {"pool": 6})
     batch = {"pool": rng.normal(size=(9, 4)), "spatial": rng.normal(size=(9, 3))}
-    seen = seen.add(batch, np.ones(9, bool)).described("data", split="train", subset="first 6")
+    seen = seen.add(batch, np.ones(9, bool)).with_source("data", split="train", subset="first 6")
     told = {"reference": vars(seen.origin)}
     seen.save(tmp_path / "new" / "a.npz", told)
     saved = reference_file.load(tmp_path / "new" / "a.npz")
-    assert saved.told == told and not saved.has_images
+    assert saved.record == told and not saved.has_images
     assert saved.statistics.origin == seen.origin and saved.statistics.count == 9
     np.testing.assert_array_equal(saved.statistics.rows("pool"), seen.rows("pool"))
     for name in ("pool", "spatial"):
         np.testing.assert_allclose(
-            saved.statistics.moments[name].scatter, seen.settled().moments[name].scatter
+            saved.statistics.moments[name].scatter, seen.flush().moments[name].scatter
         )
     seen.save(tmp_path / "b.npz", told, np.zeros((2, 4, 4, 3), np.uint8))
     assert reference_file.names(tmp_path / "b.npz") == {

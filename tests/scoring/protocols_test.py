@@ -69,7 +69,7 @@ def test_how_it_is_measured_must_agree(change):
 
 def test_what_is_measured_may_differ():
     adm = protocols.named("adm")
-    one = protocols.as_record(adm.replace(sampling={"guidance": 0.2}, seed=1)) | {"tokenizer": "a"}
+    one = protocols.as_record(adm.replace(sampling={"guidance": 0.2}, seed=1)) | {"stage_1": "a"}
     other = protocols.as_record(adm.replace(sampling={"num_steps": 8}, seed=2)) | {"codebook_size": 9}
     assert protocols.differing(one, other) == {}
     protocols.check_comparable("fid", {"a": one, "b": other})

@@ -1,4 +1,4 @@
-"""The suite on a network that is small, with Inception's outputs: all metrics, files, refusals."""
+"""The scorer on a network that is small, with Inception's outputs: all metrics, files, refusals."""
 
 import json
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fsq_jax.features.inception import Features
+from fsq_jax.features.network import Network
 from fsq_jax.metrics import frechet, inception_score, precision_recall
 from fsq_jax.runtime import sharding
 from fsq_jax.scoring import protocols, reference_file, scorer
@@ -26,7 +27,7 @@ def small(monkeypatch):
             return Features(x[:, :5], x[:, 5:8], x[:, 8:12], x[:, 8:12])
 
         weights = np.random.default_rng(1).normal(size=(12, 12)).astype(np.float32)
-        return apply, weights, {"weights_sha256": "ab", "resize": "tf1", "features": 5}
+        return Network(apply, weights, "inception-random", "ab", "tf1", 5)
 
     monkeypatch.setattr(scorer, "_load", load)
     monkeypatch.setattr(scorer, "SPATIAL_FEATURES", 3)
@@ -47,8 +48,8 @@ def gathered(of, pictures, reference=False, rows=16):
 
 
 def outputs(pictures):
-    apply, weights, _ = scorer._load(None, "")
-    return apply(weights, pictures.astype(np.float32))
+    network = scorer._load(None, "")
+    return network.apply(network.variables, pictures.astype(np.float32))
 
 
 def test_all_metrics_are_those_of_all_images_at_once():
@@ -95,7 +96,7 @@ def test_nan_images_are_refused():
     adm = make()
     seen = adm.add(adm.empty(), jnp.full((8, 2, 2, 3), jnp.nan), jnp.ones(8, bool))
     with pytest.raises(ValueError, match="8 of 8 rows of features have NaN or infinity"):
-        seen.settled()
+        seen.flush()
 
 
 def test_files_of_adm_are_read_as_they_are(tmp_path):
@@ -124,8 +125,8 @@ def test_files_of_adm_are_read_as_they_are(tmp_path):
 
 def test_references_of_another_protocol_are_refused(tmp_path):
     adm, path = make(), str(tmp_path / "ref.npz")
-    seen = gathered(adm, images(0), reference=True).described("data", split="train")
-    seen.save(path, adm.told(seen, seen))
+    seen = gathered(adm, images(0), reference=True).with_source("data", split="train")
+    seen.save(path, adm.record(seen, seen))
     again = adm.load_reference(path)
     assert again.origin.split == "train" and again.origin.num_images == 40
     np.testing.assert_array_equal(again.rows("pool"), seen.rows("pool"))
@@ -150,8 +151,8 @@ def test_files_that_are_no_reference(tmp_path):
 def test_what_is_told_is_what_was_measured():
     adm = make()
     seen = gathered(adm, images(0))
-    real = gathered(adm, images(1), reference=True).described("data", split="train")
-    told = json.loads(json.dumps(adm.told(seen, real, class_balance="data", seed=3)))
+    real = gathered(adm, images(1), reference=True).with_source("data", split="train")
+    told = json.loads(json.dumps(adm.record(seen, real, class_balance="data", seed=3)))
     assert told["num_images"] == told["reference"]["num_images"] == 40
     assert told["reference"]["name"] == "data" and told["seed"] == 3
     assert told["features"]["weights_sha256"] == "ab"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fsq_jax import tasks
+from fsq_jax.tasks import unlabelled
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((2, 4, 6, 3), np.float32)
@@ -46,6 +47,21 @@ def test_members_and_a_perfect_prediction(name):
     tolerance = {"depth": 9.999 / 512 + 1e-5, "image": 1e-6, "segments": 0}[output]
     np.testing.assert_allclose(prediction, batch[output], atol=tolerance)
     assert prediction.dtype == batch[output].dtype
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_context_is_the_image_between_minus_one_and_one(name):
+    """Black, middle grey and white, which are grey to all tasks."""
+    image = np.broadcast_to(np.array([0.0, 127.0, 255.0], np.float32)[:, None] / 255, (1, 2, 3, 3))
+    batch = {"image": image, "depth": np.ones((1, 2, 3)), "segments": np.ones((1, 2, 3, 2), int)}
+    labels, context = tasks.make(name).to_inputs(batch)
+    np.testing.assert_allclose(context, image * 2 - 1, atol=1e-6)
+    assert (context.min(), context.max()) == (-1, 1)
+    if name == "colorization":
+        np.testing.assert_allclose(labels["color"], image * 2 - 1, atol=1e-6)
+    else:
+        alone = unlabelled.context(tasks.make(name), {"image": image})  # without labels
+        np.testing.assert_array_equal(alone, context)
 
 
 def test_unknown_and_impossible_tasks():

@@ -1,0 +1,204 @@
+"""Runs at work side by side: places on GPUs, one process after the other, an end in time."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fsq_jax.launcher import gpus, plan
+from fsq_jax.launcher.plan import Run
+from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.user_error import UserError
+
+GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
+LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
+
+# Begins a run: it gets SIGTERM when the launcher dies, however it does (Linux's prctl).
+_END_WITH_PARENT = (
+    "import ctypes, os, sys\n"
+    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, 15)\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+@dataclass
+class Job:
+    """A run at work: its process, and where it stands."""
+
+    run: Run
+    gpu: str
+    places: int
+    left: list  # commands, the one at work first
+    process: subprocess.Popen
+    begin: float
+
+
+class Pool:
+    """The places on the machine's GPUs, and the runs that wait for them, that are at work on them.
+
+    Args:
+      workdir: of the experiments.
+      runs: all of them, in the order in which they are begun.
+      per_gpu: places on a GPU.
+      environment: of the processes that it starts.
+    """
+
+    def __init__(
+        self, workdir: str, runs: Sequence[Run], per_gpu: int, environment: Mapping[str, str]
+    ):
+        self._workdir, self._per_gpu, self._environment = workdir, per_gpu, dict(environment)
+        self.waiting, self._wanted = plan.wanted_weights(workdir, runs)
+        self._by_name = {run.name: run for run in runs}
+        self._free = dict.fromkeys(gpus.visible() or [""], per_gpu)
+        self._processes = per_gpu * len(self._free)
+        self.jobs: list[Job] = []
+        self.failed: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Begins what can be begun. Nothing overtakes a run that waits for several places."""
+        for run in list(self.waiting):
+            unmet = [n for n in run.needs if not plan.has_weights(self._workdir, self._by_name[n])]
+            if unmet:
+                lost = [name for name in unmet if name in self.failed]
+                if lost:
+                    self.waiting.remove(run)
+                    self.failed[run.name] = f"{run.name} needs {lost[0]}, which failed."
+                continue
+            gpu = max(self._free, key=self._free.get)
+            places = min(run.places, self._per_gpu)
+            if self._free[gpu] < places:
+                return
+            left = plan.commands_left(self._workdir, run, run.name in self._wanted)
+            self.waiting.remove(run)
+            self._free[gpu] -= places
+            job = Job(run, gpu, places, left, None, 0.0)
+            self.jobs.append(job)
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        """Starts the first of a job's commands."""
+        path = plan.folder(self._workdir, job.run)
+        os.makedirs(path, exist_ok=True)
+        share = job.places / self._per_gpu
+        own = gpus.environment(job.gpu, share, self._processes)
+        with open(os.path.join(path, "log.txt"), "a") as output, _locked(path) as lock:
+            job.process = subprocess.Popen(
+                [sys.executable, "-c", _END_WITH_PARENT, *job.left[0][1]],
+                stdout=output, stderr=output, env=self._environment | own, pass_fds=(lock,),
+            )
+        job.begin = time.monotonic()
+
+    def collect(self, stopping: bool) -> list[Run]:
+        """Looks after processes that have ended; returns the runs that are finished."""
+        finished = []
+        for job in list(self.jobs):
+            status = job.process.poll()
+            if status is None:
+                continue
+            self._note(job, status)
+            file = job.left[0][0]
+            rest = plan.commands_left(self._workdir, job.run, job.run.name in self._wanted)
+            done = file not in [name for name, _ in rest]
+            if done and not status and rest and not stopping:
+                job.left = rest
+                self._start(job)
+                continue
+            self.jobs.remove(job)
+            self._free[job.gpu] += job.places
+            if done and not status:
+                if not rest:
+                    finished.append(job.run)
+            elif not stopping:
+                path = os.path.join(plan.folder(self._workdir, job.run), "log.txt")
+                self.failed[job.run.name] = (
+                    f"{job.run.name} failed with exit status {status}; see {path}."
+                )
+                log(self.failed[job.run.name])
+        return finished
+
+    def _note(self, job: Job, status: int) -> None:
+        """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU."""
+        line = {
+            "file": job.left[0][0], "seconds": round(time.monotonic() - job.begin, 1),
+            "status": status, "gpu": job.gpu, "share": f"{job.places} of {self._per_gpu}",
+        }
+        path = os.path.join(plan.folder(self._workdir, job.run), "launches.jsonl")
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to all that is at work."""
+        for job in self.jobs:
+            with contextlib.suppress(ProcessLookupError):
+                job.process.send_signal(number)
+
+
+def compilation_cache(workdir: str) -> dict[str, str]:
+    """Environment variables: what one process has compiled, the others of this machine read."""
+    folder = os.path.abspath(os.path.join(workdir, "compiled"))
+    return {
+        "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+    }
+
+
+@contextlib.contextmanager
+def _locked(path: str):
+    """A file descriptor to hand to a process, which holds the run's lock for as long as it lives.
+
+    Raises:
+      UserError: where another process, of a launcher that was killed, is still at work there.
+    """
+    lock = os.open(os.path.join(path, "lock"), os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    except BlockingIOError:
+        raise UserError(f"A process is at work in {path!r} already; end it first.") from None
+    finally:
+        os.close(lock)
+
+
+def work(pool: Pool, seconds: float, on_finished: Callable[[Run], None]) -> None:
+    """Runs until nothing is left that can be run, or the seconds are over (0: no end)."""
+    begin = time.monotonic()
+    end = begin + seconds if seconds else float("inf")
+    total, done, stopping = len(pool.waiting), 0, False
+
+    def stop(number, frame):
+        del number, frame
+        nonlocal end
+        end = time.monotonic()
+
+    previous = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while pool.jobs or pool.waiting:
+            now = time.monotonic()
+            if now >= end and not stopping:
+                stopping = True
+                log(f"Time is over: {len(pool.jobs)} runs are asked to save and end.")
+                pool.signal(signal.SIGTERM)
+            if now >= end + GRACE:
+                pool.signal(signal.SIGKILL)
+            if now < end - (LEAST if seconds else 0):
+                pool.begin()
+            for run in pool.collect(stopping):
+                done += 1
+                log(f"[{now - begin:.0f} s, {done} of {total}] {run.name}")
+                on_finished(run)
+            if not pool.jobs and (stopping or not _can_begin(pool, end - LEAST)):
+                break
+            time.sleep(0.1)
+    finally:
+        pool.signal(signal.SIGTERM)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _can_begin(pool: Pool, end: float) -> bool:
+    return bool(pool.waiting) and time.monotonic() < end

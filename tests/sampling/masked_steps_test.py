@@ -1,0 +1,204 @@
+"""Masked decoding with models whose right answer is known at every step, nothing compiled.
+
+The noise is taken in hand: what a step draws is replaced by numbers that the test knows.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsq_jax.sampling import masked
+
+CODES, CLASSES, TOKENS = 4, 2, 8
+MASK = CODES + CLASSES
+
+
+def start(batch=1):
+    return masked.initial_tokens(np.zeros(batch, int), TOKENS, CODES, CLASSES)
+
+
+def sure_of(strength_S, code_S):
+    """Logits [B,S+1,K] that favour a code at each place, the more the larger the strength."""
+
+    def logits_fn(tokens_BL):
+        favoured_SK = strength_S[:, None] * np.eye(CODES)[code_S]
+        logits_LK = np.concatenate([np.zeros((1, CODES)), favoured_SK])
+        return jnp.broadcast_to(jnp.asarray(logits_LK), (len(tokens_BL), *logits_LK.shape))
+
+    return logits_fn
+
+
+class Noise:
+    """Stands in for the draws of the sampler: the likeliest token, and noise of the test's own."""
+
+    def __init__(self, monkeypatch, gumbel_TL=None):
+        self.keys, self.choice_keys = [], []
+        self.gumbel_TL = gumbel_TL
+        monkeypatch.setattr(jax.random, "categorical", self.categorical)
+        monkeypatch.setattr(jax.random, "gumbel", self.gumbel)
+        monkeypatch.setattr(jax.lax, "scan", self.scan)
+
+    def categorical(self, key, logits, *args, **kwargs):
+        self.keys.append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
+        return jnp.argmax(logits, axis=-1)
+
+    def gumbel(self, key, shape, *args, **kwargs):
+        self.choice_keys.append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
+        if self.gumbel_TL is None:
+            return jnp.zeros(shape)
+        return jnp.broadcast_to(self.gumbel_TL[len(self.choice_keys) - 1], shape)
+
+    def scan(self, step, carry, xs):
+        """A loop in Python."""
+        outputs = []
+        for t in range(len(xs[0])):
+            carry, out = step(carry, jax.tree.map(lambda x: x[t], xs))  # noqa: B023
+            outputs.append(out)
+        if outputs[0] is None:
+            return carry, None
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+CODE_S = np.array([3, 1, 0, 2, 3, 2, 1, 0])
+STRENGTH_S = np.array([3.0, 9.0, 1.0, 5.0, 7.0, 2.0, 8.0, 4.0])  # no two alike
+
+
+def decode(logits_fn, tokens, **options):
+    return masked.decode(
+        logits_fn,
+        tokens,
+        jax.random.key(0),
+        mask_id=MASK,
+        return_steps=True,
+        **{"num_steps": 4, "schedule": "linear", "choice_temperature": 0.0} | options,
+    )
+
+
+def test_the_surest_tokens_stay_first(monkeypatch):
+    Noise(monkeypatch)
+    tokens, sampled, again = decode(sure_of(STRENGTH_S, CODE_S), start())
+    np.testing.assert_array_equal(tokens[0, 1:], CODE_S)
+    # A linear schedule leaves 6, 4 and 2 of 8 masked: the least sure ones.
+    ranks = np.argsort(np.argsort(STRENGTH_S))
+    for t, masked_now in enumerate((6, 4, 2, 1)):
+        np.testing.assert_array_equal(again[t, 0, 1:], ranks < masked_now)
+        np.testing.assert_array_equal(sampled[t, 0, 1:], CODE_S)
+    assert not again[:, :, 0].any()
+
+
+def test_the_model_reads_what_stayed_and_masks_elsewhere(monkeypatch):
+    Noise(monkeypatch)
+    seen = []
+
+    def logits_fn(tokens_BL):
+        seen.append(np.asarray(tokens_BL[0, 1:]))
+        return sure_of(STRENGTH_S, CODE_S)(tokens_BL)
+
+    decode(logits_fn, start())
+    ranks = np.argsort(np.argsort(STRENGTH_S))
+    for now, masked_before in zip(seen, (8, 6, 4, 2), strict=True):
+        np.testing.assert_array_equal(now, np.where(ranks < masked_before, MASK, CODE_S))
+
+
+@pytest.mark.parametrize("temperature, schedule", [(4.5, "linear"), (2.0, "cosine")])
+def test_confidence_is_log_probability_and_noise_that_falls_to_nothing(
+    monkeypatch, temperature, schedule
+):
+    """log p + temperature x (1 - ratio) x Gumbel, at each step of four."""
+    rng = np.random.default_rng(0)
+    gumbel_TL = rng.gumbel(size=(4, TOKENS + 1))
+    Noise(monkeypatch, gumbel_TL)
+    _, _, again = decode(
+        sure_of(STRENGTH_S, CODE_S), start(), choice_temperature=temperature, schedule=schedule
+    )
+    log_p_S = STRENGTH_S - np.log(np.exp(STRENGTH_S) + CODES - 1)
+    is_masked, share = np.ones(TOKENS, bool), masked.mask_ratio(schedule, np.arange(1, 5) / 4)
+    for t in range(4):
+        noise = temperature * (1 - (t + 1) / 4) * gumbel_TL[t, 1:]
+        confidence = np.where(is_masked, log_p_S + noise, np.inf)
+        count = max(1, min(is_masked.sum() - 1, int(np.floor(TOKENS * share[t]))))
+        is_masked = np.argsort(np.argsort(confidence)) < count
+        np.testing.assert_array_equal(again[t, 0, 1:], is_masked, err_msg=f"step {t}")
+
+
+def test_temperature_divides_logits_before_confidence(monkeypatch):
+    """Places 0 and 1 change their order: at temperature 1 a sure rest hides a doubtful pair."""
+    Noise(monkeypatch)
+    logits_SK = np.zeros((2, CODES))
+    logits_SK[0] = [4.0, 3.0, -20.0, -20.0]  # one of two
+    logits_SK[1] = [4.0, 2.0, 2.0, 2.0]  # one, or any of three others
+
+    def logits_fn(tokens_BL):
+        return jnp.asarray(np.concatenate([np.zeros((1, CODES)), logits_SK]))[None]
+
+    tokens = masked.initial_tokens([0], 2, CODES, CLASSES)
+    for temperature in (1.0, 4.0):
+        _, _, again = decode(logits_fn, tokens, num_steps=2, temperature=temperature)
+        warm = logits_SK / temperature
+        log_p = warm[:, 0] - np.log(np.exp(warm).sum(1))
+        np.testing.assert_array_equal(again[0, 0, 1:], np.argsort(np.argsort(log_p)) < 1)
+
+
+def test_known_tokens_stay_whatever_the_model_thinks(monkeypatch):
+    Noise(monkeypatch)
+    known_S = np.array([1, 0, 1, 0, 0, 1, 0, 0], bool)
+    image_S = (CODE_S + 1) % CODES
+    tokens = masked.with_known(start(), image_S[None], known_S[None])
+    tokens, sampled, again = decode(sure_of(-STRENGTH_S, CODE_S), tokens, num_steps=3)
+    for values in (tokens, *sampled):
+        np.testing.assert_array_equal(values[0, 1:][known_S], image_S[known_S])
+    assert not again[:, 0, 1:][:, known_S].any()
+    # 5 are unknown: floor(5 x 2/3) and floor(5 x 1/3) stay masked.
+    np.testing.assert_array_equal(again[:, 0].sum(1), [3, 1, 1])
+
+
+def test_every_step_draws_with_keys_of_its_own(monkeypatch):
+    noise = Noise(monkeypatch)
+    decode(sure_of(STRENGTH_S, CODE_S), start(), num_steps=5)
+    keys = noise.keys + noise.choice_keys
+    assert len(keys) == 10 and len(set(keys)) == 10
+
+
+def test_tokens_are_drawn_from_the_softmax():
+    """Of one place, over many examples."""
+    logits_K = np.array([0.0, 1.0, 2.0, -1.0])
+
+    def logits_fn(tokens_BL):
+        return jnp.broadcast_to(jnp.asarray(logits_K), (*tokens_BL.shape, CODES))
+
+    tokens = masked.initial_tokens(np.zeros(4000, int), 1, CODES, CLASSES)
+    for temperature in (1.0, 0.5):
+        drawn, sampled, _ = decode(logits_fn, tokens, num_steps=1, temperature=temperature)
+        share = np.bincount(np.asarray(drawn[:, 1]), minlength=CODES) / 4000
+        expected = np.exp(logits_K / temperature) / np.exp(logits_K / temperature).sum()
+        np.testing.assert_allclose(share, expected, atol=5 * 0.5 / 4000**0.5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 3.0])
+def test_guidance_decides_for_what_the_class_adds(monkeypatch, strength):
+    """The model alone wants code 0, the class adds to code 1: from some strength on it wins."""
+    Noise(monkeypatch)
+    classes = []
+
+    def logits_fn(tokens_BL):
+        classes.append(np.asarray(tokens_BL[:, 0]))
+        told = (tokens_BL[:, 0] == CODES)[:, None, None]
+        of_class = jnp.where(told, jnp.asarray([0.0, 1.5, 0.0, 0.0]), 0.0)
+        return jnp.broadcast_to(
+            jnp.asarray([2.0, 0.0, 0.0, -9.0]) + of_class, (*tokens_BL.shape, CODES)
+        )
+
+    tokens, _, _ = decode(masked.guided(logits_fn, strength, MASK), start(2))
+    # 1.5 (1 + strength) against 2.
+    assert set(np.asarray(tokens[:, 1:]).ravel().tolist()) == {int(1.5 * (1 + strength) > 2)}
+    expected = [CODES, MASK] * 2 if strength else [CODES] * 2
+    assert all(seen.tolist() == expected for seen in classes)
+
+
+def test_a_class_token_is_no_code_and_no_mask():
+    tokens = masked.initial_tokens(np.arange(CLASSES), TOKENS, CODES, CLASSES)
+    np.testing.assert_array_equal(tokens[:, 0], CODES + np.arange(CLASSES))
+    assert (tokens[:, 1:] == MASK).all()
+    with pytest.raises(ValueError, match="Labels are in 0..1, got -1..0"):
+        masked.initial_tokens([-1, 0], TOKENS, CODES, CLASSES)
