@@ -22,7 +22,7 @@ from fsq_jax.data import token_cache
 from fsq_jax.runs import inputs
 from fsq_jax.runs.frozen import load_stage_1
 from fsq_jax.runtime import cli, sharding
-from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime.files import write_json, written_whole
 from fsq_jax.runtime.user_error import UserError
 
 
@@ -84,8 +84,9 @@ def _write(folder: str, tokens_NVL: np.ndarray, labels_N: np.ndarray, meta: dict
     partial = folder + ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
-    np.save(os.path.join(partial, "tokens.npy"), tokens_NVL.astype(np.int32))
-    np.save(os.path.join(partial, "labels.npy"), labels_N.astype(np.int32))
+    for name, array in (("tokens", tokens_NVL), ("labels", labels_N)):
+        with written_whole(os.path.join(partial, f"{name}.npy"), "wb") as file:
+            np.save(file, array.astype(np.int32))
     write_json(os.path.join(partial, "meta.json"), meta)
     os.rename(partial, folder)
 

@@ -10,7 +10,6 @@ JSON has each number with its whole protocol. --beside puts older scores in the 
 refuses those that were measured differently.
 """
 
-import json
 import os
 
 import jax
@@ -19,6 +18,7 @@ from absl import flags
 
 from fsq_jax.reports import html
 from fsq_jax.runtime import bounded, cli, sharding
+from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, protocols, reference_file
@@ -134,9 +134,7 @@ def main(argv) -> None:
     )
     if jax.process_index() == 0:
         if options.json:
-            os.makedirs(os.path.dirname(os.path.abspath(options.json)), exist_ok=True)
-            with open(options.json, "w") as file:
-                json.dump(results, file, indent=2)
+            write_json(options.json, results)
         print(table({options.samples: results} | older).text())
 
 
