@@ -10,13 +10,13 @@ precision and recall, and `protocol`, which says as JSON how all of it was measu
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 from fsq_jax.data import pipeline, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.open import open_dataset
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import cli, outputs, sharding
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
@@ -81,7 +81,7 @@ def build(
     Raises:
       UserError: for data that isn't there, or fewer than two images.
     """
-    sharding.check_batch_size(batch_size)
+    outputs.check_file(out)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
     scorer = Scorer(mesh, protocol.replace(
@@ -113,10 +113,11 @@ def gather(
     """The statistics of all images of a source, of which `subset` gets its share."""
     batches = pipeline.eval_batches(
         source, transform, batch_size=batch_size, workers=workers,
+        rows=sharding.padded(batch_size, mesh),
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
     seen = scorer.empty()
-    for batch in tqdm.tqdm(batches, desc="reference", disable=None):
+    for batch in tracked(batches, "reference", batch_size):
         put = sharding.put_batch(batch, mesh)
         seen = scorer.add(seen, put["image"], put["mask"])
         if rows := subset.choose(*sharding.to_host((put["label"], put["mask"]))):

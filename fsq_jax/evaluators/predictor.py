@@ -1,7 +1,7 @@
 """Trained weights with all that is needed to predict and to measure: what evaluators are given."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.transforms import Transform
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.stages.stage import Stage, StageFacts, TrainState
 
 
@@ -39,7 +40,7 @@ class Predictor:
     stage: Stage
     predict: Mapping[str, Callable]
     state: TrainState
-    batches: Callable[..., Iterable[dict[str, np.ndarray]]]
+    batches: Callable[..., Collection[dict[str, np.ndarray]]]
     dataset: Callable[[str], Dataset]
     mesh: jax.sharding.Mesh
     protocol: Mapping[str, Any]
@@ -56,8 +57,19 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Rows of an evaluation batch over all hosts."""
+        """Examples of an evaluation batch over all hosts."""
         return self.config.eval_batch_size
+
+    @property
+    def rows(self) -> int:
+        """Rows of an evaluation batch over all hosts: filled up so that the devices divide it."""
+        return sharding.padded(self.batch_size, self.mesh)
+
+    @property
+    def own_rows(self) -> range:
+        """This host's of them."""
+        rows = self.rows // jax.process_count()
+        return range(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The batch on the mesh, from this host's rows of it."""
@@ -71,7 +83,8 @@ class Predictor:
         or records chosen from one."""
         key = jax.random.key(self.seed)
         split = self.eval_split if split == "" else split
-        for i, batch in enumerate(self.batches(split, limit, transform)):
+        batches = self.batches(split, limit, transform)
+        for i, batch in enumerate(tracked(batches, f"  {name}", self.batch_size)):
             batch = self.put(batch)
             yield batch, self.predict[name](self.state, batch, jax.random.fold_in(key, i))
 
