@@ -84,6 +84,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
     config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    # Stops a run that has gone wrong for `patience` steps in a row: above a loss, or where the
+    # discriminator's logits of real images are that far above those of reconstructions; 0: off.
+    config.guard = dict(max_loss=0.0, max_logit_gap=0.0, patience=10)
     config.best, config.best_mode = "reconstruction/psnr", "max"
     return config
 

@@ -71,6 +71,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
     config.wandb = dict(project="", name="")
     config.fsdp = False
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
     return config
 

@@ -20,8 +20,9 @@ from fsq_jax import evaluators, runs
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.reports import codebook as codebook_page
 from fsq_jax.runs.config import data_overrides, parse_overrides
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import cli, outputs, sharding
 from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 from fsq_jax.runtime.workdir import save_results, with_overrides
 
@@ -40,18 +41,32 @@ def evaluate(
     Raises:
       UserError: there are no such weights, or the config has no such evaluator.
     """
+    outputs.check_file(out)
     predictor = runs.load(path, stage_1, step, overrides)
+    kept = predictor.workdir and _check_workdir(predictor.workdir, out)
     results = with_overrides(measure(predictor, names), overrides or {})
     if jax.process_index() == 0:
         for name, result in results.items():  # first of all: a full disk costs none of them
             print(f"{name}: {result['value']:.6g}", flush=True)
-        if predictor.workdir:
-            save_results(predictor.workdir, results)
         if out:
             write_json(out, results)
-    if "codebook/usage" in results and predictor.workdir:
+        if kept:
+            save_results(predictor.workdir, results)
+    if "codebook/usage" in results and kept:
         codebook_page.write(predictor)
     return results
+
+
+def _check_workdir(workdir: str, out: str) -> bool:
+    """Whether the run's folder takes the results; a UserError where nothing else would."""
+    try:
+        outputs.check_folder(workdir)
+    except UserError as error:
+        if not out:
+            raise UserError(f"{str(error).rstrip('.')}; give --out=FILE for the results.") from None
+        log(f"{error} The results are in {out} alone.")
+        return False
+    return True
 
 
 def measure(predictor: Predictor, names: list[str] | None = None) -> dict[str, dict]:

@@ -15,7 +15,7 @@ from absl import flags
 from fsq_jax.data import pipeline, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.open import open_dataset
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import cli, outputs, sharding
 from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
@@ -81,7 +81,7 @@ def build(
     Raises:
       UserError: for data that isn't there, or fewer than two images.
     """
-    sharding.check_batch_size(batch_size)
+    outputs.check_file(out)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
     scorer = Scorer(mesh, protocol.replace(
@@ -113,6 +113,7 @@ def gather(
     """The statistics of all images of a source, of which `subset` gets its share."""
     batches = pipeline.eval_batches(
         source, transform, batch_size=batch_size, workers=workers,
+        rows=sharding.padded(batch_size, mesh),
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
     seen = scorer.empty()

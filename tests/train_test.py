@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fsq_jax import train
-from fsq_jax.runs import inputs, predictor
+from fsq_jax.runs import inputs
 from fsq_jax.runtime import checkpoint, sharding
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.workdir import load_config, load_results
@@ -84,6 +85,21 @@ def test_a_lost_evaluation_is_made_again(finished):
     assert tiny.lines(workdir) == before
 
 
+def test_a_flipped_byte_costs_the_steps_since_the_checkpoint_before(finished, tmp_path, capsys):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    largest = max((workdir / "checkpoints" / "6" / "state").rglob("d/*"), key=os.path.getsize)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert train.train(make_config(), str(workdir)).keys() == finished[1].keys()
+    said = capsys.readouterr().err
+    assert "checkpoints/6 is damaged (state/" in said and "that of step 4 is used" in said
+    assert f"Going on from step 4 of {workdir}" in said
+    assert tiny.lines(workdir) == tiny.lines(finished[0])
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["4", "6", "6.damaged"]
+
+
 def test_another_config_is_refused_with_the_keys(finished):
     workdir, _ = finished
     config = make_config(**{"optim.learning_rate": 0.5, "batch_size": 16})
@@ -113,7 +129,7 @@ def test_what_is_not_finite_is_never_saved(finished, tmp_path, monkeypatch):
 
     whole = inputs.train_batches
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "train_batches", lambda config: Poisoned(whole(config)))
+        patch.setattr(inputs, "train_batches", lambda config: Poisoned(whole(config)))
         with pytest.raises(FloatingPointError, match="Step 4: .*loss.* not finite .*loss=nan"):
             train.train(make_config(), str(tmp_path))
     assert checkpoints(tmp_path) == [2]

@@ -69,6 +69,11 @@ class Dataset:
         kept = frozenset(("image", "label", "tokens_VL", *features, *crowd))
         return dataclasses.replace(self, records=_Cached(self.records, kept))
 
+    def spread(self, num: int) -> "Dataset":
+        """`num` of these records at most, evenly spaced: of a folder, images of all classes."""
+        num = min(num, len(self))
+        return self.chosen([i * len(self) // num for i in range(num)])
+
     def mapped(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
         """The same records as a function leaves them; it travels to workers with the source."""
         return dataclasses.replace(self, records=_Mapped(self.records, function))

@@ -1,5 +1,7 @@
 """How close colours that were given to grey images come to the true ones, and to real images."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,18 @@ from fsq_jax.metrics.image_quality import psnr
 from fsq_jax.runtime.user_error import UserError
 
 _FRECHET_SIZE = 256  # ColTran's: larger pictures shrink to it
+
+
+def check(arguments: Mapping, size: int) -> None:
+    """Raises a UserError where the Fréchet distance of pictures of `size` pixels can't be taken."""
+    features = arguments.get("features", "")
+    if features and not arguments.get("reference_split"):
+        raise UserError(f"evals.colorization over features={features!r} needs a reference_split.")
+    if features and size > _FRECHET_SIZE and size % _FRECHET_SIZE:
+        raise UserError(
+            f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}, for the Fréchet "
+            "distance of colorization."
+        )
 
 
 def evaluate(
@@ -50,6 +64,8 @@ def evaluate(
     Raises:
       UserError: the data has no such images, or a list is not as long as it has to be.
     """
+    size = predictor.protocol["size"]
+    check({"features": features, "reference_split": reference_split}, size)
     compared = jax.jit(lambda images, colours: {"colorization/psnr": psnr(images, colours)})
     values, count = masked_means(
         (batch, compared(batch["image"], outputs["image"]))
@@ -58,8 +74,6 @@ def evaluate(
     protocol = {"split": predictor.eval_split, "psnr_num_images": count}
     if not features:
         return values, protocol
-    if not reference_split:
-        raise UserError(f"A distance over the features of {features!r} needs a reference_split.")
     chosen, of_chosen = choose(predictor, predictor.eval_split, num_images, names)
     real, of_real = choose(predictor, reference_split, reference_limit, reference_names)
     network = RunScorer(predictor, features, "coltran", weights)
@@ -88,8 +102,6 @@ def _distance(
 
 def _coloured(predictor: Predictor, network: RunScorer, chosen: Dataset, size: int) -> Moments:
     """Moments of the features of pictures that the run has coloured."""
-    if size > _FRECHET_SIZE and size % _FRECHET_SIZE:
-        raise UserError(f"Pictures of {size} pixels can't be averaged to {_FRECHET_SIZE}.")
     finish = jax.jit(lambda images: _eight_bits(_shrink(images, max(1, size // _FRECHET_SIZE))))
     moments = network.no_images()
     square = transforms.coltran(size)

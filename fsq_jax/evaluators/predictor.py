@@ -57,8 +57,19 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Rows of an evaluation batch over all hosts."""
+        """Examples of an evaluation batch over all hosts."""
         return self.config.eval_batch_size
+
+    @property
+    def rows(self) -> int:
+        """Rows of an evaluation batch over all hosts: filled up so that the devices divide it."""
+        return sharding.padded(self.batch_size, self.mesh)
+
+    @property
+    def own_rows(self) -> range:
+        """This host's of them."""
+        rows = self.rows // jax.process_count()
+        return range(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The batch on the mesh, from this host's rows of it."""

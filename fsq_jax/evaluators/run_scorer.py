@@ -7,8 +7,10 @@ import os
 from collections.abc import Collection, Mapping
 
 import jax
+from jax.sharding import Mesh
 
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runtime import outputs
 from fsq_jax.runtime.files import alone
 from fsq_jax.runtime.progress import log, tracked
 from fsq_jax.runtime.user_error import UserError
@@ -50,6 +52,24 @@ OWN_REFERENCE = "{}_own_reference"
 _NO_REFERENCE = ("inception_score",)  # which sees no real images
 
 
+def check_reference(arguments: Mapping, every_metric: bool, mesh: Mesh, size: int) -> None:
+    """Raises a UserError where a reference's file isn't one for an evaluator's protocol and size."""
+    protocol = _wanted(arguments["features"], arguments.get("protocol", "adm"), every_metric)
+    scorer = Scorer(mesh, protocol, arguments.get("weights", ""))
+    scorer.read_reference(arguments["reference"], (size, size))
+
+
+def _wanted(network: str, protocol: str, every_metric: bool) -> protocols.Protocol:
+    """The protocol over a network's features, of the Fréchet distance alone or of all it has."""
+    wanted = protocols.named(protocol).over(network)
+    if every_metric:
+        return wanted
+    return wanted.replace(
+        spatial=False, inception_score="", precision_recall=False, precision_images=0,
+        kernel_distance=False,
+    )
+
+
 class RunScorer:
     """A frozen network on a run's mesh, the statistics of its features, and what they say.
 
@@ -68,12 +88,7 @@ class RunScorer:
         self, predictor: Predictor, name: str, protocol: str = "adm", weights: str = "",
         every_metric: bool = False,
     ):
-        wanted = protocols.named(protocol).over(name)
-        if not every_metric:
-            wanted = wanted.replace(
-                spatial=False, inception_score="", precision_recall=False,
-                precision_images=0, kernel_distance=False,
-            )
+        wanted = _wanted(name, protocol, every_metric)
         self._predictor, self._scorer = predictor, Scorer(predictor.mesh, wanted, weights)
         self.metric = self._scorer.metric("fid")
 
@@ -104,6 +119,12 @@ class RunScorer:
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
         batches = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))
+        if file and not os.path.exists(file):
+            try:
+                outputs.check_folder(os.path.dirname(file))
+            except UserError as error:  # the statistics are computed, and not kept
+                log(str(error))
+                file = ""
         # Neighbours that come to their evaluations together compute them once.
         with alone(file) if file else contextlib.nullcontext():
             if file and os.path.exists(file):

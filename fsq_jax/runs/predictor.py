@@ -75,7 +75,8 @@ def of_state(
         predict=predict,
         state=state,
         batches=lambda split, limit, transform=None: inputs.eval_batches(
-            config, split, limit or config.data.eval_limit, transform
+            config, split, limit or config.data.eval_limit, transform,
+            sharding.padded(config.eval_batch_size, mesh),
         ),
         dataset=lambda split: inputs.eval_dataset(config, split),
         mesh=mesh,

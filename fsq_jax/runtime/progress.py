@@ -9,6 +9,7 @@ from typing import TypeVar
 import jax
 import tqdm
 
+from fsq_jax.runtime.guard import Guard
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.user_error import UserError
 
@@ -33,11 +34,16 @@ class StepReporter:
       progress: shown the last step that was written.
       every: steps between two lines.
       batch_size: of one step, for the speed.
+      guard: held against every step's metrics.
     """
 
-    def __init__(self, writer: MetricWriter, progress: "Progress", every: int, batch_size: int):
+    def __init__(
+        self, writer: MetricWriter, progress: "Progress", every: int, batch_size: int,
+        guard: Guard | None = None,
+    ):
         self._writer, self._progress = writer, progress
         self._every, self._batch_size = every, batch_size
+        self._guard = guard or Guard()
         self._pending = None
         self._since = None
 
@@ -51,12 +57,14 @@ class StepReporter:
 
         Raises:
           NonFiniteError: with the step and the metrics, where one of them is not finite.
+          GuardError: where one is beyond what the guard allows.
         """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         check_finite(step, values)
+        self._guard.check(step, values)
         if step % self._every:
             self._progress.update()
             return
@@ -83,8 +91,8 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
     if bad:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         raise NonFiniteError(
-            f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps "
-            f"are kept; a lower learning rate or a clip_norm may help."
+            f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps are "
+            f"kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help."
         )
 
 
