@@ -19,8 +19,8 @@ from experiments.benchmarks import apart
 from fsq_jax.runtime.files import write_json
 
 _ROWS = flags.DEFINE_list("rows", [], "Rows to measure; all by default.")
-_TRANSFORMER = "fsq_jax/configs/maskgit_transformer.py:scale=paper,dtype=bfloat16"
-_UVIM = "fsq_jax/configs/uvim_lm.py:scale=paper,dtype=bfloat16"
+_TRANSFORMER = "configs/maskgit_transformer.py:scale=paper,dtype=bfloat16"
+_UVIM = "configs/uvim_lm.py:scale=paper,dtype=bfloat16"
 _STEP = "scale=paper, bfloat16, batch 256, 16 heads; moving average included; torch: autocast, "
 _SAMPLE = "256 px, 12 steps, batch 64, the tokenizer's decoder included, bfloat16; torch: "
 _DECODE = "UViM stage II at scale=paper, 512 px, 256 tokens, greedy, encoder included, bfloat16, "
