@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
-from fsq_jax import evaluate, evaluators, runs
+from fsq_jax import evaluate, evaluators, export, runs
 from fsq_jax.data import file_names
 from fsq_jax.data.adm_crop import adm_crop
 from fsq_jax.data.open import open_dataset
 from fsq_jax.evaluators.run_scorer import RunScorer
-from fsq_jax.runs import inputs
+from fsq_jax.pretrained import weights
+from fsq_jax.runs import inputs, published
 from fsq_jax.runtime.workdir import every_result, load_results
 from fsq_jax.scoring import protocols
 from tests import real_data_sets, tiny
@@ -196,3 +197,15 @@ def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(data_di
     assert "overrides" not in results["sampling/fd_random"]
     swept = every_result(results, "sampling/fd_random")
     assert sorted(r["protocol"]["sampling"]["guidance"] for r in swept) == [0.0, 0.5]
+
+
+def test_a_published_file_has_the_evaluators_of_the_run(colour, data_dir, tmp_path):
+    """UViM's colour pair gets its FID-5k, with the same options."""
+    path, *_ = export.export(colour, "npz", str(tmp_path / "published"))
+    loaded = weights.load(path)
+    stripped = dataclasses.replace(loaded, config=None)
+    config = published.config_of(stripped, overrides={"quantizer.levels": (7, 5, 5, 5, 5)})
+    paper = uvim_base.get_config("scale=paper,task=colorization")
+    assert config.evals == paper.evals and config.data.transform == paper.data.transform
+    assert config.evals.colorization.reference_split == "validation[10000:15000]"
+    assert {"names", "reference_names", "weights"} <= set(config.evals.colorization)
