@@ -134,7 +134,7 @@ def eval_batches(
 
 
 class EvalBatches:
-    """The batches of `eval_batches`, anew at each iteration."""
+    """The batches of `eval_batches`; each iteration begins at the first."""
 
     def __init__(self, batches: grain.MapDataset, workers: int, prefetch: int):
         self._batches, self._workers, self._prefetch = batches, workers, prefetch

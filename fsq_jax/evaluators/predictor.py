@@ -1,7 +1,7 @@
 """Trained weights with all that is needed to predict and to measure: what evaluators are given."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.pipeline import EvalBatches
 from fsq_jax.data.transforms import Transform
 from fsq_jax.runtime import sharding
 from fsq_jax.runtime.progress import tracked
@@ -40,7 +41,7 @@ class Predictor:
     stage: Stage
     predict: Mapping[str, Callable]
     state: TrainState
-    batches: Callable[..., Collection[dict[str, np.ndarray]]]
+    batches: Callable[..., EvalBatches]
     dataset: Callable[[str], Dataset]
     mesh: jax.sharding.Mesh
     protocol: Mapping[str, Any]

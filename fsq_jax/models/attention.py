@@ -140,6 +140,7 @@ def self_attention(
 
     keep_LL = None
     if dropout_rate > 0:
+        assert key is not None
         keep_LL = keep_mask(key, dropout_rate, (num_tokens, num_tokens)).astype(jnp.int8)
     kept = 1 / (1 - dropped_share(dropout_rate))
     settings = fused_attention.Settings(length=length, scale=head_dim**-0.5, kept=kept)

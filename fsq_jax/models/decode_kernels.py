@@ -199,7 +199,8 @@ def _attend(q_D, load, tile, tiles, length, start):
         read_D = jnp.sum(weights_K[:, None] * v_KD.astype(jnp.float32), axis=0)
         return out_D * shrink + read_D, above, total * shrink + jnp.sum(weights_K)
 
-    return jax.lax.fori_loop(*tiles, body, start)
+    first, end = tiles
+    return jax.lax.fori_loop(first, end, body, start)
 
 
 def _read_kernel(q_ref, k_ref, v_ref, out_ref, sum_ref, *, tile, tiles):

@@ -84,8 +84,9 @@ class SelfAttention(nn.Module):
         width = x_BLD.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
 
-        names, options = ("query", "key", "value"), dict(kernel_init=INIT, dtype=self.dtype)
-        values = dict(
+        names = ("query", "key", "value")
+        options: dict[str, Any] = dict(kernel_init=INIT, dtype=self.dtype)
+        values: dict[str, Any] = dict(
             dropout_rate=self.dropout,
             key=self.make_rng("dropout") if self.dropout else None,
             implementation=self.attention,

@@ -31,7 +31,7 @@ def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
     heads = (model.num_heads, model.width // model.num_heads)
     kernels = attention_lib.resolve("auto", model.dtype, heads[1], joined=True) == "fused"
     weights = _weights(params, model.decoder_depth, model.dtype)
-    memory_BPD = model.apply({"params": params}, context_BHWC, method="encode")
+    memory_BPD: Any = model.apply({"params": params}, context_BHWC, method="encode")
     batch = memory_BPD.shape[0]
     empty_B2HND = jnp.zeros((batch, 2, heads[0], model.num_codes, heads[1]), model.dtype)
     image = [memory_BPD @ layer.pop("image") for layer in weights["layers"]]
@@ -114,7 +114,7 @@ def _step(weights, heads, kernels, product, cache: Cache, tokens_B, position):
         x_BD = product(hidden_BF, *layer["mlp"][1], residual=x_BD)
         own.append(now)
     kernel, bias = weights["logits"]
-    x_BD = layer_norm(x_BD, *weights["norm"], LN_EPSILON)
+    x_BD: Any = layer_norm(x_BD, *weights["norm"], LN_EPSILON)
     logits_BV = jnp.matmul(x_BD, kernel, preferred_element_type=jnp.float32) + bias
     return logits_BV, cache | {"own": own}
 

@@ -1,6 +1,6 @@
 """A config's data: which records a run reads, how they are transformed, its batches."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -75,7 +75,7 @@ def _training(config) -> tuple[Dataset, transforms.Transform, tuple[str, ...]]:
 def eval_batches(
     config, split: str | Dataset, limit: int = 0, transform: transforms.Transform | None = None,
     rows: int = 0,
-) -> Iterable[dict[str, np.ndarray]]:
+) -> pipeline.EvalBatches:
     """This host's batches of a split, each record once, as it is (no augmentation).
 
     "train" and "eval" stand for the data's own two splits; records chosen from `eval_dataset` may
@@ -109,7 +109,7 @@ def split_name(config, split: str) -> str:
 
 def every_record(
     config, dataset: Dataset, transform: transforms.Transform, limit: int = 0, rows: int = 0
-) -> Iterable[dict[str, np.ndarray]]:
+) -> pipeline.EvalBatches:
     """This host's batches of a data set, each record once, filled up and masked, see `rows` of
     `pipeline.eval_batches`."""
     return pipeline.eval_batches(

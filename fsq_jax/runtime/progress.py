@@ -3,8 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import tqdm
@@ -12,8 +12,6 @@ import tqdm
 from fsq_jax.runtime.guard import Guard
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.user_error import UserError
-
-_T = TypeVar("_T")
 
 
 def log(message: str) -> None:
@@ -178,7 +176,7 @@ class Progress:
             self._bar.close()
 
 
-def tracked(batches: Collection[_T], title: str, images: int) -> Iterator[_T]:
+def tracked(batches: Any, title: str, images: int) -> Iterator[Any]:
     """The batches, with a passing bar: how far they are, how fast, what memory is used.
 
     Args:
