@@ -59,12 +59,6 @@ def test_clip_is_by_the_norm_of_all_gradients():
         np.testing.assert_allclose([2 * moments["a"][0], 2 * moments["b"][0]], expected, rtol=1e-6)
 
 
-def test_moving_average():
-    average, params = {"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([3.0, 0.0])}
-    moved = optim.moving_average(average, params, 0.75)
-    np.testing.assert_allclose(moved["a"], [1.5, 1.5])
-
-
 def test_accumulation_averages_microbatches_and_carries_state():
     def grad_fn(params, carry, batch, key):
         del key
