@@ -10,11 +10,14 @@ after every mistake: the same command goes on from there, and `--again` starts o
 """
 
 import argparse
+import compileall
 import concurrent.futures
 import importlib
+import itertools
 import json
 import os
 import pathlib
+import py_compile
 import re
 import shutil
 import signal
@@ -25,8 +28,18 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 LISTS = ("sampling", "training", "networks")
-HEAVY = ("jax", "flax.linen", "optax", "orbax.checkpoint", "scipy.linalg", "ml_collections",
-         "matplotlib", "grain", "pytest", "hypothesis")
+HEAVY = (
+    "jax",
+    "flax.linen",
+    "optax",
+    "orbax.checkpoint",
+    "scipy.linalg",
+    "ml_collections",
+    "matplotlib",
+    "grain",
+    "pytest",
+    "hypothesis",
+)
 OUTCOMES = {0: "unnoticed", 1: "noticed"}
 
 
@@ -49,7 +62,7 @@ def pattern(old: str) -> re.Pattern:
     """Fits `old` however it is broken into lines, with or without a comma before a bracket."""
     tokens = re.findall(r"\w+|[^\w\s]", old)
     parts = [re.escape(tokens[0])]
-    for before, token in zip(tokens, tokens[1:]):
+    for before, token in itertools.pairwise(tokens):
         words = before[-1].isalnum() and token[0].isalnum()
         comma = r",?\s*" if token in ")]}" else ""
         parts.append((r"\s+" if words else r"\s*") + comma + re.escape(token))
@@ -103,8 +116,11 @@ def run(tree: pathlib.Path, mistake: dict, seconds: int, compiled: str) -> dict:
         failed = failed or ["too long" if outcome == "noticed" else f"signal {status}"]
     else:
         outcome = OUTCOMES.get(os.WEXITSTATUS(status), "error")
-    return dict(outcome=outcome, seconds=round(time.time() - begin, 1),
-                by=failed[0] if failed else "" if outcome != "error" else output[-400:])
+    return dict(
+        outcome=outcome,
+        seconds=round(time.time() - begin, 1),
+        by=failed[0] if failed else "" if outcome != "error" else output[-400:],
+    )
 
 
 def child(tree, tests, log, seconds, compiled):
@@ -114,7 +130,8 @@ def child(tree, tests, log, seconds, compiled):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(tree)
-    os.environ["FSQ_JAX_TESTS_COMPILED"] = compiled
+    os.environ |= {"FSQ_JAX_TESTS_COMPILED": compiled, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    compile_quickly(compiled)
     for name in [n for n in sys.modules if n.split(".")[0] in ("tests", "fsq_jax", "configs")]:
         del sys.modules[name]
     sys.path[:] = [str(tree), *(p for p in sys.path if p not in ("", str(ROOT)))]
@@ -126,6 +143,19 @@ def child(tree, tests, log, seconds, compiled):
     os._exit(int(code))
 
 
+def compile_quickly(folder: str) -> None:
+    """What no mistake has changed is compiled once for all of them, and without optimisation."""
+    import jax
+
+    for name, value in {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(name, value)
+
+
 def worker(mistakes: list[dict], seconds: int, out: str, compiled: str) -> None:
     """Runs mistakes one after the other in a tree of its own."""
     sys.dont_write_bytecode = True  # or a mistake would live on where size and second are the same
@@ -134,6 +164,8 @@ def worker(mistakes: list[dict], seconds: int, out: str, compiled: str) -> None:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(pathlib.Path(folder))
+        checked = py_compile.PycInvalidationMode.CHECKED_HASH  # not by the time: see above
+        compileall.compile_dir(tree, quiet=2, invalidation_mode=checked)
         for mistake in mistakes:
             result = run(tree, mistake, seconds, compiled)
             with open(out, "a") as file:
@@ -148,7 +180,9 @@ def summary(results: dict[str, dict], total: int) -> dict:
         counts[result["outcome"]] = counts.get(result["outcome"], 0) + 1
     ran = counts.get("noticed", 0) + counts.get("unnoticed", 0)
     return {
-        "planted": total, "ran": ran, "counts": counts,
+        "planted": total,
+        "ran": ran,
+        "counts": counts,
         "noticed_share": round(counts.get("noticed", 0) / ran, 4) if ran else None,
         "results": results,
     }
@@ -161,6 +195,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=400, help="limit for one mistake")
     parser.add_argument("--out", default="mutants.json")
     parser.add_argument("--again", action="store_true", help="run what was run before, too")
+    parser.add_argument("--compiled", default="", help="folder that keeps what was compiled")
     parser.add_argument("--list", action="store_true", help="show what fits nothing, run nothing")
     options = parser.parse_args()
     every = planted()
@@ -178,7 +213,8 @@ def main() -> None:
     if not options.again:
         done = {n for n, r in results.items() if r["outcome"] in ("noticed", "unnoticed")}
         wanted = [m for m in wanted if m["name"] not in done]
-    with tempfile.TemporaryDirectory() as compiled:
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = options.compiled or folder
         with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
             parts = [wanted[i :: options.jobs] for i in range(options.jobs)]
             runs = [pool.submit(worker, p, options.seconds, str(lines), compiled) for p in parts]
