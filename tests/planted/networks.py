@@ -2,9 +2,9 @@
 
 TOKENIZER = ("tests/stages/maskgit_tokenizer_update_test.py",)
 TRANSFORMER = ("tests/stages/maskgit_transformer_update_test.py",)
-UVIM = ("tests/stages/uvim_update_test.py",)
+BASE = ("tests/stages/uvim_base_update_test.py",)
+LM = ("tests/stages/uvim_lm_update_test.py",)
 FSQ = ("tests/quantizers/fsq_test.py",)
-VQ = ("tests/quantizers/vq_test.py",)
 TASKS = ("tests/tasks/tasks_test.py",)
 
 PLANTED = {
@@ -68,7 +68,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/models/attention.py": (
-        TRANSFORMER + UVIM,
+        TRANSFORMER + LM,
         {
             "scores are not scaled": ("* head_dim**-0.5", "* 1.0"),
             "what dropout keeps is not scaled up": ("(1 / (1 - dropped_share(rate)))", "1.0"),
@@ -85,7 +85,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/models/uvim_base.py": (
-        UVIM + ("tests/models/uvim_base_test.py",),
+        BASE,
         {
             "no code is dropped": ('if train and self.code_dropout == "random":', "if False:"),
             "dropped codes are kept": (
@@ -106,7 +106,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/models/vit.py": (
-        UVIM,
+        LM,
         {
             "another epsilon": ("LN_EPSILON = 1e-6", "LN_EPSILON = 1e-2"),
             "no last norm": (
@@ -121,7 +121,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/models/uvim_lm.py": (
-        UVIM,
+        LM,
         {
             "codes before are tokens": (
                 "jnp.pad(indices_BN[:, :-1] + 1,",
@@ -142,7 +142,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/quantizers/vq.py": (
-        VQ + TOKENIZER + UVIM,
+        TOKENIZER + BASE,
         {
             "the codebook's loss moves the encoder": (
                 "jnp.mean((q_ND - jax.lax.stop_gradient(z_ND)) ** 2)",

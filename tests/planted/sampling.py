@@ -1,6 +1,11 @@
 """Mistakes in how tokens are drawn, and in what is measured of predictions."""
 
-MASKED = ("tests/sampling/masked_steps_test.py", "tests/sampling/masked_test.py")
+MASKED = (
+    "tests/sampling/masked_steps_test.py",
+    "tests/sampling/masked_test.py::test_random_mask_masks_more_than_the_least_share",
+    "tests/sampling/masked_test.py::test_random_mask_follows_the_paper_s_distribution",
+    "tests/sampling/masked_test.py::test_schedules_fall_from_all_to_none",
+)
 AUTOREGRESSIVE = (
     "tests/sampling/autoregressive_steps_test.py",
     "tests/sampling/autoregressive_test.py",

@@ -2,7 +2,8 @@
 
 TOKENIZER = ("tests/stages/maskgit_tokenizer_update_test.py",)
 TRANSFORMER = ("tests/stages/maskgit_transformer_update_test.py",)
-UVIM = ("tests/stages/uvim_update_test.py",)
+BASE = ("tests/stages/uvim_base_update_test.py",)
+LM = ("tests/stages/uvim_lm_update_test.py",)
 OPTIM = ("tests/stages/optim_test.py",)
 OPTIONS = ("tests/options_test.py",)
 
@@ -134,7 +135,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/stages/uvim_base.py": (
-        UVIM,
+        BASE,
         {
             "the quantizer's loss is left out": (
                 "total = task_loss + quantized.loss",
@@ -158,7 +159,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/stages/uvim_lm.py": (
-        UVIM,
+        LM,
         {
             "codes are tokens in the loss": (
                 "cross_entropy(logits_BNV, codes_BN + 1)",
@@ -176,7 +177,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/stages/optim.py": (
-        (*OPTIM, *TRANSFORMER, *UVIM),
+        (*OPTIM, *TRANSFORMER, *LM),
         {
             "AdamW without b2": ("b1=b1, b2=b2,", "b1=b1,"),
             "AdamW without b1": ("b1=b1, b2=b2,", "b2=b2,"),
