@@ -9,7 +9,8 @@ Arguments, after the colon, separated by commas:
   quantizer=fsq|vq|vq_ema   FSQ, MaskGIT's VQ, UViM's VQ
   levels=8-5-5-5            FSQ's levels; default by scale
   codebook_size=1024        of the VQs, by default 1024
-  data=tfds:imagenet2012    or scenes, folder:PATH; default by scale
+  data=tfds:imagenet2012    or scenes, folder:PATH, wds:PATTERN, parquet:PATTERN, hf:NAME,
+                            arrays:PATH, see fsq_jax/data/open.py; default by scale
   data_dir=PATH             where TFDS keeps its data sets
   dtype=float32|bfloat16    what activations are computed in; default by scale
 
@@ -74,6 +75,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.data = data(args)
     config.update(SCALES[scale](args["size"]))
     config.accumulate = 1  # microbatches of an update
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = "reconstruction/psnr", "max"
     return config

@@ -62,6 +62,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
             config.num_classes = 1000  # known without the data at hand
         config.sampling.guidance = 0.2 if args["quantizer"] == "fsq" else 0.1  # figure 4
     config.accumulate = 1
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False
     config.best, config.best_mode = "validation/loss", "min"
     return config

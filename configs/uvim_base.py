@@ -73,7 +73,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         if not args[name] or args[name] == (0,):
             args[name] = value
     config = ml_collections.ConfigDict(dict(stage="uvim_base", seed=0))
-    config.task = task(args["task"], scale)
+    config.task = task(args["task"], scale, args["data"])
     config.quantizer = quantizer(args, codeword_width=WIDTHS[scale])
     config.model = dict(
         patch=16, width=768, encoder_depth=6, decoder_depth=12, num_heads=12, mlp_dim=3072,
@@ -88,6 +88,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.data = data(args)
     config.update(SCALES[scale](args["task"]))
     config.accumulate = 1  # microbatches of an update
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.best, config.best_mode = BEST[args["task"]]
     return config
@@ -101,7 +103,7 @@ BEST = {
 }
 
 
-def task(name: str, scale: str) -> dict:
+def task(name: str, scale: str, data: str) -> dict:
     """The constructor's arguments of the task; the scenes have few classes and few objects."""
     if name == "depth":
         # 8 cm a bin are enough for the scenes, and halve what logits take.
@@ -109,8 +111,10 @@ def task(name: str, scale: str) -> dict:
         return dict(name=name, num_bins=num_bins, min_depth=0.001, max_depth=10.0)
     if name == "colorization":
         return dict(name=name)
-    few = dict(num_semantics=8, num_instances=8)
-    paper = dict(num_semantics=134, num_instances=100)
+    # Void, two kinds of stuff and five of things; 0: as many classes as the data has.
+    few = dict(num_semantics=8 if data.startswith("scenes") else 0, num_instances=8)
+    coco = data == PAPER[name]["data"]
+    paper = dict(num_semantics=134 if coco else 0, num_instances=100)
     return dict(name=name, min_fraction=0.0) | (paper if scale == "paper" else few)
 
 

@@ -60,6 +60,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     every = stage_1.evals[task].every
     config.evals = {task: stage_1.evals[task].to_dict(), "validation": dict(every=every)}
     config.accumulate = 1
+    # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
+    config.wandb = dict(project="", name="")
     config.fsdp = False
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
     return config

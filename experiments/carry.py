@@ -11,8 +11,8 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 
-from experiments import plan
-from experiments.plan import Run
+from fsq_jax.launcher import plan
+from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime import checkpoint
 from fsq_jax.runtime.progress import log
 

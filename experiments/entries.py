@@ -7,13 +7,14 @@
 
 import json
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from experiments import carry, plan
-from experiments.plan import Run
+from experiments import carry
+from fsq_jax.launcher import plan
+from fsq_jax.launcher.plan import Run
+from fsq_jax.reports.spread import Spread as Spread
+from fsq_jax.reports.spread import spread as spread
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.workdir import load_config, load_results
 
@@ -88,25 +89,3 @@ def select(found: Iterable[Entry], **facts) -> list[Entry]:
 def values(found: Iterable[Entry], metric: str) -> list[float]:
     """A metric of all entries that have it."""
     return [e[metric] for e in found if metric in e]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation of a few runs; deviation None of a single one."""
-
-    mean: float
-    deviation: float | None
-    count: int
-
-    def text(self, form: str = "{:.3g}") -> str:
-        if self.deviation is None:
-            return form.format(self.mean)
-        return f"{form.format(self.mean)} ± {form.format(self.deviation)}"
-
-
-def spread(numbers: Sequence[float]) -> Spread | None:
-    """Mean and deviation; None of no numbers."""
-    if not numbers:
-        return None
-    deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
-    return Spread(statistics.fmean(numbers), deviation, len(numbers))

@@ -13,7 +13,8 @@ from experiments import claims, entries, launcher, maskgit_runs, tables
 from experiments.claims import Claim, Finding
 from experiments.entries import Entry
 from experiments.fig3_tradeoff import SHOWN
-from experiments.plan import Options, Run
+from experiments.options import Options
+from fsq_jax.launcher.plan import Run
 
 BITS = {"paper": (10, 14), "bench": (10, 14), "smoke": (4,)}
 GROUPS = {"paper": (8, 32), "bench": (8, 32), "smoke": (4,)}  # and all

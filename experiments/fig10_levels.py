@@ -18,7 +18,8 @@ from experiments import claims, entries, launcher, maskgit_runs, tables
 from experiments.claims import SIGNS_RULE, Claim, Finding
 from experiments.entries import Entry
 from experiments.fig3_tradeoff import SHOWN, distance
-from experiments.plan import Options, Run
+from experiments.options import Options
+from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
 
 LEVELS = {

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from experiments import claims, curves, entries, launcher, maskgit_runs, tables
 from experiments.claims import SIGNS_RULE, Claim, Finding
 from experiments.entries import Entry
-from experiments.plan import Options, Run
+from experiments.options import Options
+from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
 
 BITS = (4, 6, 8, 9, 10, 11, 12, 14, 16)

@@ -18,7 +18,8 @@ from PIL import Image
 from experiments import claims, entries, launcher, maskgit_runs, table2_uvim, tables
 from experiments.claims import Claim, Finding
 from experiments.entries import Entry
-from experiments.plan import Options, Run
+from experiments.options import Options
+from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
 
 QUANTIZERS = ("fsq", "vq")

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from experiments import carry, entries, plan, pool
-from experiments.plan import Options, Run
+from experiments import carry, entries
+from experiments.options import Options
+from fsq_jax.launcher import plan, pool
+from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError, did_you_mean
@@ -46,7 +48,7 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
         return []
     if flag_values.unpack:
         carry.unpack(flag_values.unpack, options.workdir)
-    environment = dict(os.environ) | compilation_cache(options.workdir)
+    environment = dict(os.environ) | pool.compilation_cache(options.workdir)
     out = {name: results_folder(name, options, flag_values.out) for name in names}
 
     def on_finished(run: Run) -> None:
@@ -74,14 +76,6 @@ def results_folder(name: str, options: Options, out: str) -> str:
         "smoke": (options.workdir, "results", name),
     }
     return os.path.join(*folder[options.scale])
-
-
-def compilation_cache(workdir: str) -> dict[str, str]:
-    """Environment variables: what one process has compiled, the others of this machine read."""
-    folder = os.path.abspath(os.path.join(workdir, "compiled"))
-    return {
-        "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
-    }
 
 
 def print_commands(runs: Sequence[Run], priced: bool) -> None:

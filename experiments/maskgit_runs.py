@@ -8,7 +8,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from experiments.plan import Options, Run
+from experiments.options import Options
+from fsq_jax.launcher.plan import Run
 from fsq_jax.quantizers import fsq
 
 # Bench: Fashion-MNIST at 32 px, 8 x 8 tokens, one network for all sizes and both quantizers. Half

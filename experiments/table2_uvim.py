@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from configs import uvim_base
 from experiments import claims, entries, figures, launcher, maskgit_runs, report, tables
 from experiments.entries import Entry
-from experiments.plan import Options, Run
+from experiments.options import Options
 from experiments.table2_claims import CLAIMS, TASKS, VARIANTS
+from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
 
 

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from absl import flags
 from clu import parameter_overview
+from ml_collections import config_flags
 
 from fsq_jax import stages
-from fsq_jax.data import splits
+from fsq_jax.data import checks, splits
 from fsq_jax.runs import inputs, startup
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.user_error import UserError
@@ -111,11 +112,15 @@ def training_flops(config, batch) -> float:
 
 
 def with_classes(config):
-    """A copy that has a number of classes: the data's own, or ImageNet's where it isn't here."""
+    """A copy that has a number of classes, and of segments' classes: the data's own, or ImageNet's
+    and COCO's where it isn't here."""
     config = config.copy_and_resolve_references()
     if config.get("num_classes") == 0:
         dataset = _dataset(config)
         config.num_classes = dataset.num_classes if dataset else 1000
+    if config.get("task", {}).get("num_semantics") == 0:
+        dataset = _dataset(config)
+        config.task.num_semantics = checks.num_semantics(dataset) if dataset else 134
     return config
 
 
@@ -184,7 +189,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    cli.define_config_flag()
+    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_bool("json", False, "Print JSON.")
     flags.DEFINE_bool("arrays", False, "Print every array's name, shape and size, nothing else.")
     flags.DEFINE_integer("gpus", 1, "Devices that the days are worked out for.", lower_bound=1)

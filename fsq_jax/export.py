@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsq_jax.formats import hub, safetensors_file, weights_file
+from fsq_jax.formats import hub, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
@@ -80,7 +80,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
 
 def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: str) -> None:
     """Writes all arrays by path, and what is known of them as metadata."""
-    safetensors_file.write(path, weights_file.flatten(loaded.variables), {
+    weights_file.write_safetensors(path, weights_file.flatten(loaded.variables), {
         "format": "fsq_jax",
         "config": json.dumps(loaded.config.to_dict()),
         "step": str(loaded.step),

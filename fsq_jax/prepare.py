@@ -80,7 +80,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data", "scenes", "What to write: scenes, tfds:NAME, folder:PATH.")
+    flags.DEFINE_string("data", "scenes", "What to write: scenes, tfds:NAME, folder:PATH, wds:PATTERN.")
     flags.DEFINE_integer("size", None, "Side of the pictures in pixels.", required=True)
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_list("splits", ["train", "validation"], "Which splits, such as train[:20000].")

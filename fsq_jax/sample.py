@@ -19,6 +19,7 @@ UViM's stages show what they make of held-out images: input, prediction and trut
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -28,7 +29,7 @@ from absl import flags
 from PIL import Image
 
 from fsq_jax import runs, tasks
-from fsq_jax.data import decode, transforms
+from fsq_jax.data import checks, decode, transforms
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, sharding
@@ -82,7 +83,7 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     """
     labels = []
     for part in filter(None, text.split(",")):
-        label = int(part) if part.isdigit() else -1
+        label = int(part) if re.fullmatch("[0-9]{1,9}", part) else -1
         if part in class_names:
             label = class_names.index(part)
         if not 0 <= label < len(class_names):
@@ -94,21 +95,29 @@ def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
     return np.array(labels or range(len(class_names)), np.int32)
 
 
-def read_image(config, path: str) -> np.ndarray:
-    """An image file as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
-    if not os.path.exists(path):
+def read_image(path: str) -> np.ndarray:
+    """An image file as it is: uint8 [H,W,3]."""
+    if not os.path.isfile(path):
         raise UserError(f"There is no image {path!r}.")
     with open(path, "rb") as file:
-        record = {"image": decode.decode_image(file.read(), path)}
-    return transforms.evaluation(config.data.size, config.data.transform)(record, None)["image"]
+        return decode.decode_image(file.read(), path)
+
+
+def as_evaluated(config, image: np.ndarray) -> np.ndarray:
+    """An image as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
+    seen = transforms.evaluation(config.data.size, config.data.transform)
+    return seen({"image": image}, None)["image"]
 
 
 def known_tokens(predictor: Predictor, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
     """{"tokens" [L], "known" [L]} of an image, where white pixels of the mask are to be redrawn.
 
-    A token is redrawn as soon as one of its pixels is.
+    A token is redrawn as soon as one of its pixels is. Raises UserError for a mask of another size
+    than the image: cropped alike, it would lie elsewhere.
     """
-    read = {"image": read_image(predictor.config, image_path), "mask": read_image(predictor.config, mask_path)}
+    read = {"image": read_image(image_path), "mask": read_image(mask_path)}
+    checks.check_same_size(read["image"], read["mask"], (image_path, mask_path))
+    read = {name: as_evaluated(predictor.config, image) for name, image in read.items()}
     size = predictor.config.data.size
     side = predictor.facts.grid
     patch = size // side
@@ -135,7 +144,7 @@ def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> di
         return _pictures(predictor.config, predictor.outputs("prediction", limit=num))
     if predictor.config.stage != "uvim_lm":
         raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
-    image = read_image(predictor.config, image_path)
+    image = as_evaluated(predictor.config, read_image(image_path))
     rows = predictor.batch_size // jax.process_count()
     batch = predictor.put({
         "image": np.broadcast_to(image, (rows, *image.shape)), "mask": np.arange(rows) == 0

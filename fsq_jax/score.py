@@ -18,7 +18,7 @@ import tqdm
 from absl import flags
 
 from fsq_jax.reports import html
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import bounded, cli, sharding
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, protocols, reference_file
@@ -116,13 +116,11 @@ def table(results: dict[str, dict[str, dict]]) -> html.Table:
 def read_scores(path: str) -> dict[str, dict]:
     """What --json wrote."""
     try:
-        with open(path) as file:
-            scores = json.load(file)
-        if all({"value", "protocol"} <= set(result) for result in scores.values()):
-            return scores
-    except (OSError, ValueError, AttributeError, TypeError):
-        pass
-    raise UserError(f"{path} is not a file of scores, as --json writes it.")
+        return bounded.read_json(path, {...: {"value": float, "protocol": dict}})
+    except UserError as error:
+        raise UserError(
+            f"{path} is not a file of scores, as --json writes it ({str(error).rstrip('.')})."
+        ) from None
 
 
 def main(argv) -> None:

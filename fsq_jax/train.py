@@ -8,6 +8,7 @@ import ml_collections
 from absl import flags
 
 from fsq_jax import evaluators, runs
+from fsq_jax.reports import run as run_page
 from fsq_jax.runs import inputs, predictor
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.metric_writer import MetricWriter
@@ -26,7 +27,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     run = runs.begin(config, workdir)
     config, mesh = run.config, run.mesh
     main_host = jax.process_index() == 0
-    writer = MetricWriter(workdir, step=run.first, active=main_host)
+    writer = MetricWriter(workdir, step=run.first, active=main_host, config=config.to_dict())
     progress = Progress(config.steps, initial=run.first, title=config.stage, active=main_host)
     reporter = StepReporter(writer, progress, config.log_every, config.batch_size)
     preview_batch = sharding.put_batch(inputs.preview_batch(config), mesh)
@@ -43,6 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         writer.scalars(step, "eval", metric_values(results))
         if main_host:
             save_results(workdir, results)
+            run_page.write(workdir)
         return results
 
     try:
@@ -55,11 +57,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
             last, results = step == config.steps, {}
             if last:
                 save(step, {})  # an evaluation that fails must not cost the training
-            if last or evaluators.due(config.evals, step):
-                results = evaluate(step, only_due=not last)
             if last or step % config.preview_every == 0:
                 images = run.predict["preview"](run.state, preview_batch, run.key)
                 writer.images(step, sharding.to_host(images))
+            if last or evaluators.due(config.evals, step):
+                results = evaluate(step, only_due=not last)
             stopping = stop.requested(step)
             if stopping or (step % config.checkpoint_every == 0 and not last):
                 save(step, results)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fsq_jax import export, runs
-from fsq_jax.formats import safetensors_file, weights_file
+from fsq_jax.formats import weights_file
 from fsq_jax.pretrained import weights
 from fsq_jax.pretrained.maskgit import load_maskgit_tokenizer, load_maskgit_transformer
 from fsq_jax.runtime import sharding
@@ -67,7 +67,7 @@ def test_safetensors_say_what_they_are(trained, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "load_results", lambda _: results)
         path, card = export.export(str(workdir), "safetensors", str(tmp_path / "out"))
-    metadata = safetensors_file.read(path)[1]
+    metadata = weights_file.read_safetensors(path)[1]
     assert json.loads(metadata["results"]) == {"codebook/usage": results["codebook/usage"]}
     config = parse_config(metadata["config"], path)
     assert config == load_config(trained.tokenizer)

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fsq_jax"
 # From the bottom to the top; modules of one layer may import each other.
 LAYERS = [
     {"runtime"},
-    {"data", "quantizers", "sampling", "formats", "configs"},
+    {"data", "quantizers", "sampling", "formats", "launcher"},
     {"features", "models", "metrics"},
     {"scoring", "pretrained", "tasks"},
     {"evaluators", "stages"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"reports"},
     {
         "train", "evaluate", "sample", "encode", "describe", "prepare", "score", "reference",
-        "export",
+        "export", "compare", "sweep",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -44,7 +44,7 @@ CONFIGS = {
     ),
     "kind of data": (
         {"data.source": "folders:cats"},
-        "Unknown data 'folders:cats': a spec starts with arrays, folder, scenes, tfds, tokens. Did "
+        "Unknown data 'folders:cats': a spec starts with arrays, folder, hf, parquet, scenes, tfds, tokens, wds. Did "
         "you mean 'folder'?",
     ),
     "no such folder": (

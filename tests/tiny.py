@@ -48,7 +48,7 @@ def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
     config.update(_COMMON)
     config.stage_1.workdir = str(workdir)
     config.model.update(width=16, depth=1, num_heads=2, mlp_dim=32)
-    config.num_classes = 3
+    config.num_classes = 30  # as many as the scenes have
     config.optim.warmup_steps = 0
     config.data.update(train_split="train[:24]", eval_split="validation[:12]")
     config.evals = dict(compression=dict(every=12))

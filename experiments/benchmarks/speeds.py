@@ -17,7 +17,7 @@ import time
 
 from absl import app, flags
 
-from experiments import gpus
+from fsq_jax.launcher import gpus
 
 _FULL = "scale=paper,dtype=bfloat16"
 _PLAIN = "model.attention=cudnn model.attention_dropout=0.0 model.dropout=0.0 --tokens"

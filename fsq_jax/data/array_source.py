@@ -1,9 +1,9 @@
 """Decoded records in plain arrays, so that rendering and decoding is paid once.
 
-A folder with a sub-folder a split, of image.npy uint8 [N,S,S,3], label.npy int32 [N], where the
-data set has them depth.npy float32 [N,S,S] and segments.npy int16 [N,S,S,2], and meta.json, which
-says at least class_names. Arrays are mapped to memory: what is read often stays in the system's
-cache, once for all workers.
+A folder with a sub-folder for each split, of image.npy uint8 [N,S,S,3], label.npy int32 [N], where
+the data set has them depth.npy float32 [N,S,S] and segments.npy int16 [N,S,S,2], and meta.json,
+which says at least class_names; `array_columns` says what else is read. Arrays are mapped to
+memory: what is read often stays in the system's cache, once for all workers.
 
 Legend: N records, S side of an image in pixels.
 """
@@ -19,22 +19,25 @@ from typing import Any
 
 import numpy as np
 
-from fsq_jax.data import decode
+from fsq_jax.data import array_columns, decode
 from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
 from fsq_jax.data.splits import resolve
 from fsq_jax.data.transforms import Record, Transform
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 _TYPES = {
     "image": np.uint8, "label": np.int32, "depth": np.float32, "segments": np.int16,
     "crowd": np.int16,
 }
+_META = {"class_names": [str], "segment_names?": [str], "things?": [int]}
 _MAX_CROWDS = 32  # instances that are crowds in one record; the rest of a row is 0
 _CHUNK = 16  # records that a worker takes at once
 
 
 def open_source(path: str, split: str) -> Dataset:
-    """PATH/train, PATH/validation as `write` left them."""
+    """PATH/train, PATH/validation as `write` left them, or arrays of one's own, see
+    `array_columns`: what they hold is held against what it should be."""
     root, where = existing_folder(path, "arrays"), f"arrays:{path}"
     splits = tuple(name for name in sub_folders(root) if (root / name / "meta.json").is_file())
     if not splits:
@@ -44,36 +47,56 @@ def open_source(path: str, split: str) -> Dataset:
     missing = [n for n in ("image", "label") if not (folder / f"{n}.npy").is_file()]
     if missing:
         raise UserError(f"{folder} lacks {' and '.join(f'{n}.npy' for n in missing)}.")
-    records = _ArrayRecords(folder)
-    lengths = {name: len(array) for name, array in records.arrays.items()}
+    arrays = _open_arrays(folder)
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{folder} has arrays of different lengths: {lengths}.")
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = _read_meta(folder / "meta.json")
     names = tuple(meta["class_names"])
+    columns = {
+        name: array_columns.column(name, array, folder / f"{name}.npy", len(names))
+        for name, array in arrays.items()
+    }
+    records = _ArrayRecords(folder, columns)
     return Dataset(where, split, names, records, 0, lengths["image"], splits, meta)
+
+
+def _open_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays that there are, mapped to memory."""
+    paths = {name: folder / f"{name}.npy" for name in array_columns.NAMES}
+    return {n: array_columns.open_array(p) for n, p in paths.items() if p.is_file()}
+
+
+def _read_meta(path: pathlib.Path) -> dict[str, Any]:
+    """What meta.json says, names and numbers of classes as they should be."""
+    meta = bounded.read_json(path, _META)
+    if not meta["class_names"]:
+        raise UserError(f"{path}: class_names is empty; expected the names of the classes.")
+    names, things = meta.get("segment_names", []), meta.get("things", [])
+    if names and not all(0 < thing < len(names) for thing in things):
+        raise UserError(
+            f"{path}: things={things!r} must be a list of numbers of classes, 1 to "
+            f"{len(names) - 1} of segment_names."
+        )
+    return meta
 
 
 @dataclasses.dataclass
 class _ArrayRecords:
     folder: pathlib.Path
+    columns: dict[str, array_columns.Column]
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that there are, mapped to memory."""
-        paths = {name: self.folder / f"{name}.npy" for name in _TYPES}
-        return {n: np.load(p, mmap_mode="r") for n, p in paths.items() if p.is_file()}
+        return _open_arrays(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:  # an array in memory would travel whole
-        return {"folder": self.folder}
+        return {"folder": self.folder, "columns": self.columns}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = {name: np.array(array[index]) for name, array in self.arrays.items()}
-        record["label"] = int(record["label"])
-        if "segments" in record:
-            record["segments"] = record["segments"].astype(np.int32)
-        if "crowd" in record:
-            record["crowd"] = record["crowd"][record["crowd"] > 0].astype(np.int32)
-        return record
+        return {
+            name: column(self.arrays[name][index], index) for name, column in self.columns.items()
+        }
 
 
 def write(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,9 +88,14 @@ class _Cached:
 
 def existing_folder(path: str, kind: str) -> pathlib.Path:
     """The folder that a spec names; UserError, with the nearest name, where there is none."""
-    root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
-        siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
+    try:
+        root = pathlib.Path(path).expanduser()
+        found = root.is_dir()
+        siblings = [] if found or not root.parent.is_dir() else os.listdir(root.parent)
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, or ~NOBODY
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{kind}:{path[:200]} is not a folder ({reason}).") from None
+    if not found:
         near = difflib.get_close_matches(root.name, siblings, n=1)
         hint = f" Did you mean {str(root.parent / near[0])!r}?" if near else ""
         raise UserError(f"{kind}:{path} is not a folder.{hint}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from fsq_jax.data import decode
 from fsq_jax.data.dataset import Dataset, existing_folder, sub_folders
+from fsq_jax.data.image_files import list_images
 from fsq_jax.data.splits import SPLIT_NAMES, resolve
 from fsq_jax.runtime.user_error import UserError
 
@@ -24,15 +25,18 @@ def open_source(path: str, split: str) -> Dataset:
     split = resolve(split, splits, where)
     folder = root / split if by_folder else root
     classes = sub_folders(root / "train") if by_folder else folders
-    files = decode.list_images(folder)
+    files = list_images(folder)
     if classes and not (by_folder and split != "train"):
         files = [file for file in files if "/" in file]
+    bare = sorted(set(classes) - {file.split("/")[0] for file in files})
     if not by_folder:
         files = _hash_split(files, split)
     if not files:
         raise UserError(
             f"{where} holds no images for the split {split!r} ({' '.join(decode.EXTENSIONS)})."
         )
+    if bare and not (by_folder and split != "train"):
+        raise UserError(f"{folder / bare[0]} is a class of {where} without an image; remove it.")
     numbers = {name: number for number, name in enumerate(classes)}
     strange = [f for f in files if classes and f.split("/")[0] not in numbers]
     if strange:

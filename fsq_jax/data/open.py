@@ -4,7 +4,10 @@ A spec names the data set, and may shorten its splits:
 
     scenes                                  the embedded scenes
     tfds:fashion_mnist                      a TFDS data set prepared as ArrayRecord files
-    folder:PATH                             images, a sub-folder a class
+    folder:PATH                             images, a sub-folder for each class
+    wds:PATH/shard-{000000..001023}.tar     WebDataset shards; or a folder of them
+    parquet:PATH/train-*.parquet            Hugging Face's image parquet; or a folder of it
+    hf:NAME, hf:NAME:CONFIG                 the same through the `datasets` library
     arrays:PATH                             decoded records, written by fsq_jax.prepare
     tokens:PATH                             a cache of tokens
     scenes:train[:4000]+validation[:500]    the same with other splits
@@ -28,7 +31,17 @@ Legend: V views (crops, flips) of an image, L tokens of a view.
 
 from collections.abc import Sequence
 
-from fsq_jax.data import array_source, folder_source, scenes, splits, tfds_source, token_cache
+from fsq_jax.data import (
+    array_source,
+    folder_source,
+    hf_source,
+    parquet_source,
+    scenes,
+    splits,
+    tfds_source,
+    token_cache,
+    wds_source,
+)
 from fsq_jax.data.dataset import Dataset
 
 
@@ -62,15 +75,16 @@ def open_dataset(
 def _open(kind: str, place: str, split: str, size: int, data_dir: str) -> Dataset:
     if kind == "tfds":
         return tfds_source.open_source(place, split, data_dir)
-    if kind == "folder":
-        return folder_source.open_source(place, split)
-    if kind == "arrays":
-        return array_source.open_source(place, split)
-    if kind == "tokens":
-        return token_cache.open_source(place, split)
+    by_path = {
+        "folder": folder_source, "wds": wds_source, "parquet": parquet_source, "hf": hf_source,
+        "arrays": array_source, "tokens": token_cache,
+    }
+    if kind in by_path:
+        return by_path[kind].open_source(place, split)
     names = tuple(scenes.SIZES)
     split = splits.resolve(split, names, "scenes")
     records = scenes.Scenes(split, size)
     things = list(range(1 + scenes.NUM_STUFF, len(scenes.SEGMENT_NAMES)))
     meta = {"segment_names": list(scenes.SEGMENT_NAMES), "things": things}
-    return Dataset("scenes", split, scenes.CLASS_NAMES, records, 0, scenes.SIZES[split], names, meta)
+    length = scenes.SIZES[split]
+    return Dataset("scenes", split, scenes.CLASS_NAMES, records, 0, length, names, meta)

@@ -23,6 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from fsq_jax.data import checks
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.decode import RecordError
 from fsq_jax.data.transforms import MAPS, Transform
@@ -191,12 +192,14 @@ class _Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
+        where = f"Record {index} of {self.source.name} {self.source.split}"
         for name in self.features:
             if name not in record:
                 raise RecordError(
-                    f"Record {index} of {self.source.name} {self.source.split} has no feature "
-                    f"{name!r}; it has {', '.join(sorted(record))}."
+                    f"{where} has no feature {name!r}; it has {', '.join(sorted(record))}."
                 )
+        segment_names = self.source.meta.get("segment_names", ())
+        checks.check_record(record, self.features, where, len(segment_names))
         return record
 
 

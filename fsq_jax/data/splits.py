@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 
 from fsq_jax.runtime.user_error import UserError
 
-KINDS = ("scenes", "tfds", "folder", "arrays", "tokens")
+KINDS = ("scenes", "tfds", "folder", "wds", "parquet", "hf", "arrays", "tokens")
 
-_CUT = r"[A-Za-z]\w*(?:\[(?:-?\d+%?)?:(?:-?\d+%?)?\])?"
-_SPLIT = re.compile(r"([A-Za-z]\w*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+_PLACE = r"-?[0-9]{1,15}%?"
+_CUT = rf"[A-Za-z]\w*(?:\[(?:{_PLACE})?:(?:{_PLACE})?\])?"
+_SPLIT = re.compile(rf"([A-Za-z]\w*)(?:\[({_PLACE})?:({_PLACE})?\])?")
 _WITH_CUTS = re.compile(rf"(?:(?P<head>.+):)?(?P<cuts>{_CUT}(?:\+{_CUT})*)")
+_MAX_SPEC = 4096  # characters, as of a path
 _ALIASES = {
     "validation": ("validation", "val", "test"),
     "val": ("val", "validation", "test"),
@@ -22,15 +24,19 @@ SPLIT_NAMES = ("train", *_ALIASES)
 def parse_spec(spec: str) -> tuple[str, str, list[str]]:
     """Kind, name or path, and cuts of a spec: "tfds:x:train[:9]" is "tfds", "x", ["train[:9]"]."""
     kind, _, rest = spec.partition(":")
+    if len(spec) > _MAX_SPEC:
+        raise UserError(f"A spec of data has {_MAX_SPEC} characters at most, not {len(spec)}.")
     if kind not in KINDS:
         raise UserError(f"Unknown data {spec!r}: a spec starts with {listed(kind, KINDS)}")
     match = _WITH_CUTS.fullmatch(rest)
     has_cuts = match and bool(match["head"]) == (kind != "scenes")
+    if has_cuts and kind == "hf":  # NAME:CONFIG looks like NAME:SPLIT
+        has_cuts = not match["cuts"].isidentifier() or match["cuts"] in SPLIT_NAMES
     place = (match["head"] or "") if has_cuts else rest
     if kind == "scenes" and place:
         raise UserError(f"{spec!r}: scenes takes splits only, such as scenes:train[:4000].")
     if kind != "scenes" and not place:
-        name = "NAME" if kind == "tfds" else "PATH"
+        name = "NAME" if kind in ("tfds", "hf") else "PATH"
         raise UserError(f"{spec!r} names no data set; write {kind}:{name}.")
     return kind, place, match["cuts"].split("+") if has_cuts else []
 

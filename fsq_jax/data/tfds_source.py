@@ -100,16 +100,20 @@ class _TfdsRecords:
             record = dict(self.data[index])
         except Exception as error:
             raise decode.RecordError(f"{where} cannot be read ({error}).") from error
-        record["image"] = decode.to_rgb(record["image"], where)
+        # As TensorFlow decodes it, whatever EXIF says: depth and segments don't turn with it.
+        record["image"] = decode.to_rgb(record["image"], where, upright=False)
         record["label"] = 0 if self.unlabelled else int(record["label"])
         if not 0 <= record["label"] < self.num_classes:
             raise decode.RecordError(
                 f"{where} has label {record['label']}; expected 0 to {self.num_classes - 1}."
             )
         if "depth" in record:
-            record["depth"] = np.asarray(record["depth"], np.float32)
+            depth = np.asarray(record["depth"], np.float32)
+            record["depth"] = depth[..., 0] if depth.shape[2:] == (1,) else depth
         if "panoptic_image" in record:
-            png = decode.to_rgb(record.pop("panoptic_image"), f"The panoptic image of {where}")
+            png = decode.to_rgb(
+                record.pop("panoptic_image"), f"The panoptic image of {where}", upright=False
+            )
             record["segments"], record["crowd"] = segments.from_panoptic(
                 png, record.pop("panoptic_objects")
             )

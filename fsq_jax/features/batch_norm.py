@@ -4,7 +4,6 @@ At inference batch normalisation is a fixed scale and shift per channel; multipl
 kernel before it, it costs nothing, and the network has convolutions with a bias alone.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsq_jax.formats import torch_file
+from fsq_jax.runtime import manifest
 from fsq_jax.runtime.user_error import UserError
 
 
@@ -50,7 +50,7 @@ def load(path: str | Path, convert: Callable) -> tuple:
         raise UserError(f"{path} has tensors that this network lacks: {sorted(state)[:5]}.")
     variables = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}
     _check_shapes(path, module, variables)
-    return module, variables, hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return module, variables, manifest.sha256(path)
 
 
 def _check_shapes(path, module, variables):

@@ -20,7 +20,7 @@ from fsq_jax.features import batch_norm
 from fsq_jax.features import inception as model
 from fsq_jax.features.network import Network
 from fsq_jax.features.resizing import METHODS
-from fsq_jax.formats import safetensors_file, torch_file
+from fsq_jax.formats import torch_file, weights_file
 from fsq_jax.runtime.user_error import UserError
 
 VARIABLE = "FSQ_JAX_INCEPTION"
@@ -162,7 +162,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     checksum was taken of, and for weights that are not finite.
     """
     if Path(path).suffix == ".safetensors":
-        state, metadata = safetensors_file.read(path)
+        state, metadata = weights_file.read_safetensors(path)
         stored = metadata.get("sha256")
     else:
         state = torch_file.read_state_dict(path)
@@ -185,7 +185,7 @@ def write(path: str | Path, state: dict[str, np.ndarray]) -> str:
     """
     digest = checksum(state)
     if Path(path).suffix == ".safetensors":
-        safetensors_file.write(path, state, {"sha256": digest})
+        weights_file.write_safetensors(path, state, {"sha256": digest})
     elif Path(path).suffix == ".npz":
         np.savez(path, sha256=digest, **state)
     else:

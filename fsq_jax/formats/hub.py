@@ -12,12 +12,14 @@ from types import ModuleType
 
 import yaml
 
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 PREFIX = "hf:"
 FORM = "hf:OWNER/NAME[/FILE][@REVISION]"
 DEFAULT_FILES = ("model.safetensors", "model.msgpack", "model.npz")
 CARD = "README.md"
+_MAX_FRONT_MATTER = 1 << 18
 SECTION = "fsq_jax"  # of the card's front matter: {"files": {name: SHA-256}} and facts
 
 
@@ -133,14 +135,19 @@ def _check(path: str, name: str, file: str, card: str) -> None:
 
 def _checksums(path: str, card: str) -> dict[str, str]:
     """{file: SHA-256} of a card's front matter; {} of a card that has none."""
-    with open(card, encoding="utf-8", errors="replace") as file:
-        parts = file.read().split("---\n", 2)
+    text = bounded.read_bytes(card, bounded.MAX_JSON).decode(errors="replace")
+    parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
         return {}
+    if len(parts[1]) > _MAX_FRONT_MATTER:
+        raise UserError(f"{path}: the card's front matter has {len(parts[1])} letters.")
     try:
         section = (yaml.safe_load(parts[1]) or {}).get(SECTION, {})
-        return {str(name): str(value) for name, value in section.get("files", {}).items()}
-    except (yaml.YAMLError, AttributeError):
+        sums = section.get("files", {}).items()
+        # Text alone: what is made of aliases of aliases is never printed whole.
+        return {name: value for name, value in sums if isinstance(value, str)}
+    # The last three: a nesting, a date and a key that cannot be.
+    except (yaml.YAMLError, AttributeError, RecursionError, ValueError, TypeError):
         if f"{SECTION}:" not in parts[1]:
             return {}
         raise UserError(f"{path}: the card's front matter can't be read as YAML.") from None

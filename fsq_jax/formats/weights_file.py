@@ -6,29 +6,35 @@ is state beside parameters, {collection: tree}.
 """
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax import serialization, traverse_util
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
 
-from fsq_jax.formats import hub, safetensors_file
+from fsq_jax.formats import hub, msgpack_file, numpy_file
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
 EXPECTED = "a flax msgpack, an .npz or a safetensors file of weights"
 _OTHERS = {  # how other files begin
-    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image",
-    b"\x93NUMPY": "a single NumPy array", b"\x89HDF": "an HDF5 file", b"\x1f\x8b": "a gzip file",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"\x93NUMPY": "a single NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip file",
     b"\x80": "a Python pickle, which is never loaded",
 }
 # Prefixes that training code left before the parameters' paths, and the names of older files.
 _PREFIXES = ("opt/target/", "params/")
 _STATE, _OURS = "state/", "codebook_state/quantizer/"
+_MAX_DEPTH = 50  # of names inside each other
 _RENAMED = {"Encoder": "encoder", "Decoder": "decoder"}
 
 
@@ -43,17 +49,16 @@ def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
       UserError: there is no such file, or it is damaged or of another kind; says which.
     """
     path = hub.local_path(path)
-    if not os.path.isfile(path):
+    if not os.path.exists(path) or os.path.isdir(path):
         kind = "a folder that holds no config.json" if os.path.isdir(path) else "not a file"
         raise UserError(f"{path} is {kind}; expected {EXPECTED}, or the workdir of a run.")
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(16)
+    with bounded.open_regular(path) as file:
+        size, head = bounded.size(file), file.read(16)
     others = [name for start, name in _OTHERS.items() if head.startswith(start)]
     metadata = {}
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        arrays, metadata = safetensors_file.read(path)  # a header of that length begins there
-        variables = traverse_util.unflatten_dict(arrays, sep="/")
+        arrays, metadata = read_safetensors(path)  # a header of that length begins there
+        variables = _unflatten(path, {tuple(n.split("/")): a for n, a in arrays.items()})
     elif head[:4] == b"PK\x03\x04":
         variables = _read_npz(path)
     elif head and not others and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
@@ -65,10 +70,37 @@ def read(path: str) -> tuple[dict[str, PyTree], dict[str, str]]:
     return variables, metadata
 
 
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns ({name: array}, metadata) of a .safetensors file.
+
+    Raises:
+      UserError: it is truncated, damaged or of another kind, or of a type that NumPy lacks.
+    """
+    bounded.open_regular(path).close()  # the package would wait for a pipe's other end
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    # AttributeError: NumPy has no type of that name (float8); ValueError: too many dimensions.
+    except (safetensors.SafetensorError, OSError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as .safetensors: it is truncated, damaged or of another kind "
+            f"({str(error)[:200]})."
+        ) from None
+
+
+def write_safetensors(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+    """Writes arrays by name, and strings about them."""
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    shaped = {name: array.reshape(np.shape(arrays[name])) for name, array in whole.items()}
+    with bounded.names_path(path):
+        safetensors.numpy.save_file(shaped, path, metadata)
+
+
 def write_msgpack(path: str, params: PyTree) -> None:
     """Writes {"params": params} as flax's msgpack, the format of MaskGIT's checkpoints."""
-    with open(path, "wb") as file:
-        file.write(serialization.msgpack_serialize({"params": _numpy(params)}))
+    msgpack_file.write(path, {"params": _numpy(params)})
 
 
 def write_npz(path: str, variables: Mapping[str, PyTree]) -> None:
@@ -85,14 +117,8 @@ def flatten(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _read_msgpack(path: str) -> dict[str, PyTree]:
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        tree = serialization.msgpack_restore(data)
-    except Exception as error:  # msgpack's own kinds, and NumPy's for arrays that can't be
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is a damaged or truncated msgpack file ({text}).") from None
-    if "params" not in tree or not isinstance(tree["params"], dict):
+    tree = msgpack_file.read(path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("params"), dict):
         raise UserError(
             f"{path} is a msgpack file with {_some(tree)} at the top; expected 'params'."
         )
@@ -101,24 +127,36 @@ def _read_msgpack(path: str) -> dict[str, PyTree]:
 
 def _read_npz(path: str) -> dict[str, PyTree]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        held = "an array of Python objects, which are never loaded"
-        held = held if "pickle" in str(error) else "damaged or not NumPy's"
-        raise UserError(f"{path} is a zip archive that is {held}; expected {EXPECTED}.") from None
+        arrays = numpy_file.read_npz(path)
+    except UserError as error:
+        raise UserError(f"{error} Expected {EXPECTED}.") from None
     flat = {}
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise UserError(f"{path} is a zip archive with {name!r} in it; expected {EXPECTED}.")
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:
             array = array.view(ml_dtypes.bfloat16)  # a type that NumPy's files cannot name
-        name = _moved(name, _STATE, _OURS)
-        if not name.startswith(_OURS):
+        place = _moved(name, _STATE, _OURS)
+        if not place.startswith(_OURS):
             for prefix in _PREFIXES:
-                name = name.removeprefix(prefix)
-            name = f"params/{name}"
-        flat[tuple(_RENAMED.get(part, part) for part in name.split("/"))] = array
+                place = place.removeprefix(prefix)
+            place = f"params/{place}"
+        place = tuple(_RENAMED.get(part, part) for part in place.split("/"))
+        if place in flat:
+            raise UserError(f"{path} holds {name!r} and another array of the same place.")
+        flat[place] = array
+    return _unflatten(path, flat)
+
+
+def _unflatten(path: str, flat: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, PyTree]:
+    """The tree of {("a", "b"): array}; a UserError where a name is of an array and of a folder."""
+    for parts in flat:
+        for end in range(1, len(parts)):
+            if parts[:end] in flat:
+                raise UserError(
+                    f"{path} holds an array {'/'.join(parts[:end])!r} and another one inside it, "
+                    f"{'/'.join(parts)!r}."
+                )
+        if len(parts) > _MAX_DEPTH or not all(parts):
+            raise UserError(f"{path} holds an array of the name {'/'.join(parts)[:80]!r}.")
     return traverse_util.unflatten_dict(flat)
 
 
@@ -126,13 +164,19 @@ def _moved(name: str, prefix: str, to: str) -> str:
     return to + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
-def _check(path: str, variables: Mapping[str, PyTree]) -> None:
-    """Raises a UserError for what is not an array of numbers."""
-    for name, leaf in traverse_util.flatten_dict(variables, sep="/").items():
+def _check(path: str, tree: PyTree, inside: str = "") -> None:
+    """Raises a UserError for what is not an array of numbers, or has no plain name."""
+    for name, leaf in tree.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise UserError(f"{path} holds {name!r} in {inside or 'it'}; expected a plain name.")
+        where = f"{inside}/{name}" if inside else name
+        if isinstance(leaf, Mapping):
+            _check(path, leaf, where)
+            continue
         kind = getattr(leaf, "dtype", None)
         if kind is None or not (kind.kind in "fiub" or kind == ml_dtypes.bfloat16):
             found = type(leaf).__name__ if kind is None else f"an array of {kind}"
-            raise UserError(f"{path}: {name!r} is {found}; expected an array of numbers.")
+            raise UserError(f"{path}: {where!r} is {found}; expected an array of numbers.")
 
 
 def _numpy(tree: PyTree) -> PyTree:
@@ -140,5 +184,7 @@ def _numpy(tree: PyTree) -> PyTree:
 
 
 def _some(names) -> str:
+    if not isinstance(names, dict):
+        return f"a {type(names).__name__}"
     listed = sorted(map(str, names))
     return ", ".join(map(repr, listed[:4])) + (", ..." if len(listed) > 4 else "")

@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 
+from fsq_jax.formats import numpy_file
 from fsq_jax.runtime.user_error import UserError
 
 # Statistics that were saved in float32 have eigenvalues below zero of 1e-7 of the largest.
@@ -82,14 +83,14 @@ class Moments:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Moments":
         """Returns what `save` wrote; raises UserError for a file without a count."""
-        with np.load(path) as file:
-            if "count" not in file:
-                raise UserError(
-                    f"{path} has no count of rows, so it can't be merged; "
-                    "load_statistics reads its mean and covariance."
-                )
-            count = int(file["count"])
-            return cls(count, file["mu"], file["sigma"] * (count - 1))
+        if "count" not in numpy_file.npz_names(path):
+            raise UserError(
+                f"{path} has no count of rows, so it can't be merged; "
+                "load_statistics reads its mean and covariance."
+            )
+        file = numpy_file.read_npz(path, ("count", "mu", "sigma"))
+        count = int(file["count"])
+        return cls(count, file["mu"], file["sigma"] * (count - 1))
 
 
 def load_statistics(path: str | os.PathLike, suffix: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +98,11 @@ def load_statistics(path: str | os.PathLike, suffix: str = "") -> tuple[np.ndarr
 
     suffix: added to both names, such as "_s" for the spatial features of ADM's files.
     """
-    with np.load(path) as file:
-        missing = [key for key in (f"mu{suffix}", f"sigma{suffix}") if key not in file]
-        if missing:
-            raise UserError(f"{path} has no {' and '.join(missing)}, only {sorted(file)}.")
-        return file[f"mu{suffix}"].astype(np.float64), file[f"sigma{suffix}"].astype(np.float64)
+    names, there = (f"mu{suffix}", f"sigma{suffix}"), numpy_file.npz_names(path)
+    if missing := [name for name in names if name not in there]:
+        raise UserError(f"{path} has no {' and '.join(missing)}, only {sorted(there)}.")
+    file = numpy_file.read_npz(path, names)
+    return file[names[0]].astype(np.float64), file[names[1]].astype(np.float64)
 
 
 def distance(first: Moments, second: Moments) -> float:

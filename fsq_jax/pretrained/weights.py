@@ -1,7 +1,6 @@
 """Trained weights by a path, whatever lies there: a run's workdir, or a file of weights."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Collection
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from fsq_jax.formats import weights_file
-from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime import bounded, checkpoint
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_config, parse_config
 
@@ -75,7 +74,7 @@ def load(path: str, step: int | None = None, stages: Collection[str] = ()) -> We
     if "config" in metadata:  # written by fsq_jax.export
         config = parse_config(metadata["config"], path)
         check_stage(path, config.stage, stages)
-    step = json.loads(metadata.get("step", "0"))
+    step = bounded.parse_json(metadata.get("step", "0"), f"{path}: the step in it", int)
     return Weights(path, variables.pop("params"), variables, step, config)
 
 

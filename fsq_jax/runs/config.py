@@ -7,15 +7,16 @@ import ml_collections
 from flax import traverse_util
 
 from fsq_jax import evaluators
-from fsq_jax.runs import inputs
-from fsq_jax.runtime import sharding
+from fsq_jax.runs import data_checks
+from fsq_jax.runtime import sharding, wandb_writer
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy in which what the data decides stands as a number: `num_classes` 0 is replaced.
+    """A copy in which what the data decides stands as a number (num_classes, task.num_semantics),
+    held against its data, see `data_checks`.
 
     Raises:
       UserError: where a run of this config could only fail later.
@@ -27,10 +28,10 @@ def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
     evaluators.check(config.evals)
+    wandb_writer.check(config.get("wandb", {}))
     sharding.check_batch_size(config.batch_size, config.accumulate)
     sharding.check_batch_size(config.eval_batch_size, name="eval_batch_size")
-    if config.get("num_classes") == 0:
-        config.num_classes = inputs.open_split(config.data, config.data.train_split).num_classes
+    data_checks.check_data(config)
     return config
 
 
@@ -58,8 +59,8 @@ def parse_overrides(assignments: Iterable[str]) -> dict:
             raise UserError(f"{assignment!r} is not of the form KEY=VALUE.")
         try:
             overrides[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            overrides[name] = text
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            overrides[name] = text  # the last three: of {[]: 1}, and of a thousand brackets
     return overrides
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from fsq_jax import tasks
-from fsq_jax.data import pipeline, token_cache, transforms
+from fsq_jax.data import checks, pipeline, token_cache, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.open import open_dataset
 
@@ -22,6 +22,18 @@ def open_split(data: Mapping, split: str, features: Sequence[str] = ()) -> Datas
 def features(config) -> tuple[str, ...]:
     """What batches carry besides images and labels: what the task is trained on."""
     return tasks.make(**config.task).features if "task" in config else ()
+
+
+def wanted(config) -> checks.Wanted:
+    """What a run of this config needs of its data, besides images."""
+    task = config.get("task", {})
+    return checks.Wanted(
+        features=features(config),
+        num_classes=config.get("num_classes", 0),
+        depths=(task.get("min_depth", 0.0), task.get("max_depth", float("inf"))),
+        num_semantics=task.get("num_semantics", 0),
+        things="panoptic" in config.evals,
+    )
 
 
 def transforms_of(config) -> tuple[transforms.Transform, transforms.Transform]:
@@ -73,17 +85,24 @@ def eval_batches(
 
 
 def eval_dataset(config, split: str) -> Dataset:
-    """The records of a split, as they are before any transform.
+    """The records of a split, as they are before any transform, held against the config.
 
     "train" and "eval" stand for the data's own two splits; `data.eval_crop` is all that is seen
     of the latter's.
+
+    Raises:
+      UserError: where they aren't what a run of this config reads, see `data.checks`.
     """
-    data = config.data
-    name = {"train": data.train_split, "eval": data.eval_split}.get(split, split)
-    dataset = open_split(data, name, features(config))
-    if split == "eval" and data.eval_crop:
-        return dataset.mapped(transforms.crop_to(data.eval_crop))
+    dataset = open_split(config.data, split_name(config, split), features(config))
+    if split == "eval" and config.data.eval_crop:
+        dataset = dataset.mapped(transforms.crop_to(config.data.eval_crop))
+    checks.check_dataset(dataset, wanted(config))
     return dataset
+
+
+def split_name(config, split: str) -> str:
+    """The data's name of a split: of "train" and "eval", and otherwise the same."""
+    return {"train": config.data.train_split, "eval": config.data.eval_split}.get(split, split)
 
 
 def every_record(

@@ -73,9 +73,10 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
     start = initial_weights(config, workdir, shapes)
     claim_workdir(workdir, config, stage)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
-    first = checkpoints.latest_step or 0
-    if first:
+    first = 0
+    if checkpoints.latest_step:
         state, data_state = checkpoints.restore(shapes, shardings)
+        first = checkpoints.latest_step  # that of an older one, where the latest is damaged
         batches.set_state(data_state)
         log(f"Going on from step {first} of {workdir}.")
     else:
@@ -132,6 +133,7 @@ def claim_workdir(workdir: str, config, stage: Stage) -> None:
     if os.path.exists(os.path.join(workdir, "config.json")):
         there = load_config(workdir).to_dict()
         differing = differing_keys(config.to_dict(), there)
+        differing = {k: pair for k, pair in differing.items() if not k.startswith("wandb.")}
         if "stage" in differing:  # nearly every key differs then
             differing = {"stage": differing["stage"]}
         if differing:

@@ -1,8 +1,11 @@
 """A run's checkpoints on disk. The only file that knows Orbax.
 
-    WORKDIR/checkpoints/STEP/      state and position in the data, written whole or not at all
+    WORKDIR/checkpoints/STEP/                  state and position in the data, whole or not at all
+    WORKDIR/checkpoints/STEP/manifest.json     checksums of these files, and the metrics
+    WORKDIR/checkpoints/STEP.damaged/          one that could not be read, set aside
 """
 
+import glob
 import hashlib
 import os
 from collections.abc import Mapping
@@ -11,14 +14,23 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from fsq_jax.runtime import checkpoint_checks as checks
+from fsq_jax.runtime import manifest
+from fsq_jax.runtime.best_checkpoint import Best
+from fsq_jax.runtime.checkpoint_checks import Damaged, OtherModel
+from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
 # `frozen` stays out: these weights are saved already, in the run that they come from.
 _SAVED = ("step", "params", "opt_state", "ema_params", "model_state", "train_only")
+
+# What Orbax and TensorStore raise for files that are damaged.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RecursionError)
 
 
 class Checkpoints:
@@ -37,21 +49,18 @@ class Checkpoints:
         if keep < 1:
             raise UserError(f"{keep=} checkpoints would leave nothing to resume from.")
         policies = [preservation_policy.LatestN(keep)]
-        if best:
-            sign = 1 if best_mode == "max" else -1
-            policies.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda m: sign * m.get(best, -sign * np.inf),
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
         self._directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        if best:
+            policies.append(Best(best, 1 if best_mode == "max" else -1, self._directory))
+        self._saving = 0, {}
+        checks.set_descriptions_aside(self._directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
+                # Called by process 0 when all is written and nothing has its final name yet.
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
 
@@ -72,44 +81,71 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
+        self._manager.wait_until_finished()  # whose manifest is written by then
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        self._saving = step, metrics
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave({name: getattr(state, name) for name in _SAVED}),
                 data=ocp.args.JsonSave(dict(data_state)),
             ),
-            metrics={k: float(v) for k, v in metrics.items()} if metrics else None,
+            metrics=metrics or None,
             force=True,
         )
 
     def restore(self, shapes: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The latest (state, data_state), each array read straight into its place.
+        """The latest whole (state, data_state), each array read straight into its place.
+
+        Every file is held against its checksum first. A checkpoint that is damaged is set aside
+        under another name, with a line in the log, and the one before it is taken;
+        `latest_step` is then the step of the one that was.
 
         Args:
           shapes: a `TrainState` of `ShapeDtypeStruct`s.
           shardings: the same of shardings.
 
         Raises:
-          UserError: where the checkpoint can't be read, or isn't one of this model.
+          UserError: where no checkpoint can be read, or the latest isn't one of this model.
         """
         target = {
             name: jax.tree.map(_abstract, getattr(shapes, name), getattr(shardings, name))
             for name in _SAVED
         }
-        try:
-            restored = self._manager.restore(
-                self.latest_step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            raise UserError(
-                f"Checkpoint {self._directory}/{self.latest_step} is damaged or belongs to another "
-                f"model ({_first_line(error)}). Move it away to resume from the one before it: "
-                f"{sorted(self._manager.all_steps())[:-1] or 'there is none'}."
-            ) from error
-        return shapes.replace(**restored["state"]), restored["data"]
+        reasons = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            folder = os.path.join(self._directory, str(step))
+            try:
+                restored, data_state = _restore(folder, target)
+            except OtherModel as error:
+                raise UserError(f"Checkpoint {folder} belongs to another model: {error}.") from None
+            except Damaged as error:
+                reasons[folder] = str(error)
+                continue
+            for damaged, reason in reasons.items():
+                self._set_aside(damaged, reason, step)
+            return shapes.replace(**restored), data_state
+        first = next(iter(reasons))
+        raise UserError(
+            f"Checkpoint {first} is damaged ({reasons[first]}), and so is each before it: "
+            f"{sorted(map(os.path.basename, list(reasons)[1:])) or 'there is none'}."
+        )
+
+    def _set_aside(self, folder: str, reason: str, step: int) -> None:
+        """Renames a damaged checkpoint, so that a new one can take its step, and says so."""
+        aside = checks.rename_aside(folder)
+        log(
+            f"Checkpoint {folder} is damaged ({reason}): it is kept as {os.path.basename(aside)}, "
+            f"and that of step {step} is used."
+        )
+        self._manager.reload()
+
+    def _write_manifest(self) -> None:
+        step, metrics = self._saving
+        places = glob.glob(f"{glob.escape(self._directory)}/{step}.orbax-checkpoint-tmp*")
+        final = os.path.join(self._directory, str(step))
+        for folder in places or [final]:
+            manifest.write(folder, metrics=metrics)
 
     def wait(self) -> None:
         """Returns once everything that `save` has begun is on disk."""
@@ -123,7 +159,7 @@ def saved_steps(workdir: str) -> list[int]:
     """The steps that a run has checkpoints of, in order."""
     directory = os.path.join(workdir, "checkpoints")
     names = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, PyTree]]:
@@ -134,7 +170,7 @@ def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, 
       step: which checkpoint; the latest by default.
 
     Raises:
-      UserError: where there is no such checkpoint, or it can't be read.
+      UserError: where there is no such checkpoint, or it is damaged.
     """
     steps = saved_steps(workdir)
     if not steps or step is not None and step not in steps:
@@ -143,29 +179,81 @@ def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, 
             f"there are {steps or 'none'}."
         )
     step = steps[-1] if step is None else step
-    path = os.path.join(os.path.abspath(workdir), "checkpoints", str(step), "state")
+    folder = os.path.join(os.path.abspath(workdir), "checkpoints", str(step))
+    try:
+        return step, _weights(folder)
+    except (Damaged, OtherModel) as error:
+        others = [other for other in steps if other != step]
+        raise UserError(
+            f"Checkpoint {folder} is damaged or incomplete ({error}); other steps of this run: "
+            f"{others or 'none'}."
+        ) from None
+
+
+def _restore(folder: str, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """(state, data_state) of a checkpoint, after a check of it by all processes together.
+
+    Raises:
+      Damaged: a file is missing or changed.
+      OtherModel: it is whole, and not of these arrays.
+    """
+    problem = None
+    try:
+        vouched = checks.check_files(folder, jax.process_index(), jax.process_count())
+        ours = ocp.tree.to_flat_dict(target)
+        # Without checksums, names that differ may be damage: then an older one may fit.
+        checks.check_same(_metadata(folder)[1], ours, OtherModel if vouched else Damaged)
+    except (Damaged, OtherModel) as error:
+        problem = error
+    if jax.process_count() > 1:
+        fine = multihost_utils.process_allgather(np.array(problem is None))
+        if problem is None and not fine.all():
+            problem = Damaged(f"process {int(np.argmin(fine))} found a file that is changed")
+    if problem is not None:
+        raise problem
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            state = checkpointer.restore(os.path.join(folder, "state"), target)
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            data_state = checkpointer.restore(os.path.join(folder, "data"))
+    except _DAMAGE as error:
+        raise Damaged(_first_line(error)) from error
+    if not isinstance(data_state, dict) or type(data_state.get("position")) is not int:
+        raise Damaged(f"its position in the data is {str(data_state)[:80]}")
+    return state, data_state
+
+
+def _weights(folder: str) -> dict[str, PyTree]:
+    """{"ema_params", "model_state"} of a checkpoint; raises `Damaged`."""
+    vouched = checks.check_files(folder)
+    tree, arrays = _metadata(folder)
+    checks.check_size(folder, arrays, vouched)
+    names = ("ema_params", "model_state")
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-            wanted = {name: tree[name] for name in ("ema_params", "model_state")}
+            path = os.path.join(folder, "state")
             item = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(wanted)
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                {name: tree[name] for name in names},
             )
-            restored = checkpointer.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    item=item,
-                    restore_args=jax.tree.map(
-                        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
-                    ),
-                    partial_restore=True,
-                ),
-            )
-    except Exception as error:
-        raise UserError(
-            f"Checkpoint {path} is damaged or incomplete ({_first_line(error)})."
-        ) from error
-    return step, restored
+            numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            args = ocp.args.PyTreeRestore(item=item, restore_args=numpy, partial_restore=True)
+            return checkpointer.restore(path, args=args)
+    except _DAMAGE as error:
+        raise Damaged(_first_line(error)) from error
+
+
+def _metadata(folder: str) -> tuple[PyTree, dict[tuple[str, ...], Any]]:
+    """(tree, {path: leaf}) of what a checkpoint says of its arrays, none of which is read yet."""
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(os.path.join(folder, "state")).item_metadata.tree
+            flat = ocp.tree.to_flat_dict(tree)
+    except _DAMAGE as error:
+        raise Damaged(_first_line(error)) from error
+    arrays = {key: leaf for key, leaf in flat.items() if hasattr(leaf, "shape")}
+    checks.check_pieces(arrays)
+    return tree, arrays
 
 
 def fingerprint(tree: PyTree) -> str:

@@ -9,19 +9,22 @@ from typing import IO, Any
 
 import jax
 
+from fsq_jax.runtime.bounded import names_path
+
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """A file that takes its name only once everything is written; its folder is made.
 
     An exception leaves what stood at `path` before. The file is flushed to the disk before it is
-    renamed, so that a machine that loses its power keeps the one or the other.
+    renamed, so that a machine that loses its power keeps the one or the other. An error of the
+    filesystem, such as a full disk, names the path.
     """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     partial = f"{path}.{jax.process_index()}.{os.getpid()}.tmp"
     try:
-        with open(partial, mode) as file:
+        with names_path(path), open(partial, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -52,3 +55,17 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a value as JSON, whole or not at all."""
     with written_whole(path) as file:
         json.dump(value, file, indent=2)
+
+
+def rename_aside(path: str | os.PathLike) -> str:
+    """Gives a damaged file or folder a free name beside it, PATH.damaged, and returns that name."""
+    aside = free_name(f"{os.fspath(path)}.damaged")
+    with names_path(path):
+        os.rename(path, aside)
+    return aside
+
+
+def free_name(path: str) -> str:
+    """The path, or the first of PATH2, PATH3, ... that nothing has."""
+    names = (f"{path}{number}" for number in ("", *range(2, 1_000_000)))
+    return next(name for name in names if not os.path.lexists(name))

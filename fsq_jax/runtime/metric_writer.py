@@ -4,14 +4,20 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from fsq_jax.runtime import bounded
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.user_error import UserError
+from fsq_jax.runtime.wandb_writer import WandbWriter
 
 WALL_CLOCK = ("seconds", "images_per_second")  # the fields in which two equal runs differ
+_MAX_LINE = 1 << 20  # bytes
 
 
 class MetricWriter:
@@ -19,21 +25,32 @@ class MetricWriter:
 
     Opening it at step s drops every later line of metrics.jsonl: a run that was killed after its
     last checkpoint writes those steps again, and the file reads as if it never had been.
+
+    Args:
+      workdir: of the run.
+      step: that it goes on from.
+      active: whether this is the first host.
+      config: of the run; with a `wandb.project` in it, the same goes to Weights & Biases.
     """
 
-    def __init__(self, workdir: str, *, step: int = 0, active: bool = True):
+    def __init__(
+        self, workdir: str, *, step: int = 0, active: bool = True,
+        config: Mapping[str, Any] | None = None,
+    ):
         self._active = active
         self._start = time.monotonic()
         if not active:
             return
         self._samples = os.path.join(workdir, "samples")
         os.makedirs(self._samples, exist_ok=True)
-        path = os.path.join(workdir, "metrics.jsonl")
-        self._there = _drop_after(path, step)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        self._there = _drop_after(self._path, step)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115
         self._tensorboard = SummaryWriter(
             os.path.join(workdir, "tensorboard"), purge_step=step + 1 if step else None
         )
+        project = (config or {}).get("wandb", {}).get("project")
+        self._wandb = WandbWriter(workdir, config) if project else None
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl, and the same to TensorBoard under `split/`.
@@ -44,9 +61,12 @@ class MetricWriter:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {"step": step, "split": split} | values
-        self._file.write(json.dumps(line | {"seconds": time.monotonic() - self._start}) + "\n")
+        with bounded.names_path(self._path):
+            self._file.write(json.dumps(line | {"seconds": time.monotonic() - self._start}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self._wandb:
+            self._wandb.scalars(step, split, values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Saves grids of images [N,H,W,3] in [0, 1] as samples/NAME_STEP.png and in TensorBoard."""
@@ -54,22 +74,38 @@ class MetricWriter:
             return
         for name, images_NHWC in images.items():
             picture = image_grid(images_NHWC)
-            Image.fromarray(picture).save(os.path.join(self._samples, f"{name}_{step:07d}.png"))
+            with written_whole(os.path.join(self._samples, f"{name}_{step:07d}.png"), "wb") as file:
+                Image.fromarray(picture).save(file, "png")
             self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+            if self._wandb:
+                self._wandb.image(step, name, picture)
 
     def close(self) -> None:
         if self._active:
             self._file.close()
             self._tensorboard.close()
+            if self._wandb:
+                self._wandb.close()
 
 
 def read_metrics(workdir: str, split: str | None = None) -> list[dict]:
-    """The lines of a run's metrics.jsonl, all or those of one split; none before the first."""
+    """The lines of a run's metrics.jsonl, all or those of one split; none before the first.
+
+    A last line that was only half written is left out.
+
+    Raises:
+      UserError: for a line that is no object with a step and a split; says which.
+    """
     path = os.path.join(workdir, "metrics.jsonl")
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return []
-    with open(path) as file:
-        lines = [json.loads(line) for line in file if line.endswith("\n")]
+    lines = []
+    with bounded.open_regular(path) as file:
+        while (text := file.readline(_MAX_LINE)).endswith(b"\n"):
+            where = f"{path}, line {len(lines) + 1},"
+            lines.append(bounded.parse_json(text, where, {"step": int, "split": str}))
+        if len(text) == _MAX_LINE:
+            raise UserError(f"{path}, line {len(lines) + 1}, is longer than {_MAX_LINE} bytes.")
     return [line for line in lines if split is None or line["split"] == split]
 
 
@@ -79,9 +115,6 @@ def _drop_after(path: str, step: int) -> set[tuple[int, str]]:
     Returns the (step, split) of those that stay.
     """
     kept = [line for line in read_metrics(os.path.dirname(path)) if line["step"] <= step]
-    with open(path + ".tmp", "w") as file:
+    with written_whole(path) as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)
-    os.replace(path + ".tmp", path)
     return {(line["step"], line["split"]) for line in kept}
-
-

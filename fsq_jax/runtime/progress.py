@@ -63,7 +63,10 @@ class StepReporter:
             values["images_per_second"] = steps * self._batch_size / (now - begin)
         self._since = step, now
         self._writer.scalars(step, "train", values)
-        self._progress.update({"loss": values["loss"]})
+        shown = {"loss": f"{values['loss']:.4g}"}
+        if "images_per_second" in values:
+            shown["images/s"] = f"{values['images_per_second']:.4g}"
+        self._progress.update(shown | gpu_memory())
 
     def pause(self) -> None:
         """Reports what is pending and forgets the clock: what follows is not training."""
@@ -82,30 +85,59 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
         )
 
 
+def gpu_memory() -> dict[str, str]:
+    """{"GPU": "12.3 of 59.4 GiB"}, the most that this host's fullest device held so far; or {}.
+
+    "of" is what JAX may take of the device; a CPU counts no memory.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [(s["peak_bytes_in_use"], s.get("bytes_limit", 0)) for s in stats
+             if "peak_bytes_in_use" in s]
+    if not peaks:
+        return {}
+    peak, limit = max(peaks)
+    return {"GPU": f"{peak / 2**30:.1f}" + (f" of {limit / 2**30:.1f}" if limit else "") + " GiB"}
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03; days, too, where there are any."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if not hours:
+        return f"{minute}:{second:02d}"
+    clock = f"{hour}:{minute:02d}:{second:02d}"
+    return f"{days} d {clock}" if days else clock
+
+
 class Progress:
-    """A progress bar on a terminal; elsewhere a log line every half minute."""
+    """A progress bar on a terminal; elsewhere a log line every half minute, with the time left."""
 
     def __init__(self, total: int, *, initial: int = 0, title: str = "", active: bool = True):
         self._step, self._total, self._title = initial, total, title
-        self._begin, self._first, self._next = time.monotonic(), initial, 0.0
+        self._said, self._said_at, self._next = initial, time.monotonic(), 0.0
         on_terminal = active and sys.stderr.isatty()
-        self._bar = None
+        self._bar, self._text = None, ""
         self._log = active and not on_terminal
         if on_terminal:
             self._bar = tqdm.tqdm(total=total, initial=initial, desc=title, dynamic_ncols=True)
 
-    def update(self, values: Mapping[str, float] | None = None) -> None:
+    def update(self, values: Mapping[str, str] | None = None) -> None:
         """One step further; `values` are shown beside the count."""
         self._step += 1
-        text = " ".join(f"{name}={float(v):.4g}" for name, v in (values or {}).items())
+        if values:
+            self._text = ", ".join(f"{name} {value}" for name, value in values.items())
         if self._bar is not None:
             self._bar.update()
             if values:
-                self._bar.set_postfix_str(text, refresh=False)
+                self._bar.set_postfix_str(self._text, refresh=False)
         elif self._log and (time.monotonic() >= self._next or self._step == self._total):
-            rate = (self._step - self._first) / max(time.monotonic() - self._begin, 1e-9)
-            log(f"{self._title} {self._step}/{self._total}, {rate:.2f} steps/s {text}")
-            self._next = time.monotonic() + 30
+            now = time.monotonic()  # the speed since the last line: the first one has compiled
+            rate = (self._step - self._said) / max(now - self._said_at, 1e-9)
+            left = duration((self._total - self._step) / rate)
+            line = f"{self._title} {self._step}/{self._total}, {rate:.2f} steps/s, {left} left"
+            log(f"{line}, {self._text}" if self._text else line)
+            self._said, self._said_at, self._next = self._step, now, now + 30
 
     def close(self) -> None:
         if self._bar is not None:

@@ -12,8 +12,13 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
-from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime import bounded
+from fsq_jax.runtime.files import rename_aside, write_json
+from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
+
+_MAX_CONFIG = 4 << 20  # bytes
+RESULTS = {...: {"value": float, "protocol": dict, "step": int}}  # see `bounded.read_json`
 
 
 def save_config(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -24,21 +29,26 @@ def save_config(workdir: str, config: ml_collections.ConfigDict) -> None:
 def load_config(workdir: str) -> ml_collections.ConfigDict:
     """The resolved config of a run; a UserError that says so where there is no run."""
     path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         raise UserError(f"{workdir!r} is not a run of fsq_jax: it holds no config.json.")
-    with open(path) as file:
-        return parse_config(file.read(), path)
+    return parse_config(bounded.read_bytes(path, _MAX_CONFIG), path)
 
 
-def parse_config(text: str, path: str) -> ml_collections.ConfigDict:
+def parse_config(text: bytes | str, path: str) -> ml_collections.ConfigDict:
     """The config in a JSON text that stands in `path`; a UserError where it is none."""
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}).") from error
-    if not isinstance(config, dict) or "stage" not in config:
+    config = bounded.parse_json(text, path)
+    if not isinstance(config, dict) or not isinstance(config.get("stage"), str):
         raise UserError(f"{path} is not a config of fsq_jax: it names no stage.")
+    _check_names(config, path)
     return ml_collections.ConfigDict(_tuples(config))
+
+
+def _check_names(config: Any, path: str) -> None:
+    """Raises a UserError for a key that a `ConfigDict` can't have, or that hides what it can do."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if not name.isidentifier() or hasattr(ml_collections.ConfigDict, name):
+            raise UserError(f"{path} is not a config of fsq_jax: {name[:80]!r} names no setting.")
+        _check_names(value, path)
 
 
 def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple]:
@@ -56,12 +66,13 @@ def metric_values(results: Mapping[str, Mapping]) -> dict[str, float]:
 
 
 def load_results(workdir: str) -> dict[str, dict]:
-    """What results.json holds; {} where nothing was evaluated yet."""
+    """What results.json holds; {} where nothing was evaluated yet.
+
+    Raises:
+      UserError: it is damaged.
+    """
     path = os.path.join(workdir, "results.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path) as file:
-        return json.load(file)
+    return bounded.read_json(path, RESULTS) if os.path.lexists(path) else {}
 
 
 def is_evaluated(workdir: str, step: int) -> bool:
@@ -70,9 +81,17 @@ def is_evaluated(workdir: str, step: int) -> bool:
 
 
 def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
-    """Takes results into WORKDIR/results.json, over older values of the same metrics."""
-    merged = load_results(workdir) | dict(results)
-    write_json(os.path.join(workdir, "results.json"), merged)
+    """Takes results into WORKDIR/results.json, over older values of the same metrics.
+
+    A file that is damaged is kept under another name, with a line in the log.
+    """
+    path = os.path.join(workdir, "results.json")
+    try:
+        older = load_results(workdir)
+    except UserError as error:
+        older, aside = {}, rename_aside(path)
+        log(f"{error} It is kept as {aside}, and {path} holds the new results alone.")
+    write_json(path, older | dict(results))
 
 
 def _tuples(value):

@@ -4,6 +4,7 @@ Legend: B images of a block, N in all, H W height, width.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import zipfile
@@ -13,8 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fsq_jax.data import decode
+from fsq_jax.data.image_files import list_images
+from fsq_jax.formats import numpy_file
+from fsq_jax.formats.archive import Archive
 from fsq_jax.runtime.user_error import UserError
 
+_MAX_PIXELS = 1 << 28  # of one image
 _THREADS = 16  # that decode files; OpenCV lets go of Python's lock
 
 
@@ -61,16 +66,29 @@ class ImageSet:
         return image
 
     def _streamed(self, rows: int) -> Iterator[np.ndarray]:
-        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-            shape, dtype = _header(file, self.path)
-            row = int(np.prod(shape[1:])) * dtype.itemsize
+        with Archive(self.path) as archive, archive.open("arr_0.npy") as member:
+            header = _header(member, self.path)
+            if header.fortran:
+                yield from self._transposed(member, header, rows)
+                return
+            row = header.num_bytes // self.num_images
+            if row * min(rows, self.num_images) > archive.limit:
+                archive.check_sum(["arr_0.npy"])  # which refuses it
             for start in range(0, self.num_images, rows):
                 count = min(rows, self.num_images - start)
-                data = file.read(count * row)
-                if len(data) < count * row:
-                    raise UserError(f"{self.path} ends before its {self.num_images} images do.")
-                block = np.frombuffer(data, dtype).reshape(count, *shape[1:])
-                yield _to_uint8(_to_rgb(block), f"{self.path}, images {start} and on,")
+                block = np.frombuffer(member.read(count * row), header.dtype)
+                block = block.reshape(count, *header.shape[1:])
+                yield _to_uint8(_to_rgb(block), self._where(start))
+
+    def _transposed(self, member, header, rows: int) -> Iterator[np.ndarray]:
+        """Blocks of an array in Fortran's order, whose images lie all over the file."""
+        array = numpy_file.read_data(member, header)
+        for start in range(0, self.num_images, rows):
+            block = np.ascontiguousarray(array[start : start + rows])
+            yield _to_uint8(_to_rgb(block), self._where(start))
+
+    def _where(self, start: int) -> str:
+        return f"{self.path}, images {start} and on,"
 
 
 def open_images(path: str) -> ImageSet:
@@ -83,7 +101,7 @@ def open_images(path: str) -> ImageSet:
       UserError: where there are none, or not of such a kind.
     """
     if os.path.isdir(path):
-        files = decode.list_images(pathlib.Path(path))
+        files = list_images(path)
         if not files:
             raise UserError(f"{path} holds no images ({' '.join(decode.EXTENSIONS)}).")
         first = os.path.join(path, files[0])
@@ -91,37 +109,46 @@ def open_images(path: str) -> ImageSet:
         return ImageSet(path, len(files), height, width, "rgb", tuple(files))
     if not os.path.exists(path):
         raise UserError(f"There is no file or folder {path!r}.")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is neither a folder nor a whole .npz file.")
-    with zipfile.ZipFile(path) as archive:
-        if "arr_0.npy" not in archive.namelist():
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            raise UserError(f"{path} has no array arr_0 of images, only {names}.")
-        with archive.open("arr_0.npy") as file:
-            shape, dtype = _header(file, path)
+    try:
+        with Archive(path, "an .npz file") as archive:
+            return _in_archive(path, archive)
+    except UserError as error:
+        if os.path.isfile(path) and not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is neither a folder nor a whole .npz file.") from None
+        raise error
+
+
+def _in_archive(path: str, archive: Archive) -> ImageSet:
+    if "arr_0.npy" not in archive.names:
+        names = [name.removesuffix(".npy") for name in archive.names[:20]]
+        raise UserError(f"{path} has no array arr_0 of images, only {names}.")
+    with archive.open("arr_0.npy") as member:
+        header = _header(member, path)
+    shape = header.shape
+    if header.fortran:
+        archive.check_sum(["arr_0.npy"])  # which is read at once
     grey = len(shape) == 3 or shape[3] == 1
     return ImageSet(path, shape[0], shape[1], shape[2], "grey, repeated" if grey else "rgb")
 
 
-def _header(file, path: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the array whose data come next in the file."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
-        }[version]
-        shape, fortran, dtype = read(file)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: arr_0 is not an array that can be read ({error}).") from None
+def _header(member, path: str) -> numpy_file.Header:
+    """Shape and type of the array whose data come next in an archive's member."""
+    header = numpy_file.read_header(member, f"{path}: arr_0")
+    shape, dtype = header.shape, header.dtype
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if not fits or fortran or not (dtype == np.uint8 or dtype.kind == "f"):
+    if not fits or not (dtype == np.uint8 or dtype.kind == "f"):
         raise UserError(
             f"{path}: arr_0 is {dtype} of shape {shape}; images are uint8, or floats in [0, 1], of "
             "shape [N,H,W,3], [N,H,W,1] or [N,H,W]."
         )
     if not all(shape):
         raise UserError(f"{path}: arr_0 is of shape {shape}, which holds no image.")
-    return shape, dtype
+    if header.num_bytes != member.remaining or math.prod(shape[1:3]) > _MAX_PIXELS:
+        raise UserError(
+            f"{path}: arr_0 says {dtype} of shape {shape}, {header.num_bytes} bytes, and has "
+            f"{member.remaining}."
+        )
+    return header
 
 
 def _to_rgb(block: np.ndarray) -> np.ndarray:

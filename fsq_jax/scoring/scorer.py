@@ -136,7 +136,8 @@ class Scorer:
             )
         if saved.record:
             mine, theirs = (
-                {"features": values["features"]} for values in (as_record(self.protocol), saved.record)
+                {"features": values.get("features", {})}
+                for values in (as_record(self.protocol), saved.record)
             )
             if keys := differing(mine, theirs):
                 listed = "; ".join(f"{k}: {a!r} here, {b!r} there" for k, (a, b) in keys.items())

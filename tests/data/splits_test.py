@@ -27,7 +27,7 @@ def test_specs(spec, parsed):
     ("spec", "message"),
     [
         ("scene", "Did you mean 'scenes'"),
-        ("imagenet", "starts with arrays, folder, scenes, tfds, tokens"),
+        ("imagenet", "starts with arrays, folder, hf, parquet, scenes, tfds, tokens, wds"),
         ("tfds:", "write tfds:NAME"),
         ("folder", "write folder:PATH"),
         ("scenes:train[:4", "scenes takes splits only"),

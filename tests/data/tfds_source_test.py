@@ -1,9 +1,11 @@
 """TFDS data sets without TensorFlow: real Fashion-MNIST, and small ones that the tests write."""
 
+import io
 import pickle
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
@@ -44,10 +46,21 @@ class ToyText(Toy):
         yield 0, {"number": 1}
 
 
+class ToyTurned(Toy):
+    """A photograph whose camera was held on its side; its depth lies as its pixels do."""
+
+    def _generate_examples(self):
+        exif = PIL.Image.Exif()
+        exif[0x112] = 6
+        stream = io.BytesIO()
+        PIL.Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(stream, "JPEG", exif=exif)
+        yield 0, {"image": stream.getvalue(), "label": 0, "depth": np.ones((4, 6), np.float32)}
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("tfds"))
-    for builder in (Toy, ToyText):
+    for builder in (Toy, ToyText, ToyTurned):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
@@ -102,3 +115,8 @@ def test_a_data_set_without_what_is_needed(data_dir):
         open_dataset("tfds:toy_text", "train", 32, data_dir)
     with pytest.raises(ValueError, match="no split 'dev'; it has test, train"):
         open_dataset("tfds:toy", "dev", 32, data_dir)
+
+
+def test_an_image_does_not_turn_without_its_labels(data_dir):
+    record = open_dataset("tfds:toy_turned", "train", 32, data_dir)[0]
+    assert record["image"].shape[:2] == record["depth"].shape == (4, 6)

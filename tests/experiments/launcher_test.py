@@ -11,8 +11,10 @@ import time
 
 import pytest
 
-from experiments import carry, gpus, launcher, plan, pool
-from experiments.plan import Run
+from experiments import carry, launcher
+from experiments.options import Options
+from fsq_jax.launcher import gpus, plan, pool
+from fsq_jax.launcher.plan import Run
 
 
 def run(path, name, code="pass", needs=(), **more):
@@ -89,7 +91,7 @@ def test_the_runs_of_a_launcher_that_was_killed_end_with_it(tmp_path):
     (tmp_path / "a").mkdir()
     program = textwrap.dedent(f"""
         import os
-        from experiments import pool
+        from fsq_jax.launcher import pool
         from tests.experiments import launcher_test
         run = launcher_test.run({str(tmp_path)!r}, "a",
             "pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)")
@@ -156,7 +158,7 @@ def test_pieces_carry_results_first_and_weights_as_far_as_there_is_room(tmp_path
 @pytest.mark.parametrize("name", launcher.EXPERIMENTS)
 @pytest.mark.parametrize("scale", ["paper", "bench", "smoke"])
 def test_every_run_of_an_experiment_has_a_config_that_builds(name, scale):
-    options = plan.Options(scale=scale, workdir="runs/x", seeds=2, data_dir="D")
+    options = Options(scale=scale, workdir="runs/x", seeds=2, data_dir="D")
     runs = plan.merged(launcher.experiment(name).runs(options))
     assert len({r.name for r in runs}) == len(runs)
     trained = [r for r in runs if r.facts and r.commands[0][1][1] == "fsq_jax.train"]

@@ -16,14 +16,15 @@ from experiments import (
     fig10_levels,
     launcher,
     maskgit_runs,
-    plan,
     reproduce,
 )
 from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
+from experiments.options import Options
+from fsq_jax.launcher import plan
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_config, save_results
 
-OPTIONS = plan.Options(workdir="runs/x")
+OPTIONS = Options(workdir="runs/x")
 
 
 def verdicts(module, found):
@@ -138,7 +139,7 @@ def test_a_single_run_takes_the_deviation_of_repeated_ones():
 @pytest.mark.parametrize("name", launcher.EXPERIMENTS)
 def test_every_experiment_writes_what_it_has_and_what_it_has_not(name, tmp_path):
     module = launcher.experiment(name)
-    options = plan.Options(workdir=str(tmp_path / "runs"))
+    options = Options(workdir=str(tmp_path / "runs"))
     found = fig3() if name == "fig3_tradeoff" else []
     module.write(found, str(tmp_path), options)
     text = (tmp_path / "claims.md").read_text()

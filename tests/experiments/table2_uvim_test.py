@@ -2,16 +2,18 @@
 
 import pytest
 
-from experiments import entries, plan, table2_claims, table2_uvim
-from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
 from configs import uvim_base, uvim_lm
+from experiments import entries, table2_claims, table2_uvim
+from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
+from experiments.options import Options
+from fsq_jax.launcher import plan
 
 MODULES = {"uvim_base.py": uvim_base, "uvim_lm.py": uvim_lm}
 
 
 @pytest.mark.parametrize("scale", ["paper", "bench", "smoke"])
 def test_all_rows_are_asked_for_with_every_seed(scale):
-    options = plan.Options(scale=scale, workdir="runs/x", seeds=3, changes=("--config.fsdp=True",))
+    options = Options(scale=scale, workdir="runs/x", seeds=3, changes=("--config.fsdp=True",))
     runs = [run for run in plan.merged(table2_uvim.runs(options)) if run.facts]
     assert len(runs) == 9 * (1 + 3)
     for run in runs:

@@ -1,15 +1,19 @@
 """What is kept, what is read back, and what is said where there is nothing to read."""
 
-import logging
+import json
+import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from fsq_jax.runtime import checkpoint, sharding
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
 from fsq_jax.stages.stage import TrainState
 from tests import tiny
@@ -121,21 +125,135 @@ def test_missing_checkpoints_are_named(run, tmp_path):
         checkpoint.load_weights(str(tmp_path))
 
 
-def damage(folder) -> None:
-    """Cuts every file short."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def test_the_best_one_is_kept_after_a_restart(tmp_path):
+    for step in range(1, 5):
+        checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1, best="psnr")
+        checkpoints.save(state(step), {"position": step}, {"psnr": 9.0 if step == 2 else 1.0})
+        checkpoints.close()
+    assert steps(tmp_path) == [2, 4]
 
 
-def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, caplog):
-    save(tmp_path, [None, None], keep=2)
-    damage(tmp_path / "checkpoints" / "2" / "state")
-    caplog.set_level(logging.CRITICAL)
-    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged.*one before it: \[1\]"):
-        restore(tmp_path)
-    with pytest.raises(ValueError, match="is damaged or incomplete"):
-        checkpoint.load_weights(str(tmp_path))
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("metrics", [{}, {"other": 99.0}, {"psnr": float("nan")}])
+def test_a_checkpoint_without_the_number_is_never_the_best(tmp_path, mode, metrics):
+    checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1, best="psnr", best_mode=mode)
+    for step, found in enumerate([{"psnr": 5.0}, metrics, metrics], 1):
+        checkpoints.save(state(step), {"position": step}, found)
+    checkpoints.close()
+    assert steps(tmp_path) == [1, 3]
+
+
+def files(folder) -> list[pathlib.Path]:
+    """Those that hold a checkpoint's arrays and what it says of them."""
+    inside = (p for name in ("state", "data") for p in (folder / name).rglob("*"))
+    return sorted(path for path in inside if path.is_file())
+
+
+def flip(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, pathlib.Path.unlink])
+def test_any_damaged_file_is_named(run, tmp_path, damage):
+    for number, path in enumerate(files(run / "checkpoints" / "3")):
+        copy = tmp_path / str(number)
+        shutil.copytree(run, copy)
+        path = copy / path.relative_to(run)
+        damage(path)
+        name = path.relative_to(copy / "checkpoints" / "3")
+        message = rf"checkpoints/3 is damaged.*{name}.*of this run: \[2\]"
+        with pytest.raises(UserError, match=message):
+            checkpoint.load_weights(str(copy))
+        assert checkpoint.load_weights(str(copy), 2)[0] == 2
+        if number % 5 == 0:  # a restore takes longer
+            restored, data_state = restore(copy)
+            assert int(restored.step) == data_state["position"] == 2
+
+
+def test_training_goes_on_from_the_one_before_a_damaged_one(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    flip(next((folder / "3" / "state" / "d").iterdir()))
+    assert restore(tmp_path / "run")[1] == {"position": 2}
+    said = capsys.readouterr().err
+    assert "checkpoints/3 is damaged (state/d/" in said
+    assert "it is kept as 3.damaged, and that of step 2 is used" in said
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "3.damaged"]
+    checkpoints = checkpoint.Checkpoints(str(tmp_path / "run"), keep=1)
+    assert checkpoints.latest_step == 2
+    checkpoints.save(state(3), {"position": 33}, {})  # its step is free again
+    checkpoints.close()
+    assert restore(tmp_path / "run")[1] == {"position": 33}
+    assert (folder / "3.damaged" / "state" / "_METADATA").is_file()
+
+
+def test_nothing_is_moved_where_no_checkpoint_is_whole(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for step in ("2", "3"):
+        cut(tmp_path / "run" / "checkpoints" / step / "state" / "_METADATA")
+    with pytest.raises(UserError, match=r"checkpoints/3 is damaged .*each before it: \['2'\]"):
+        restore(tmp_path / "run")
+    assert steps(tmp_path / "run") == [2, 3]
+
+
+def older(folder) -> None:
+    """Takes the checksums away, as in checkpoints of before them."""
+    for path in folder.glob("checkpoints/*/manifest.json"):
+        path.unlink()
+
+
+def test_checkpoints_without_checksums_are_read(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    older(tmp_path / "run")
+    assert restore(tmp_path / "run")[1] == {"position": 3}
+    assert checkpoint.load_weights(str(tmp_path / "run"))[0] == 3
+
+
+@pytest.mark.parametrize("name, content", [
+    ("state/_METADATA", b"[" * 10**5), ("state/_METADATA", b"[1]"), ("data/metadata", b"[]"),
+    ("data/metadata", b'{"position": "x"}'), ("state/manifest.ocdbt", b"x"),
+])  # fmt: skip
+def test_damage_is_noticed_without_checksums(run, tmp_path, name, content):
+    shutil.copytree(run, tmp_path / "run")
+    older(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "3" / name).write_bytes(content)
+    assert restore(tmp_path / "run")[1] == {"position": 2}
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "3" / "state" / "_sharding"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="state/_sharding is no plain file"):
+        checkpoint.load_weights(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("change", [
+    dict(shape=[2**40, 4]), dict(shape=[2**20, 2**20]), dict(chunks=[2**40, 4]),
+    dict(chunks=[16, 4]),
+])  # fmt: skip
+def test_absurd_shapes_are_refused_before_room_is_made(run, tmp_path, change):
+    shutil.copytree(run, tmp_path / "run")
+    older(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "3" / "state"
+    shutil.rmtree(folder)
+    weights = {"ema_params": {"kernel": jnp.ones((8, 4))}, "model_state": {"x": jnp.ones(3)}}
+    handler = orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=False)
+    orbax.checkpoint.Checkpointer(handler).save(
+        folder, args=orbax.checkpoint.args.PyTreeSave(weights)
+    )
+    assert checkpoint.load_weights(str(tmp_path / "run"))[0] == 3
+    path = folder / "ema_params.kernel" / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match="checkpoints/3 is damaged or incomplete"):
+        checkpoint.load_weights(str(tmp_path / "run"))
 
 
 def test_a_checkpoint_of_another_model_is_an_error(run):

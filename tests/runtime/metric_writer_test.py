@@ -9,7 +9,7 @@ from PIL import Image
 
 from fsq_jax.runtime.image_grid import image_grid
 from fsq_jax.runtime.metric_writer import MetricWriter, read_metrics
-from fsq_jax.runtime.progress import Progress, StepReporter
+from fsq_jax.runtime.progress import Progress, StepReporter, duration
 
 
 def write(workdir, step, *entries):
@@ -139,8 +139,28 @@ def test_what_is_not_finite_stops_with_its_step_and_metrics():
 def test_progress_off_a_terminal_is_a_line_now_and_then(capsys):
     progress = Progress(3, title="tokenizer")
     for _ in range(3):
-        progress.update({"loss": 0.25})
+        progress.update({"loss": "0.25"})
     progress.close()
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == 2  # the first and the last
-    assert shown[1].startswith("tokenizer 3/3") and shown[1].endswith("loss=0.25")
+    assert shown[1].startswith("tokenizer 3/3") and shown[1].endswith("0:00 left, loss 0.25")
+
+
+def test_progress_says_what_is_left_since_the_last_line(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress = Progress(102, title="tokenizer")
+    clock[0] = 60.0  # compiling
+    progress.update()
+    for _ in range(60):
+        clock[0] += 0.5
+        progress.update({"loss": "0.25", "images/s": "16"})
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenizer 1/102, 0.02 steps/s, 1:41:00 left",
+        "tokenizer 61/102, 2.00 steps/s, 0:20 left, loss 0.25, images/s 16",
+    ]
+
+
+def test_durations():
+    assert duration(9.6) == "0:10" and duration(3_723) == "1:02:03"
+    assert duration(90_061) == "1 d 1:01:01"

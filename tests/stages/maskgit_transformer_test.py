@@ -9,7 +9,7 @@ from fsq_jax.runtime.workdir import save_config
 from fsq_jax.stages import maskgit_transformer
 from tests import tiny
 
-CODES, CLASSES, TOKENS = 12, 3, 16
+CODES, CLASSES, TOKENS = 12, 30, 16
 
 
 @pytest.fixture(scope="module", autouse=True)

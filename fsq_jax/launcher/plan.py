@@ -1,4 +1,4 @@
-"""What an experiment consists of: runs, what each needs of others, and what is left to be done.
+"""What a launcher works off: runs, what each needs of others, and what is left to be done.
 
 A run is a folder. All that says how far it has come lies in it, so that a plan goes on where it was
 cut off, however that happened.
@@ -14,25 +14,6 @@ from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import is_evaluated, load_config, load_results
 
 RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What all experiments are asked with.
-
-    Attributes:
-      scale: "paper", "bench" or "smoke".
-      workdir: gets a folder for each run.
-      seeds: how many seeds of a run that is repeated.
-      data_dir: where TFDS keeps its data sets.
-      changes: further arguments of every training run ("--config.steps=10").
-    """
-
-    scale: str = "bench"
-    workdir: str = "runs/bench"
-    seeds: int = 3
-    data_dir: str = ""
-    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +98,12 @@ def _at_end(path: str) -> bool:
     """Whether the checkpoint of the last step is there."""
     steps = checkpoint.saved_steps(path)
     return bool(steps) and steps[-1] == load_config(path).steps
+
+
+def finished(path: str) -> bool:
+    """Whether a training run is at its last step, and evaluated there if its config asks for it."""
+    config = load_config(path)
+    return _at_end(path) and (not config.evals or is_evaluated(path, config.steps))
 
 
 def merged(runs: Iterable[Run]) -> list[Run]:

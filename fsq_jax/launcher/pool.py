@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments import gpus, plan
-from experiments.plan import Run
+from fsq_jax.launcher import gpus, plan
+from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
@@ -137,6 +137,14 @@ class Pool:
         for job in self.jobs:
             with contextlib.suppress(ProcessLookupError):
                 job.process.send_signal(number)
+
+
+def compilation_cache(workdir: str) -> dict[str, str]:
+    """Environment variables: what one process has compiled, the others of this machine read."""
+    folder = os.path.abspath(os.path.join(workdir, "compiled"))
+    return {
+        "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+    }
 
 
 @contextlib.contextmanager

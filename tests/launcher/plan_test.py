@@ -3,8 +3,8 @@
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import plan
-from experiments.plan import Run
+from fsq_jax.launcher import plan
+from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_config, save_results
 
@@ -75,3 +75,16 @@ def test_runs_of_one_name_are_one_and_come_in_order(runs):
     assert names(plan.chosen([*runs, long], ["b"])) == ["a", "b"]
     with pytest.raises(UserError, match="begins with z"):
         plan.chosen(runs, ["z"])
+
+
+def test_a_run_is_finished_when_its_last_step_is_saved_and_evaluated(tmp_path):
+    save_config(str(tmp_path), ConfigDict({"stage": "x", "steps": 20, "evals": {"codebook": {}}}))
+    assert not plan.finished(str(tmp_path))
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    assert not plan.finished(str(tmp_path))
+    (tmp_path / "checkpoints" / "20").mkdir()
+    assert not plan.finished(str(tmp_path))
+    save_results(str(tmp_path), {"a": {"value": 1.0, "protocol": {}, "step": 20}})
+    assert plan.finished(str(tmp_path))
+    save_config(str(tmp_path), ConfigDict({"stage": "x", "steps": 30, "evals": {}}))
+    assert not plan.finished(str(tmp_path))

@@ -1,0 +1,22 @@
+"""What all experiments are asked with."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all experiments are asked with.
+
+    Attributes:
+      scale: "paper", "bench" or "smoke".
+      workdir: gets a folder for each run.
+      seeds: how many seeds of a run that is repeated.
+      data_dir: where TFDS keeps its data sets.
+      changes: further arguments of every training run ("--config.steps=10").
+    """
+
+    scale: str = "bench"
+    workdir: str = "runs/bench"
+    seeds: int = 3
+    data_dir: str = ""
+    changes: tuple[str, ...] = ()

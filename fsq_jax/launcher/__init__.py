@@ -1,0 +1,1 @@
+"""Runs as processes of their own: what is left of a plan, dealt out over the GPUs at hand."""

@@ -1,0 +1,27 @@
+"""Mean and deviation of a few runs that differ in their seed alone."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of a few runs; deviation None of a single one."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    def text(self, form: str = "{:.3g}") -> str:
+        if self.deviation is None:
+            return form.format(self.mean)
+        return f"{form.format(self.mean)} ± {form.format(self.deviation)}"
+
+
+def spread(numbers: Sequence[float]) -> Spread | None:
+    """Mean and deviation; None of no numbers."""
+    if not numbers:
+        return None
+    deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return Spread(statistics.fmean(numbers), deviation, len(numbers))
