@@ -61,6 +61,8 @@ def planted() -> list[dict]:
 def pattern(old: str) -> re.Pattern:
     """Fits `old` however it is broken into lines, with or without a comma before a bracket."""
     tokens = re.findall(r"\w+|[^\w\s]", old)
+    if not tokens:
+        return re.compile("")
     parts = [re.escape(tokens[0])]
     for before, token in itertools.pairwise(tokens):
         words = before[-1].isalnum() and token[0].isalnum()
@@ -166,8 +168,15 @@ def worker(mistakes: list[dict], seconds: int, out: str, compiled: str) -> None:
         tree = copy_tree(pathlib.Path(folder))
         checked = py_compile.PycInvalidationMode.CHECKED_HASH  # not by the time: see above
         compileall.compile_dir(tree, quiet=2, invalidation_mode=checked)
+        passing = {}
         for mistake in mistakes:
-            result = run(tree, mistake, seconds, compiled)
+            if mistake["tests"] not in passing:  # tests that fail anyway notice nothing
+                nothing = mistake | {"old": "", "new": ""}
+                passing[mistake["tests"]] = run(tree, nothing, 3 * seconds, compiled)
+            if passing[mistake["tests"]]["outcome"] == "unnoticed":
+                result = run(tree, mistake, seconds, compiled)
+            else:
+                result = passing[mistake["tests"]] | {"outcome": "fails without it"}
             with open(out, "a") as file:
                 line = {"name": mistake["name"], "file": mistake["file"]} | result
                 file.write(json.dumps(line) + "\n")

@@ -67,10 +67,10 @@ def test_losses_and_gradients(made):
     _, done, results, _, _ = made
     for (_, metrics, _), (_, grads, values, *_) in zip(done, results, strict=True):
         for name in ("loss", "task", "quantizer/commitment_loss"):
-            assert metrics[name] == pytest.approx(values[name], rel=2e-3), name
+            assert metrics[name] == pytest.approx(values[name], rel=1e-2), name
         assert metrics["loss"] > metrics["task"] + 0.2 * metrics["quantizer/commitment_loss"]
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
-        assert metrics["gradient_norm"] == pytest.approx(norm, rel=2e-3)
+        assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-2)
     for name in ("loss", "task", "gradient_norm"):  # the first step tells no rounding of states
         theirs = results[0][2].get(name, np.sqrt(sum((g**2).sum() for g in results[0][1].values())))
         assert done[0][1][name] == pytest.approx(theirs, rel=1e-4), name

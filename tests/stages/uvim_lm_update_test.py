@@ -40,9 +40,13 @@ def test_losses_and_gradients(made):
     _, done, results, predicted, final = made
     for step, ((_, metrics, _), (_, grads, values)) in enumerate(zip(done, results, strict=True)):
         for name, value in values.items():
-            assert metrics[name] == pytest.approx(value.mean(), rel=2e-3 if step else 1e-4), name
+            assert metrics[name] == pytest.approx(
+                value.mean(),
+                rel=5e-3 if step else 1e-4,
+                abs=0.05 * (step > 0 and name == "accuracy"),
+            ), name
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
-        assert metrics["gradient_norm"] == pytest.approx(norm, rel=2e-3 if step else 1e-4)
+        assert metrics["gradient_norm"] == pytest.approx(norm, rel=5e-3 if step else 1e-4)
     for name, value in final.items():
         np.testing.assert_allclose(predicted[name], value, rtol=1e-4)
 
