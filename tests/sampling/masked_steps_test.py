@@ -89,7 +89,7 @@ def test_the_surest_tokens_stay_first(monkeypatch):
 
 
 def test_every_step_fills_something_in(monkeypatch):
-    """Of eight tokens in eight steps of a cosine, which alone would leave 7, 7, 6, 5, 4, 3, 1, 0."""
+    """Of eight tokens in eight steps; the cosine alone would leave 7, 7, 6, 5, 4, 3, 1, 0."""
     Noise(monkeypatch)
     _, _, again = decode(sure_of(STRENGTH_S, CODE_S), start(), num_steps=8, schedule="cosine")
     np.testing.assert_array_equal(again[:, 0].sum(1), [7, 6, 5, 4, 3, 2, 1, 1])
