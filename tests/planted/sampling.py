@@ -166,7 +166,6 @@ PLANTED = {
             ),
         },
     ),
-    "fsq_jax/metrics/depth_error.py": (("tests/metrics/depth_error_test.py", *CROWDS), {}),
     "fsq_jax/metrics/panoptic_quality.py": (
         ("tests/metrics/panoptic_quality_test.py", *CROWDS),
         {
@@ -174,10 +173,7 @@ PLANTED = {
                 "(self.false_positives + self.false_negatives)[classes] / 2",
                 "self.false_positives[classes] + self.false_negatives[classes] / 2",
             ),
-            "void is a class of its own": (
-                "list(range(1, len(self.iou)) if classes is None",
-                "list(range(0, len(self.iou)) if classes is None",
-            ),
+            "half an overlap is a match": ("> 0.5", ">= 0.5"),
             "things are merged": (
                 "np.where(is_thing, segments[..., 1], 0)",
                 "np.where(is_thing, 0, segments[..., 1])",
@@ -194,5 +190,14 @@ PLANTED = {
             ),
         },
     ),
-    "fsq_jax/runtime/best_checkpoint.py": (("tests/runtime/checkpoint_test.py",), {}),
+    "fsq_jax/runtime/best_checkpoint.py": (
+        ("tests/runtime/checkpoint_test.py",),
+        {
+            "a checkpoint without the metric counts as nothing": (
+                "if known else -math.inf",
+                "if known else 0.0",
+            ),
+            "less is never better": ("self.sign * float(value)", "float(value)"),
+        },
+    ),
 }
