@@ -177,7 +177,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/stages/optim.py": (
-        (*OPTIM, *TRANSFORMER, *LM),
+        OPTIM,
         {
             "AdamW without b2": ("b1=b1, b2=b2,", "b1=b1,"),
             "AdamW without b1": ("b1=b1, b2=b2,", "b2=b2,"),

@@ -13,6 +13,7 @@ CODES, CLASSES, TOKENS, BATCH = 12, 3, 16, 16
 MASK = CODES + CLASSES
 RATES = (0.25, 0.5)  # of dropout on activations and on attention
 CHANGES = {
+    "num_classes": CLASSES,
     "model.dropout": RATES[0],
     "model.attention_dropout": RATES[1],
     "label_dropping": 0.5,
