@@ -4,7 +4,8 @@ python -m fsq_jax.train --config=configs/maskgit_tokenizer.py:scale=bench --work
 
 Arguments, after the colon, separated by commas:
   scale=bench|smoke|paper   bench: Fashion-MNIST, one GPU, minutes. smoke: scenes, a CPU, seconds.
-                            paper: ImageNet, to the paper's last number (sections 4.2, 4.3, A.4).
+                            paper: ImageNet, the settings of sections 4.2, 4.3 and A.4; where each
+                            number comes from, and what the paper leaves open: docs/fidelity.md.
   size=256                  image size in pixels; paper: 256 or 128; default by scale
   quantizer=fsq|vq|vq_ema   FSQ, MaskGIT's VQ, UViM's VQ
   levels=8-5-5-5            FSQ's levels; default by scale
@@ -13,6 +14,9 @@ Arguments, after the colon, separated by commas:
                             arrays:PATH, see fsq_jax/data/open.py; default by scale
   data_dir=PATH             where TFDS keeps its data sets
   dtype=float32|bfloat16    what activations are computed in; default by scale
+  reference=PATH            .npz of the real images' statistics, for FID; the paper's are ADM's
+                            VIRTUAL_imagenet256_labeled.npz and VIRTUAL_imagenet128_labeled.npz.
+                            Without it scale=paper measures fid_own_reference
 
 Reached with scale=bench (Fashion-MNIST, one H100, experiments/results/fashion_mnist): FSQ [8,5,5,5]
 26.11 dB with 998 of 1,000 codes in use, VQ 24.33 dB with 402 of 1,024. scale=paper: not run.
@@ -32,6 +36,7 @@ ARGUMENTS = dict(
     data="",
     data_dir="",
     dtype=("", "float32", "bfloat16"),
+    reference="",
 )
 DEFAULTS = {
     "paper": dict(size=256, data="tfds:imagenet2012", dtype="float32", levels=(8, 5, 5, 5)),
@@ -74,10 +79,15 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
     config.data = data(args)
     config.update(SCALES[scale](args["size"]))
+    config.evals.reconstruction.reference = args["reference"]
     config.accumulate = 1  # microbatches of an update
     # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
     config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    # Stops a run that has gone wrong for `patience` steps in a row: above a loss, or where the
+    # discriminator's logits of real images are that far above those of reconstructions; 0: off.
+    config.guard = dict(max_loss=0.0, max_logit_gap=0.0, patience=10)
     config.best, config.best_mode = "reconstruction/psnr", "max"
     return config
 
@@ -88,7 +98,10 @@ def quantizer(args) -> dict:
         return dict(name="fsq", levels=args["levels"])
     codebook = dict(codebook_size=args["codebook_size"] or 1024, channels=256)
     if args["quantizer"] == "vq":
-        return dict(name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1)
+        return dict(
+            name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1,
+            entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
+        )
     return dict(name="vq_ema", **codebook)
 
 
@@ -108,12 +121,14 @@ def _refuse_unused(args) -> None:
 
 def data(args) -> dict:
     """What is read and how it is augmented."""
+    paper = args["scale"] == "paper"
     return dict(
         source=args["data"], data_dir=args["data_dir"], size=args["size"],
         train_split="train", eval_split="validation",
         # Random resized crop and mirror image. MaskGIT's own augmentation was never published;
-        # those who compared call it weak, hence the large area.
-        transform="square", min_area=0.8, max_aspect=4 / 3, flip=True,
+        # those who compared call it weak, hence the large area. At scale=paper images are evaluated
+        # as ADM crops them, since FID is measured against ADM's reference.
+        transform="adm" if paper else "square", min_area=0.8, aspect=(3 / 4, 4 / 3), flip=True,
         eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
         workers=0, cache=False, eval_limit=0,
     )
@@ -129,7 +144,10 @@ def paper(size: int) -> dict:
         log_every=100, preview_every=5_000, checkpoint_every=5_000, keep=3,
         data=dict(workers=16),
         perceptual=dict(name="resnet50", path="resnet50.pth"),
-        evals=evals(every=50_000, features="inception", limit=0),
+        evals=evals(
+            every=50_000, features="inception", limit=0,
+            published_reference=f"VIRTUAL_imagenet{size}_labeled.npz",
+        ),
     )
 
 
@@ -147,7 +165,7 @@ def bench(size: int) -> dict:
             reconstruction=5.0, perceptual=0.0, r1_every=4, adversarial_start=1_000,
         ),
         # Pictures of clothes are not cropped: where a sleeve ends is part of what it is.
-        data=dict(eval_split="test", workers=6, cache=True, min_area=1.0, max_aspect=1.0),
+        data=dict(eval_split="test", workers=6, cache=True, min_area=1.0, aspect=(1.0, 1.0)),
         optim=dict(learning_rate=4e-4, warmup_steps=200),
         discriminator_optim=dict(learning_rate=4e-4),
         log_every=50, preview_every=2_500, checkpoint_every=2_500, keep=2,
@@ -174,20 +192,22 @@ def smoke(size: int) -> dict:
 SCALES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
-def evals(every: int, features: str, limit: int) -> dict:
+def evals(every: int, features: str, limit: int, published_reference: str = "") -> dict:
     """What is evaluated, how often, over which features; limit: of the real images, 0 for all."""
     return dict(
         codebook=dict(every=every),
-        reconstruction=dict(every=every, **distance(features, limit)),
+        reconstruction=dict(every=every, **distance(features, limit, published_reference)),
     )
 
 
-def distance(features: str, limit: int) -> dict:
+def distance(features: str, limit: int, published_reference: str = "") -> dict:
     """How images are held against real ones; see `fsq_jax.scoring.protocols` for the names."""
     return dict(
         features=features,  # inception: FID; efficientnet, random: other distances
         protocol="adm",
         weights="",  # Inception's file; "": $FSQ_JAX_INCEPTION
         reference="",  # an .npz of ADM's or of fsq_jax.reference, in place of the split
+        # What published numbers are against: those of another are called fid_own_reference.
+        published_reference=published_reference,
         reference_split="train", reference_limit=limit,
     )

@@ -8,7 +8,7 @@ Arguments, after the colon, separated by commas:
   tokenizer=PATH            workdir of the stage I run whose tokens are modelled
   token_cache=PATH          trains on tokens that `python -m fsq_jax.encode` wrote, rather than on
                             images that are encoded on the fly
-  size, data, data_dir, dtype                  as in maskgit_tokenizer.py
+  size, data, data_dir, dtype, reference       as in maskgit_tokenizer.py
   quantizer, levels, codebook_size             what `fsq_jax.describe` assumes where no
                                                tokenizer=PATH is given; a run reads them from it
 
@@ -47,7 +47,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         min_ratio=0.45,  # appendix A.4.2: more than this share of the tokens is always masked
     )
     config.sampling = dict(
-        num_steps=12, schedule="cosine", choice_temperature=4.5, guidance=0.0
+        num_steps=12, schedule="cosine", choice_temperature=4.5,
+        guidance=0.0,  # -1: what figure 4 found best for the tokenizer that is loaded
     )
     config.optim = dict(
         learning_rate=1e-4, b1=0.9, b2=0.96, weight_decay=0.045, warmup_steps=5_000,
@@ -60,11 +61,14 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     if scale == "paper":
         if config.data.source == "tfds:imagenet2012":
             config.num_classes = 1000  # known without the data at hand
-        config.sampling.guidance = 0.2 if args["quantizer"] == "fsq" else 0.1  # figure 4
+        config.sampling.guidance = -1.0
+    config.evals.generation.reference = args["reference"]
     config.accumulate = 1
     # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
     config.wandb = dict(project="", name="")
     config.fsdp = False
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
     config.best, config.best_mode = "validation/loss", "min"
     return config
 
@@ -74,7 +78,10 @@ def paper(size: int) -> dict:
     return dict(
         steps=1_000_000 if size == 128 else 2_500_000, batch_size=256, eval_batch_size=128,
         log_every=100, preview_every=10_000, checkpoint_every=5_000, keep=3,
-        evals=evals(every=100_000, features="inception", num_samples=50_000, limit=0),
+        evals=evals(
+            every=100_000, features="inception", num_samples=50_000, limit=0,
+            published_reference=f"VIRTUAL_imagenet{size}_labeled.npz",
+        ),
     )
 
 
@@ -105,11 +112,14 @@ def smoke(size: int) -> dict:
 SCALES = {"paper": paper, "bench": bench, "smoke": smoke}
 
 
-def evals(every: int, features: str, num_samples: int, limit: int) -> dict:
+def evals(
+    every: int, features: str, num_samples: int, limit: int, published_reference: str = ""
+) -> dict:
     """What is evaluated, how often; samples are balanced over the classes."""
     return dict(
         compression=dict(every=every),
         generation=dict(
-            every=every, num_samples=num_samples, **maskgit_tokenizer.distance(features, limit)
+            every=every, num_samples=num_samples,
+            **maskgit_tokenizer.distance(features, limit, published_reference),
         ),
     )

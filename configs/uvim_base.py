@@ -4,7 +4,8 @@ python -m fsq_jax.train --config=configs/uvim_base.py:scale=bench,task=depth --w
 
 Arguments, after the colon, separated by commas:
   scale=bench|smoke|paper   bench: scenes, one GPU, minutes. smoke: scenes, a CPU, seconds.
-                            paper: NYU Depth v2, ImageNet, COCO panoptic, to UViM's last number.
+                            paper: NYU Depth v2, ImageNet, COCO panoptic, the settings of UViM's
+                            code; where each number comes from: docs/fidelity.md.
   task=depth|colorization|panoptic
   quantizer=fsq|vq_ema|vq   FSQ, UViM's VQ, MaskGIT's VQ
   levels=7-5-5-5-5          FSQ's levels; default by scale
@@ -91,6 +92,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
     config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
     config.best, config.best_mode = BEST[args["task"]]
     return config
 
@@ -124,7 +127,10 @@ def quantizer(args, codeword_width: int) -> dict:
         return dict(name="fsq", levels=args["levels"])
     codebook = dict(codebook_size=args["codebook_size"], channels=codeword_width)
     if args["quantizer"] == "vq":
-        return dict(name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1)
+        return dict(
+            name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1,
+            entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
+        )
     return dict(
         name="vq_ema", **codebook, momentum=0.995, commitment_weight=0.0, standardize=True,
         split_threshold=0.0 if args["splitting"] == "false" else 0.1,
@@ -162,7 +168,7 @@ def data(args) -> dict:
     return dict(
         source=args["data"], data_dir=args["data_dir"], size=args["size"],
         train_split="train", eval_split="validation",
-        transform="uvim", min_area=0.05, max_aspect=4 / 3, flip=True,
+        transform="uvim", min_area=0.05, aspect=(0.75, 1.33), flip=True,
         eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
         workers=0, cache=False, eval_limit=0,
     )
@@ -199,7 +205,7 @@ def bench(task: str) -> dict:
         ),
         optim=dict(warmup_steps=150),
         # A scene is seen from one place, and its objects stand on the floor: no crop.
-        data=dict(workers=2, min_area=1.0, max_aspect=1.0),
+        data=dict(workers=2, min_area=1.0, aspect=(1.0, 1.0)),
         log_every=50, preview_every=1_500, checkpoint_every=1_500, keep=1,
         evals={"codebook": dict(every=1_500)} | evals(task, every=1_500, features="efficientnet"),
     )
@@ -214,7 +220,7 @@ def smoke(task: str) -> dict:
         ),
         optim=dict(warmup_steps=5),
         data=dict(
-            train_split="train[:64]", eval_split="validation[:20]", min_area=1.0, max_aspect=1.0
+            train_split="train[:64]", eval_split="validation[:20]", min_area=1.0, aspect=(1.0, 1.0)
         ),
         log_every=5, preview_every=10, checkpoint_every=10, keep=2,
         evals={"codebook": dict(every=20)} | evals(task, every=20, features="random"),
@@ -231,6 +237,8 @@ def evals(
     if task != "colorization":
         return {task: dict(every=every)}
     return {task: dict(
-        every=every, features=features, num_images=num_images, reference_split=reference_split,
-        reference_limit=5_000,
+        every=every, features=features, weights="", num_images=num_images,
+        names="",  # file of the names of the images that are coloured, one a line
+        reference_split=reference_split, reference_limit=5_000,
+        reference_names="",  # the same of the real images, in place of the split
     )}

@@ -7,6 +7,11 @@ Arguments, after the colon, separated by commas:
   scale=bench|smoke|paper   as in uvim_base.py
   task=depth|colorization|panoptic
   base=PATH                 workdir of the stage I run whose codes are modelled
+  encoder=PATH|none         weights that the image encoder starts from. UViM's, which scale=paper
+                            needs, are AugReg's ViT-L/16 of ImageNet-21k:
+                            L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz of
+                            gs://vit_models/augreg; none, the other scales' default, trains it
+                            from scratch and at the decoder's rate
   token_cache=PATH          trains on codes that `python -m fsq_jax.encode` wrote, rather than on
                             labels that are encoded on the fly
   size, data, data_dir, dtype                          as in uvim_base.py
@@ -22,14 +27,15 @@ import ml_collections
 
 from configs import arguments, uvim_base
 
-ARGUMENTS = uvim_base.ARGUMENTS | dict(base="", token_cache="")
+ARGUMENTS = uvim_base.ARGUMENTS | dict(base="", token_cache="", encoder="")
+ENCODER = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz"  # UViM's, in AugReg
 # Section C.5 of UViM's recipe: epochs over the training set.
 EPOCHS = {"depth": 50, "colorization": 50, "panoptic": 200}
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
-    workdir, token_cache = args.pop("base"), args.pop("token_cache")
+    workdir, token_cache, encoder = (args.pop(n) for n in ("base", "token_cache", "encoder"))
     stage_1 = uvim_base.get_config(arguments.text(args))
     scale, task = args["scale"], args["task"]
     config = ml_collections.ConfigDict(dict(stage="uvim_lm", seed=0))
@@ -45,15 +51,17 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         remat=False, dtype=stage_1.model.dtype,
     )
     config.sampling = dict(temperature=0.0)  # 0: the likeliest code, as UViM's evaluators do
+    encoder = encoder or (ENCODER if scale == "paper" else "none")
     config.optim = uvim_base.optimizer() | dict(
         learning_rate=1e-3, weight_decay=1e-6, clip_norm=0.0,
         # What starts from trained weights learns ten times more slowly.
-        rate_multipliers=(("encoder/.*|EmbedPatches/.*|pos_embedding_encoder", 0.1),),
+        rate_multipliers=() if encoder == "none" else (
+            ("encoder/.*|EmbedPatches/.*|pos_embedding_encoder", 0.1),
+        ),
     )
     config.ema_decay = 0.0
-    # Weights to start from: a published file, an export, a run's workdir; UViM's image encoder
-    # starts from the .npz of a ViT-L/16 (AugReg, ImageNet-21k).
-    config.init_from = ""
+    # Weights to start from: a published file, an export, a run's workdir, or an encoder's alone.
+    config.init_from = "" if encoder == "none" else encoder
     config.data = stage_1.data.to_dict()
     config.update(SCALES[scale](task))
     # The task's own evaluator, as stage I is evaluated, and the training loss on held-out images.
@@ -63,6 +71,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Weights & Biases beside TensorBoard: a project switches it on; the name is the workdir's.
     config.wandb = dict(project="", name="")
     config.fsdp = False
+    config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
+    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
     return config
 
@@ -84,8 +94,7 @@ def bench(task: str) -> dict:
         model=dict(
             patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024
         ),
-        # Nothing is trained beforehand here, so that all learns at one rate.
-        optim=dict(warmup_steps=150, clip_norm=1.0, rate_multipliers=()),
+        optim=dict(warmup_steps=150, clip_norm=1.0),
         log_every=50, preview_every=1_500, checkpoint_every=1_500, keep=1,
     )
 

@@ -77,7 +77,7 @@ def spread_images(predictor: Predictor, num_images: int) -> dict[str, np.ndarray
     _, plain = inputs.transforms_of(predictor.config)
     wanted = np.arange(num_images) * len(dataset) // num_images
     images = np.stack([plain(dataset[int(index)], None)["image"] for index in wanted])
-    rows = -(-num_images // predictor.batch_size) * predictor.batch_size
+    rows = -(-num_images // predictor.rows) * predictor.rows
     return {"image": np.resize(images, (rows, *images.shape[1:]))}
 
 

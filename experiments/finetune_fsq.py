@@ -45,7 +45,7 @@ def make_config(quantizer: str, steps: int, size: int):
     config.ema_decay = 0.95
     config.data.update(
         train_split="train[:1000]", eval_split="validation[:128]", cache=True,
-        min_area=1.0, max_aspect=1.0,
+        min_area=1.0, aspect=(1.0, 1.0),
     )
     config.update(dict(
         steps=steps, batch_size=16, eval_batch_size=64, log_every=max(1, steps // 40),

@@ -53,7 +53,8 @@ def sweep(
                 settings.reference_split, settings.reference_limit, settings.reference
             )
         values, told = network.measure(
-            sample_moments(run, network, number), real, sampling=dict(run.facts.sampling),
+            sample_moments(run, network, number), real,
+            settings.get("published_reference", ""), sampling=dict(run.facts.sampling),
             seed=run.seed, class_balance=balance(number, run.facts.num_classes),
         )
         found.append(
@@ -61,7 +62,8 @@ def sweep(
             | {f"sampling/{name}": value for name, value in values.items()}
             | {"protocol": {"sampling": dict(run.protocol) | told}}
         )
-        log(f"guidance {strength}: {network.metric} {values[network.metric]:.3f}")
+        distance = next(iter(values))
+        log(f"guidance {strength}: {distance} {values[distance]:.3f}")
         write_json(partial, found)
     write_json(out, found)
 

@@ -100,6 +100,12 @@ def define_flags(experiments: Sequence[str] = ()) -> None:
     flags.DEFINE_string("workdir", "", "Folder of the runs; runs/SCALE by default.")
     flags.DEFINE_string("out", "experiments/results", "Folder of the results.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+    flags.DEFINE_string(
+        "encoder", "", "Of scale=paper: weights of UViM's stage II alone, AugReg's file or none."
+    )
+    flags.DEFINE_string(
+        "adm_references", "", "Of scale=paper: folder of ADM's VIRTUAL_imagenet*_labeled.npz."
+    )
     flags.DEFINE_integer("per_gpu", 1, "Runs at once on a GPU.", lower_bound=1)
     flags.DEFINE_float("seconds", 0.0, "When to stop; 0: when all is done.", lower_bound=0.0)
     flags.DEFINE_list("only", [], "Beginnings of names of runs: these, and what they need.")
@@ -113,7 +119,10 @@ def define_flags(experiments: Sequence[str] = ()) -> None:
 def options_of(values, changes: Sequence[str]) -> Options:
     """The options that the flags name; `changes` is what follows "--"."""
     workdir = values.workdir or f"runs/{values.scale}"
-    return Options(values.scale, workdir, values.seeds, values.data_dir, tuple(changes))
+    return Options(
+        values.scale, workdir, values.seeds, values.data_dir, values.encoder,
+        values.adm_references, tuple(changes),
+    )
 
 
 def run_all(names: Sequence[str], values, changes: Sequence[str]) -> None:

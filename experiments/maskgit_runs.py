@@ -79,10 +79,17 @@ def arguments(options: Options, facts: Mapping, pixels: int) -> str:
         quantizer = f"quantizer=vq,codebook_size={facts['codebook_size']}"
     folder = f",data_dir={options.data_dir}" if options.data_dir else ""
     data = {
-        "paper": f"size={pixels}{folder}",
+        "paper": f"size={pixels}{folder}{_reference(options, pixels)}",
         "bench": f"data=arrays:{os.path.join(options.workdir, DATA)}", "smoke": "data=scenes",
     }
     return f"scale={options.scale},{quantizer},{data[options.scale]}"
+
+
+def _reference(options: Options, pixels: int) -> str:
+    """The configs' argument that names ADM's file, where there is one."""
+    file = f"VIRTUAL_imagenet{pixels}_labeled.npz"
+    folder = options.adm_references
+    return f",reference={os.path.join(folder, file)}" if folder else ""
 
 
 def tokenizer(

@@ -12,6 +12,8 @@ class Options:
       workdir: gets a folder for each run.
       seeds: how many seeds of a run that is repeated.
       data_dir: where TFDS keeps its data sets.
+      encoder: of scale=paper: what UViM's stage II starts from, a path or "none".
+      adm_references: of scale=paper: folder of ADM's VIRTUAL_imagenet*_labeled.npz; "" for none.
       changes: further arguments of every training run ("--config.steps=10").
     """
 
@@ -19,4 +21,6 @@ class Options:
     workdir: str = "runs/bench"
     seeds: int = 3
     data_dir: str = ""
+    encoder: str = ""
+    adm_references: str = ""
     changes: tuple[str, ...] = ()

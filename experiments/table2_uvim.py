@@ -149,9 +149,10 @@ def _lm(options: Options, row: Row, base: Run, seed: int) -> Run:
     name = f"{row.name}_lm_s{seed}"
     path = os.path.join(options.workdir, name)
     weights = os.path.join(options.workdir, base.name, maskgit_runs.WEIGHTS)
+    encoder = f",encoder={options.encoder}" if options.encoder else ""
     train = (
         "-m", "fsq_jax.train",
-        f"--config=configs/uvim_lm.py:{_arguments(options, row)},base={weights}",
+        f"--config=configs/uvim_lm.py:{_arguments(options, row)},base={weights}{encoder}",
         f"--workdir={path}", f"--config.seed={seed}", *options.changes,
     )
     commands = [("results.json", train)]

@@ -15,14 +15,14 @@ import shutil
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 from fsq_jax.data import token_cache
 from fsq_jax.runs import inputs
 from fsq_jax.runs.frozen import load_stage_1
-from fsq_jax.runtime import cli, sharding
-from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime import cli, outputs, sharding
+from fsq_jax.runtime.files import write_json, written_whole
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 
 
@@ -44,6 +44,7 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     folder = os.path.join(out, "train")
     if os.path.exists(folder):
         raise UserError(f"{folder!r} is there already; remove it, or name another --out.")
+    outputs.check_folder(folder)
     trained = load_stage_1(workdir, step=step)
     config, mesh = trained.config, sharding.make_mesh()
     data = config.data
@@ -55,9 +56,11 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     tokens_NVL, labels_N = [], None
     for view in range(views):
         transform = token_cache.view(augment, plain, config.seed, view, views)
-        batches = inputs.every_record(config, dataset, transform)
+        batches = inputs.every_record(
+            config, dataset, transform, rows=sharding.padded(config.eval_batch_size, mesh)
+        )
         rows, labels = [], []
-        for batch in tqdm.tqdm(batches, desc=f"view {view + 1} of {views}", disable=None):
+        for batch in tracked(batches, f"view {view + 1} of {views}", config.eval_batch_size):
             put = sharding.put_batch(batch, mesh)
             indices, label, mask = sharding.to_host(
                 (to_tokens(variables, put), put["label"], put["mask"])
@@ -84,8 +87,9 @@ def _write(folder: str, tokens_NVL: np.ndarray, labels_N: np.ndarray, meta: dict
     partial = folder + ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
-    np.save(os.path.join(partial, "tokens.npy"), tokens_NVL.astype(np.int32))
-    np.save(os.path.join(partial, "labels.npy"), labels_N.astype(np.int32))
+    for name, array in (("tokens", tokens_NVL), ("labels", labels_N)):
+        with written_whole(os.path.join(partial, f"{name}.npy"), "wb") as file:
+            np.save(file, array.astype(np.int32))
     write_json(os.path.join(partial, "meta.json"), meta)
     os.rename(partial, folder)
 

@@ -9,7 +9,8 @@ python -m fsq_jax.evaluate --workdir=tokenizer_imagenet256_checkpoint --data_dir
 python -m fsq_jax.evaluate --workdir=maskgit_imagenet256_checkpoint \
     --stage_1=tokenizer_imagenet256_checkpoint --evals=generation --out=results.json
 
-Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports.
+Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports; of the Hugging Face hub, too,
+as hf:OWNER/NAME[/FILE][@REVISION].
 """
 
 import jax
@@ -19,10 +20,11 @@ from fsq_jax import evaluators, runs
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.reports import codebook as codebook_page
 from fsq_jax.runs.config import data_overrides, parse_overrides
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import cli, outputs, sharding
 from fsq_jax.runtime.files import write_json
+from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError, did_you_mean
-from fsq_jax.runtime.workdir import save_results
+from fsq_jax.runtime.workdir import save_results, with_overrides
 
 
 def evaluate(
@@ -34,23 +36,37 @@ def evaluate(
     Args:
       path, stage_1, step, overrides: see `runs.load`.
       names: which of `config.evals`; all by default.
-      out: JSON file that gets them, too.
+      out: JSON file that gets them, too, and nothing else.
 
     Raises:
       UserError: there are no such weights, or the config has no such evaluator.
     """
+    outputs.check_file(out)
     predictor = runs.load(path, stage_1, step, overrides)
-    results = measure(predictor, names)
+    kept = predictor.workdir and _check_workdir(predictor.workdir, out)
+    results = with_overrides(measure(predictor, names), overrides or {})
     if jax.process_index() == 0:
         for name, result in results.items():  # first of all: a full disk costs none of them
             print(f"{name}: {result['value']:.6g}", flush=True)
-        if predictor.workdir:
-            save_results(predictor.workdir, results)
         if out:
             write_json(out, results)
-    if "codebook/usage" in results and predictor.workdir:
+        if kept:
+            save_results(predictor.workdir, results)
+    if "codebook/usage" in results and kept:
         codebook_page.write(predictor)
     return results
+
+
+def _check_workdir(workdir: str, out: str) -> bool:
+    """Whether the run's folder takes the results; a UserError where nothing else would."""
+    try:
+        outputs.check_folder(workdir)
+    except UserError as error:
+        if not out:
+            raise UserError(f"{str(error).rstrip('.')}; give --out=FILE for the results.") from None
+        log(f"{error} The results are in {out} alone.")
+        return False
+    return True
 
 
 def measure(predictor: Predictor, names: list[str] | None = None) -> dict[str, dict]:

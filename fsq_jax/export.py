@@ -12,10 +12,11 @@ README.md, which says what each file's SHA-256 is, and, by --format:
   jax-export    a compiled-anywhere function a file, weights inside, for CPU, CUDA and TPU. Of a
                 tokenizer encode.jax (images float32 [B,H,W,3] in [0,1] -> int32 [B,h,w]) and
                 decode.jax (back, clipped to [0,1]); of a transformer logits.jax (tokens int32
-                [B,L], the class first -> float32 [B,L,codes]). Any batch size. They need JAX alone:
-                jax.export.deserialize(open("encode.jax", "rb").read()).call(images)
+                [B,L], the class first -> float32 [B,L,codes]). Any batch size. They need JAX and
+                flatbuffers: jax.export.deserialize(open("encode.jax", "rb").read()).call(images)
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -29,9 +30,9 @@ from fsq_jax.formats import hub, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
-from fsq_jax.runtime import cli
+from fsq_jax.runtime import cli, outputs
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.runtime.workdir import load_results
+from fsq_jax.runtime.workdir import load_results, of_step
 from fsq_jax.stages import maskgit_tokenizer
 
 FORMATS = ("safetensors", "msgpack", "npz", "jax-export")
@@ -52,6 +53,9 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
     """
     if format not in FORMATS:
         raise UserError(f"{format=} is unknown; there are {', '.join(FORMATS)}.")
+    if format == "jax-export" and not importlib.util.find_spec("flatbuffers"):
+        raise UserError("jax-export is written with flatbuffers: pip install flatbuffers.")
+    outputs.check_folder(out)
     loaded = weights.load(workdir, step)
     if loaded.config is None:
         raise UserError(f"{workdir!r} is not a run; --workdir is the folder of one.")
@@ -91,9 +95,8 @@ def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: s
 
 
 def results_of(workdir: str, step: int) -> dict[str, dict]:
-    """What results.json holds of a step."""
-    results = load_results(workdir)
-    return {name: result for name, result in results.items() if result["step"] == step}
+    """What results.json holds of a step, measured with the run's own settings."""
+    return of_step(load_results(workdir), step)
 
 
 def check_format(format: str, loaded: weights.Weights) -> None:

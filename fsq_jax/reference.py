@@ -10,13 +10,13 @@ precision and recall, and `protocol`, which says as JSON how all of it was measu
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 from fsq_jax.data import pipeline, transforms
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.open import open_dataset
-from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime import cli, outputs, sharding
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols
 from fsq_jax.scoring.accumulator import Statistics
@@ -59,13 +59,13 @@ class Subset:
 def build(
     data: str, size: int, out: str, protocol: protocols.Protocol, *, split: str = "train",
     data_dir: str = "", images: int = 10_000, first: bool = False, weights: str = "",
-    batch_size: int = 128, workers: int = 0,
+    batch_size: int = 128, workers: int = 0, transform: str = "adm",
 ) -> str:
     """Writes the reference of a data set's images; returns what was written, as a sentence.
 
     Args:
       data: "tfds:NAME", "folder:PATH" or "scenes".
-      size: side in pixels of the images: the largest square in the middle, resized.
+      size: side in pixels of the images.
       out: the .npz to write.
       protocol: whose network's features they are.
       split: of the data, such as "train[:10000]".
@@ -75,11 +75,13 @@ def build(
       weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
       batch_size: over all devices.
       workers: processes that read; 0 for none.
+      transform: how images get that size, a name of `data.transforms.KINDS`: that of the runs which
+        are to be held against the reference (`data.transform`).
 
     Raises:
       UserError: for data that isn't there, or fewer than two images.
     """
-    sharding.check_batch_size(batch_size)
+    outputs.check_file(out)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
     scorer = Scorer(mesh, protocol.replace(
@@ -89,13 +91,14 @@ def build(
     if len(source) < 2:
         raise UserError(f"A reference needs at least 2 images; {data} {split} has {len(source)}.")
     subset = Subset(images, 1 if first else source.num_classes)
-    seen = gather(scorer, mesh, source, size, subset, batch_size, workers)
+    plain = transforms.evaluation(size, transform)
+    seen = gather(scorer, mesh, source, plain, subset, batch_size, workers)
     kept = subset.images()
     which = f"{0 if kept is None else len(kept)} {'first' if first else 'balanced'}"
     split = source.split + split[len(split.partition("[")[0]):]  # by the data's own name
     seen = seen.with_source(data, split=split, subset=which)
     if jax.process_index() == 0:
-        record = {**scorer.record(seen, seen, class_balance="data"), "size": size}
+        record = {**scorer.record(seen, seen, class_balance="data"), "size": size, "transform": transform}
         seen.save(out, record, kept)
     return (
         f"{out}: statistics of {seen.count} images of {data} {split} at {size} pixels, and {which} "
@@ -104,16 +107,17 @@ def build(
 
 
 def gather(
-    scorer: Scorer, mesh: jax.sharding.Mesh, source: Dataset, size: int, subset: Subset,
-    batch_size: int, workers: int,
+    scorer: Scorer, mesh: jax.sharding.Mesh, source: Dataset, transform: transforms.Transform,
+    subset: Subset, batch_size: int, workers: int,
 ) -> Statistics:
     """The statistics of all images of a source, of which `subset` gets its share."""
     batches = pipeline.eval_batches(
-        source, transforms.evaluation(size), batch_size=batch_size, workers=workers,
+        source, transform, batch_size=batch_size, workers=workers,
+        rows=sharding.padded(batch_size, mesh),
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
     seen = scorer.empty()
-    for batch in tqdm.tqdm(batches, desc="reference", disable=None):
+    for batch in tracked(batches, "reference", batch_size):
         put = sharding.put_batch(batch, mesh)
         seen = scorer.add(seen, put["image"], put["mask"])
         if rows := subset.choose(*sharding.to_host((put["label"], put["mask"]))):
@@ -130,6 +134,7 @@ def main(argv) -> None:
         protocols.named(options.protocol).over(options.features), split=options.split,
         data_dir=options.data_dir, images=options.images, first=options.first,
         weights=options.weights, batch_size=options.batch_size, workers=options.workers,
+        transform=options.transform,
     ))
 
 
@@ -137,6 +142,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", None, "tfds:NAME, folder:PATH or scenes.", required=True)
     flags.DEFINE_integer("size", None, "Side of the images in pixels.", 1, required=True)
     flags.DEFINE_string("out", None, "The .npz to write.", required=True)
+    flags.DEFINE_enum(
+        "transform", "adm", transforms.KINDS,
+        "How images get that size; a run whose data.transform is another refuses the file.",
+    )
     flags.DEFINE_string("split", "train", "Of the data, such as train[:10000].")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
     flags.DEFINE_integer("images", 10_000, "How many images are kept, for precision and recall.", 0)

@@ -24,16 +24,16 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
-from PIL import Image
 
 from fsq_jax import runs, tasks
 from fsq_jax.data import checks, decode, transforms
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runs.config import parse_overrides
-from fsq_jax.runtime import cli, sharding
-from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime import cli, outputs, sharding
+from fsq_jax.runtime.files import written_whole
+from fsq_jax.runtime.image_grid import image_grid, save_picture
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.tasks import drawing
 from fsq_jax.tasks.unlabelled import context
@@ -51,17 +51,16 @@ def sample(
       known: {"tokens" [L], "known" [L] bool}: tokens that are given and stay (in-painting).
     """
     key, images = jax.random.key(seed), []
-    rows = predictor.batch_size // jax.process_count()
+    rows = np.array(predictor.own_rows)
     starts = range(0, len(labels_N), predictor.batch_size)
-    for i, start in enumerate(tqdm.tqdm(starts, desc="sampling", disable=None)):
-        first = start + jax.process_index() * rows
-        # The last batch is filled up with its first label, and cut afterwards.
-        index = np.arange(first, first + rows)
-        batch = {"label": labels_N[np.where(index < len(labels_N), index, start)].astype(np.int32)}
+    for i, start in enumerate(tracked(starts, "sampling", predictor.batch_size)):
+        # A batch is filled up with its first label, and cut afterwards.
+        given = (rows < predictor.batch_size) & (start + rows < len(labels_N))
+        batch = {"label": labels_N[np.where(given, start + rows, start)].astype(np.int32)}
         for name, value_L in (known or {}).items():
-            batch[name] = np.broadcast_to(value_L, (rows, len(value_L)))
+            batch[name] = np.broadcast_to(value_L, (len(rows), len(value_L)))
         out = predictor.predict["sample"](predictor.state, predictor.put(batch), jax.random.fold_in(key, i))
-        images.append(sharding.to_host(out["image"]))
+        images.append(sharding.to_host(out["image"])[: predictor.batch_size])
     return np.concatenate(images)[: len(labels_N)]
 
 
@@ -123,7 +122,7 @@ def known_tokens(predictor: Predictor, image_path: str, mask_path: str) -> dict[
     patch = size // side
     white = read["mask"].mean(-1) > 0.5
     redrawn = white.reshape(side, patch, side, patch).any(axis=(1, 3)).reshape(-1)
-    rows = predictor.batch_size // jax.process_count()
+    rows = len(predictor.own_rows)
     batch = {"image": np.broadcast_to(read["image"], (rows, size, size, 3))}
     out = predictor.predict["tokens"](predictor.state, predictor.put(batch), jax.random.key(0))
     return {"tokens": sharding.to_host(out["tokens"])[0], "known": ~redrawn}
@@ -145,9 +144,9 @@ def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> di
     if predictor.config.stage != "uvim_lm":
         raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
     image = as_evaluated(predictor.config, read_image(image_path))
-    rows = predictor.batch_size // jax.process_count()
+    rows = np.array(predictor.own_rows)
     batch = predictor.put({
-        "image": np.broadcast_to(image, (rows, *image.shape)), "mask": np.arange(rows) == 0
+        "image": np.broadcast_to(image, (len(rows), *image.shape)), "mask": rows == 0
     })
     return _pictures(predictor.config, [(batch, predictor.predict["prediction"](predictor.state, batch,
                                                                jax.random.key(predictor.seed)))])
@@ -176,6 +175,10 @@ def main(argv) -> None:
     options = flags.FLAGS
     if not options.out and not options.npz:
         raise UserError("Nothing would be written: give --out=grid.png, --npz=FILE, or both.")
+    if options.out and os.path.abspath(options.out) == os.path.abspath(options.npz or ""):
+        raise UserError(f"--out and --npz are one file, {options.out!r}; give two names.")
+    outputs.check_picture(options.out)
+    outputs.check_file(options.npz)
     overrides = parse_overrides(options.set)
     predictor = runs.load(options.workdir, options.stage_1, options.step, overrides)
     stage = predictor.config.stage
@@ -223,14 +226,14 @@ def write(picture: np.ndarray, arrays: dict[str, np.ndarray], out: str, npz: str
     """Saves the picture at `out`, and the arrays, images as uint8, at `npz`; "" for neither."""
     if jax.process_index() != 0:
         return
-    for path in filter(None, (out, npz)):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    if out:
-        Image.fromarray(picture).save(out)
-    if npz:
-        np.savez(npz, **{name: _as_saved(array) for name, array in arrays.items()})
     shape = " x ".join(map(str, next(iter(arrays.values())).shape))
-    print(f"{' and '.join(filter(None, (out, npz)))}: {shape}")
+    if npz:  # before the picture, which is made of them
+        with written_whole(npz, "wb") as file:
+            np.savez(file, **{name: _as_saved(array) for name, array in arrays.items()})
+        print(f"{npz}: {shape}", flush=True)
+    if out:
+        save_picture(out, picture)
+        print(f"{out}: {shape}", flush=True)
 
 
 def _as_saved(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ JSON has each number with its whole protocol. --beside puts older scores in the 
 refuses those that were measured differently.
 """
 
-import json
 import os
 
 import jax
@@ -18,7 +17,8 @@ import tqdm
 from absl import flags
 
 from fsq_jax.reports import html
-from fsq_jax.runtime import bounded, cli, sharding
+from fsq_jax.runtime import bounded, cli, outputs, sharding
+from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, protocols, reference_file
@@ -42,7 +42,6 @@ def score(
     Raises:
       UserError: for images or statistics that can't be read, or don't fit each other.
     """
-    sharding.check_batch_size(batch_size)
     images = image_sets.open_images(samples)
     size = images.height, images.width
     of_statistics = is_statistics(reference)
@@ -127,17 +126,18 @@ def main(argv) -> None:
     del argv
     options = flags.FLAGS
     sharding.initialize_distributed()
+    outputs.check_file(options.json)
     older = {path: read_scores(path) for path in options.beside}
     protocol = protocols.named(options.protocol).over(options.features)
     results = score(
         options.samples, options.reference, protocol, options.weights, options.batch_size
     )
     if jax.process_index() == 0:
+        print(table({options.samples: results}).text(), flush=True)
         if options.json:
-            os.makedirs(os.path.dirname(os.path.abspath(options.json)), exist_ok=True)
-            with open(options.json, "w") as file:
-                json.dump(results, file, indent=2)
-        print(table({options.samples: results} | older).text())
+            write_json(options.json, results)
+        if older:
+            print(f"\n{table({options.samples: results} | older).text()}")
 
 
 if __name__ == "__main__":

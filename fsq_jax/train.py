@@ -11,6 +11,7 @@ from fsq_jax import evaluators, runs
 from fsq_jax.reports import run as run_page
 from fsq_jax.runs import inputs, predictor
 from fsq_jax.runtime import cli, sharding
+from fsq_jax.runtime.guard import Guard
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.preemption import StopSignal
 from fsq_jax.runtime.progress import Progress, StepReporter, log
@@ -21,16 +22,19 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     """Trains to `config.steps`; returns the results of the evaluations, as in results.json.
 
     Raises:
-      UserError: the config can't be run, or `workdir` holds a run of another config.
-      NonFiniteError: a metric is not finite; the checkpoints before it are kept.
+      UserError: the config can't be run, `workdir` holds a run of another config, or another
+        training is at work in it.
+      NonFiniteError, GuardError: a metric is not finite, or beyond `config.guard`; the checkpoints
+        before it are kept.
     """
+    guard = Guard(**config.guard)
     run = runs.begin(config, workdir)
     config, mesh = run.config, run.mesh
     main_host = jax.process_index() == 0
     writer = MetricWriter(workdir, step=run.first, active=main_host, config=config.to_dict())
     progress = Progress(config.steps, initial=run.first, title=config.stage, active=main_host)
-    reporter = StepReporter(writer, progress, config.log_every, config.batch_size)
-    preview_batch = sharding.put_batch(inputs.preview_batch(config), mesh)
+    reporter = StepReporter(writer, progress, config.log_every, config.batch_size, guard)
+    preview_batch = sharding.put_batch(inputs.preview_batch(config, mesh), mesh)
     stop = StopSignal()
 
     def save(step, results):
@@ -71,11 +75,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         if run.first == config.steps and not is_evaluated(workdir, run.first):
             evaluate(run.first, only_due=False)  # training was done, but not this
         reporter.flush()
+    except Exception as error:
+        run.watch.wait_for_verdict(error)
+        raise
     finally:
         run.checkpoints.close()  # waits until what was begun is written
         progress.close()
         writer.close()
-        run.batches.close()
+        run.resources.close()
         stop.close()
     return load_results(workdir)
 

@@ -2,7 +2,7 @@
 # Trains on all hosts of a Cloud TPU pod slice; started again, it goes on from the last checkpoint.
 #
 #   scripts/tpu_pod.sh POD ZONE --config=configs/maskgit_tokenizer.py:scale=paper \
-#       --workdir=gs-mount/runs/tokenizer
+#       --workdir=/mnt/runs/tokenizer
 #
 # Copies this checkout to every host, installs it there with [tpu] and starts the same command on
 # each; JAX finds the other hosts by itself. The workdir lies where all hosts see it (a Filestore or

@@ -15,6 +15,8 @@ from fsq_jax import describe
 from fsq_jax.data import scenes
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runtime import cli
+from fsq_jax.stages import maskgit_transformer as maskgit_transformer_stage
+from fsq_jax.stages import stage_1
 from tests import tiny
 
 CONFIGS = {
@@ -133,21 +135,46 @@ def test_paper_tokenizer(size, steps, batch_size):
     assert config.evals.reconstruction.reference_limit == 0
     vq = maskgit_tokenizer.get_config(f"scale=paper,size={size},quantizer=vq")
     assert vq.quantizer.to_dict() == dict(
-        name="vq", codebook_size=1024, channels=256, commitment_weight=0.25, entropy_weight=0.1
+        name="vq", codebook_size=1024, channels=256, commitment_weight=0.25, entropy_weight=0.1,
+        entropy_group=vq.quantizer.entropy_group,  # not the paper's: docs/fidelity.md
     )
+    assert config.data.transform == "adm"
+    assert config.evals.reconstruction.published_reference == f"VIRTUAL_imagenet{size}_labeled.npz"
+    given = maskgit_tokenizer.get_config(f"scale=paper,size={size},reference=a/b.npz")
+    assert given.evals.reconstruction.reference == "a/b.npz"
 
 
 @pytest.mark.parametrize("size, steps", [(256, 2_500_000), (128, 1_000_000)])
-@pytest.mark.parametrize("quantizer, guidance", [("fsq", 0.2), ("vq", 0.1)])
-def test_paper_transformer(size, steps, quantizer, guidance):
+@pytest.mark.parametrize("quantizer", ["fsq", "vq"])
+def test_paper_transformer(size, steps, quantizer):
     config = maskgit_transformer.get_config(f"scale=paper,size={size},quantizer={quantizer}")
     check(config, PAPER_TRANSFORMER | {
-        "steps": steps, "batch_size": 256, "data.size": size, "sampling.guidance": guidance,
+        "steps": steps, "batch_size": 256, "data.size": size, "sampling.guidance": -1,
     })
     assert config.evals.generation.to_dict() == dict(
         every=100_000, features="inception", protocol="adm", weights="", reference="",
         num_samples=50_000, reference_split="train", reference_limit=0,
+        published_reference=f"VIRTUAL_imagenet{size}_labeled.npz",
     )
+    given = maskgit_transformer.get_config(f"scale=paper,size={size},reference=a/b.npz")
+    assert given.evals.generation.reference == "a/b.npz"
+
+
+@pytest.mark.parametrize("size, guidance, quantizer, stands_for", [
+    (256, -1, "fsq", 0.2), (256, -1, "vq", 0.1), (128, -1, "fsq", 0.0), (128, -1, "vq", 0.0),
+    (256, 0.0, "fsq", 0.0), (128, 1.5, "vq", 1.5),
+])
+def test_guidance_is_that_of_the_tokenizer_that_is_loaded(size, guidance, quantizer, stands_for):
+    """Whatever the argument `quantizer` says: figure 4's, and none where the paper states none."""
+    said = "vq" if quantizer == "fsq" else "fsq"
+    config = maskgit_transformer.get_config(f"scale=paper,size={size},quantizer={said}")
+    config.sampling.guidance = float(guidance)
+    loaded = maskgit_tokenizer.get_config(f"scale=paper,size={size},quantizer={quantizer}")
+    tokenizer = stage_1.make(loaded, None)
+    made = maskgit_transformer_stage.make(config, tokenizer)
+    assert made.facts.sampling["guidance"] == stands_for
+    assert made.recorded["sampling.guidance"] == stands_for
+    assert config.sampling.guidance == guidance
 
 
 def test_paper_is_256_pixels_by_default_and_no_third_size():
@@ -194,7 +221,7 @@ PAPER_BASE = {
     "model.dtype": "float32", "optim.name": "adafactor", "optim.b1": 0.9, "optim.b2": 0.95,
     "optim.clip_norm": 1.0, "optim.warmup_steps": 4_000, "optim.schedule": "cosine",
     "ema_decay": 0.0, "seed": 0, "batch_size": 1024, "accumulate": 1, "data.size": 512,
-    "data.transform": "uvim", "data.min_area": 0.05, "data.max_aspect": 4 / 3, "data.flip": True,
+    "data.transform": "uvim", "data.min_area": 0.05, "data.aspect": (0.75, 1.33), "data.flip": True,
     "data.eval_split": "validation", "data.eval_limit": 0,
 }
 PAPER_LM = {
@@ -227,6 +254,13 @@ def test_paper_uvim(task, source, split, steps, lm_steps, rate, decay):
     lm = uvim_lm.get_config(f"scale=paper,task={task}")
     check(lm, PAPER_LM | data | {"steps": lm_steps})
     assert lm.task == config.task and lm.stage_1.model == config.model
+    assert lm.init_from == uvim_lm.ENCODER == (
+        "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz"
+    )
+    scratch = uvim_lm.get_config(f"scale=paper,task={task},encoder=none")
+    assert (scratch.init_from, scratch.optim.rate_multipliers) == ("", ())
+    given = uvim_lm.get_config(f"scale=paper,task={task},encoder=a/b.npz")
+    assert given.init_from == "a/b.npz" and given.optim == lm.optim
     ((names, factor),) = lm.optim.rate_multipliers
     assert factor == 0.1 and re.fullmatch(names, "encoder/encoderblock_0/LayerNorm_0/scale")
     assert not re.fullmatch(names, "decoder/LogitsDense/kernel")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fsq_jax import train
-from fsq_jax.runs import inputs, predictor
+from fsq_jax.runs import inputs
 from fsq_jax.runtime import checkpoint, sharding
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.workdir import load_config, load_results
@@ -113,7 +113,7 @@ def test_what_is_not_finite_is_never_saved(finished, tmp_path, monkeypatch):
 
     whole = inputs.train_batches
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "train_batches", lambda config: Poisoned(whole(config)))
+        patch.setattr(inputs, "train_batches", lambda config: Poisoned(whole(config)))
         with pytest.raises(FloatingPointError, match="Step 4: .*loss.* not finite .*loss=nan"):
             train.train(make_config(), str(tmp_path))
     assert checkpoints(tmp_path) == [2]

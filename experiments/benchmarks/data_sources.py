@@ -113,7 +113,7 @@ def measure(num_images: int, rounds: int, folder: pathlib.Path) -> dict:
         "hf": write_hf(folder / "hf", files),
     }
     found, reads, seconds = {}, {}, {}
-    augment = transforms.augment(256, 0.8, 4 / 3, True)
+    augment = transforms.augment(256, 0.8, (3 / 4, 4 / 3), True)
     for name, spec in specs.items():
         opening = []
         for _ in range(2):  # the first time an index is built

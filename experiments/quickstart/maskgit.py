@@ -33,6 +33,7 @@ from fsq_jax.runtime.user_error import UserError
 LEVELS = (8, 6, 5)
 CODEBOOK_SIZE = 240  # of FSQ and VQ alike
 SAMPLES_OF_A_CLASS = 6
+MOST_CLASSES = 30  # that samples are shown of
 TITLES = {
     "fsq": "FSQ tokenizer", "vq": "VQ tokenizer",
     "fsq_tokens": "images to FSQ tokens", "fsq_maskgit": "masked transformer on FSQ tokens",
@@ -179,7 +180,8 @@ def draw(paths: dict[str, str], transformers: Sequence[str]) -> dict[str, Figure
     for quantizer in transformers:
         run = runs.load(paths[f"{quantizer}_maskgit"])
         class_names = run.dataset("train").class_names
-        labels_N = np.repeat(np.arange(len(class_names), dtype=np.int32), SAMPLES_OF_A_CLASS)
+        shown = np.unique(np.linspace(0, len(class_names) - 1, MOST_CLASSES).astype(np.int32))
+        labels_N = np.repeat(shown, SAMPLES_OF_A_CLASS)
         pictures[f"{quantizer}_samples"] = figures.samples_figure(
             sample.sample(run, labels_N), labels_N, class_names
         )

@@ -18,6 +18,7 @@ from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.workdir import is_evaluated
 
 TIMES = "times.json"
+_MOST_CACHED = 20_000  # records in memory
 QUANTIZERS = ("fsq", "vq")
 
 
@@ -28,14 +29,38 @@ def train_for(config, steps: int, batch_size: int, scale: float) -> None:
     config.log_every = max(1, steps // 100)
     config.preview_every = config.checkpoint_every = max(1, -(-steps // 4))
     config.keep = 1
-    config.data.update(
-        train_split=f"train[:{records}]", eval_split=f"validation[:{scaled(500, scale, 32)}]",
-        cache=True, min_area=1.0, max_aspect=1.0,
-    )
+    config.data.update(cache=True, min_area=1.0, aspect=(1.0, 1.0))
+    num_train = choose_split(config.data, "train_split", "train", records)
+    num_held_out = choose_split(config.data, "eval_split", "validation", scaled(500, scale, 32))
+    config.data.cache = num_train + num_held_out <= _MOST_CACHED
     for name in config.evals:
         config.evals[name].every = steps
         if "reference_limit" in config.evals[name]:
-            config.evals[name].reference_limit = min(records, 1_000)
+            # The first ones of a folder are of its first classes: there all are needed.
+            few = num_train > 1_000 and "[" in config.data.train_split
+            config.evals[name].reference_limit = 1_000 if few else 0
+    if num_held_out < 2 and config.evals.get("reconstruction", {}).get("features"):
+        log(f"{config.data.source} has one held-out image: no Fréchet distance is measured.")
+        config.evals.reconstruction.features = ""
+    if num_train < 4 and "generation" in config.evals:
+        log(f"{config.data.source} has {num_train} images to train on: samples aren't measured.")
+        del config.evals["generation"]
+
+
+def choose_split(data, key: str, name: str, most: int) -> int:
+    """Sets a split to its first `most` records; returns how many that are.
+
+    All of them are taken where there are fewer, and where the first ones are not like the rest:
+    but for the scenes and TFDS, whose records come in no order of classes.
+    """
+    data[key] = f"{name}[:{most}]"
+    if data.source.split(":")[0] == "scenes":
+        return most
+    found = len(inputs.open_split(data, name))
+    if found <= most or not data.source.startswith("tfds:"):
+        data[key] = name
+        return found
+    return most
 
 
 def described(config) -> str:

@@ -47,12 +47,32 @@ class Dataset:
         first, last = splits.span(split, len(self), where, endless)
         return dataclasses.replace(self, start=self.start + first, stop=self.start + last)
 
+    def chosen(self, indices: Sequence[int]) -> "Dataset":
+        """These records of the data set, in this order."""
+        where = tuple(self.start + int(index) for index in indices)
+        records = _Chosen(self.records, where)
+        return dataclasses.replace(self, records=records, start=0, stop=len(where))
+
+    def file_name(self, index: int) -> str:
+        """The name of the file that record `index` was made from, without folders.
+
+        Read without decoding its image. Raises UserError where the records have no such names.
+        """
+        name = _file_name(self.records, self.start + int(index))
+        if not name:
+            raise UserError(f"The records of {self.name} {self.split} have no file names.")
+        return pathlib.PurePosixPath(name).name
+
     def cached(self, features: Sequence[str] = ()) -> "Dataset":
         """The same records, kept in memory once read: image, label, tokens and `features`."""
         crowd = ["crowd"] if "segments" in features else []  # says which segments are no matches
         kept = frozenset(("image", "label", "tokens_VL", *features, *crowd))
         return dataclasses.replace(self, records=_Cached(self.records, kept))
 
+    def spread(self, num: int) -> "Dataset":
+        """`num` of these records at most, evenly spaced: of a folder, images of all classes."""
+        num = min(num, len(self))
+        return self.chosen([i * len(self) // num for i in range(num)])
 
     def mapped(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
         """The same records as a function leaves them; it travels to workers with the source."""
@@ -69,6 +89,23 @@ class _Mapped:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.function(self.records[index])
 
+    def file_name(self, index: int) -> str:
+        return _file_name(self.records, index)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Records of which only some are left, in an order of their own."""
+
+    records: Any
+    indices: tuple[int, ...]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.records[self.indices[index]]
+
+    def file_name(self, index: int) -> str:
+        return _file_name(self.records, self.indices[index])
+
 
 class _Cached:
     """Records kept in memory once read, with the wanted features only."""
@@ -84,6 +121,14 @@ class _Cached:
             record = self._records[index]
             self._memory[index] = {name: record[name] for name in record if name in self._kept}
         return dict(self._memory[index])
+
+    def file_name(self, index: int) -> str:
+        return _file_name(self._records, index)
+
+
+def _file_name(records: Any, index: int) -> str:
+    """The name that the records underneath give; "" where they have none."""
+    return records.file_name(index) if hasattr(records, "file_name") else ""
 
 
 def existing_folder(path: str, kind: str) -> pathlib.Path:

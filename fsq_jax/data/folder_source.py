@@ -59,6 +59,10 @@ class _FolderRecords:
     files: list[str]
     labels: list[int]
 
+    def file_name(self, index: int) -> str:
+        """The file that record `index` is, with its sub-folder."""
+        return self.files[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.folder / self.files[index]
         try:

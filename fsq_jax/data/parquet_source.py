@@ -43,7 +43,7 @@ def open_source(pattern: str, split: str) -> Dataset:
     classes = shard_classes.of(train, where)
     labels = shard_classes.numbers(index, classes, where)
     compressed = float((index.rows["offset"] < 0).mean())
-    if compressed > 0.5:
+    if compressed > 0.5 and split == "train":
         log(f"{where} is compressed: shuffled, each image costs the reading of its row group.")
     columns = tuple(fact["image"] for fact in index.facts)
     records = _ParquetRecords(index, columns)

@@ -31,6 +31,7 @@ from fsq_jax.runtime.user_error import UserError
 
 Batch = dict[str, np.ndarray]
 
+_ENDLESS = 2**50  # records of training, more than any run sees
 _MAX_THREADS = 2  # Python's lock lets few of them work at once; workers are for more
 
 
@@ -58,7 +59,9 @@ def train_batches(
     """
     rows = _rows_per_host(batch_size, process_index, process_count)
     records = grain.MapDataset.source(_Records(source, tuple(features))).seed(seed)
-    records = records.shuffle().repeat().random_map(_Transformed(transform, tuple(features)))
+    # Grain's own endless length can't be rounded to whole batches in its floats.
+    records = records.shuffle().repeat(max(1, _ENDLESS // len(source)))
+    records = records.random_map(_Transformed(transform, tuple(features)))
     batches = records[process_index::process_count].batch(rows)
     return TrainBatches(batches, start, workers, prefetch)
 
@@ -97,6 +100,7 @@ def eval_batches(
     transform: Transform,
     *,
     batch_size: int,
+    rows: int = 0,
     limit: int | None = None,
     workers: int = 0,
     prefetch: int = 4,
@@ -106,11 +110,14 @@ def eval_batches(
 ) -> "EvalBatches":
     """Batches of the first `limit` records (all by default) in their order, each exactly once.
 
-    The last batch is filled up with copies whose mask is False. Every host gets the same number of
-    batches; host h the h-th block of rows of each. Iterate over the result as often as needed;
+    Each batch has `batch_size` of them, and is filled up to `rows` (as many, by default) with
+    copies whose mask is False, as is the last one. Every host gets the same number of batches; host h the
+    h-th block of rows of each. Iterate over the result as often as needed;
     `len` is the number of batches. Raises as `train_batches` does.
     """
-    rows = _rows_per_host(batch_size, process_index, process_count)
+    if not 1 <= batch_size <= (rows or batch_size):
+        raise UserError(f"{batch_size=} must be at least 1, and no more than {rows=}.")
+    rows = _rows_per_host(rows or batch_size, process_index, process_count)
     length = len(source) if limit is None else min(limit, len(source))
     if length < 1:
         raise UserError(f"There is no record to evaluate: {limit=}, {len(source)=}.")
@@ -235,8 +242,10 @@ class _Padded:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch, row = divmod(index, self.rows)
-        position = batch * self.batch_size + self.first_row + row
+        row += self.first_row
+        position = batch * self.batch_size + row
+        within = row < self.batch_size and position < self.length
         record = self.records[min(position, self.length - 1)]
         # A transform for evaluation draws nothing; one that does is the same on any host.
         row = self.transformed(record, np.random.default_rng(position))
-        return row | {"mask": np.bool_(position < self.length)}
+        return row | {"mask": np.bool_(within)}

@@ -17,6 +17,7 @@ from fsq_jax.data.splits import listed, resolve
 from fsq_jax.runtime.user_error import UserError
 
 _COCO_THINGS = 80  # COCO lists its things before its stuff
+_FILE_NAMES = ("file_name", "image/filename")  # ImageNet's feature, COCO's
 
 
 def _prepared(data_dir: str) -> list[str]:
@@ -50,7 +51,8 @@ def open_source(name: str, split: str, data_dir: str) -> Dataset:
     known = tuple(builder.info.splits)
     split = resolve(split, known, f"tfds:{name}")
     data, names = _read(builder, name, split, shown)
-    meta = _segment_classes(builder.info.features)
+    lengths = tuple(builder.info.splits[split].shard_lengths)
+    meta = {"shard_lengths": lengths} | _segment_classes(builder.info.features)
     records = _TfdsRecords(data, f"tfds:{name} {split}", len(names), names == ("image",))
     return Dataset(f"tfds:{name}", split, names, records, 0, len(data), known, meta)
 
@@ -93,6 +95,12 @@ class _TfdsRecords:
     name: str
     num_classes: int
     unlabelled: bool
+
+    def file_name(self, index: int) -> str:
+        """What the data set calls record `index`; "" where it has no such feature."""
+        record = self.data[index]
+        name = next((record[feature] for feature in _FILE_NAMES if feature in record), "")
+        return name.decode() if isinstance(name, bytes) else str(name)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         where = f"Record {index} of {self.name}"

@@ -2,20 +2,22 @@
 
 A record's depth and segments are cropped and flipped with its image. They are resized to the
 nearest pixel, since a mean of two depths or of two classes is neither. What becomes of a record
-comes in two kinds:
+comes in three kinds:
 
-    square  crops keep their shape within `max_aspect`; without chance, the largest square in the
-            middle. The image is averaged over areas along a side that shrinks (so nothing
-            aliases), and bicubic along one that grows.
-    uvim    the whole image is squashed where it isn't cropped. The image is bilinear, and aliases
-            where it shrinks (the published models were trained so); segments get the numbers of
-            `segments.canonical` after all else.
+    square  crops have areas that are uniform; without chance, the largest square in the middle.
+            The image is averaged over areas along a side that shrinks (so nothing aliases), and
+            bicubic along one that grows.
+    adm     in training as `square`; without chance, the square in the middle as ADM cuts it, so
+            that images fit the references of ADM's suite (`adm_crop`).
+    uvim    crops are TensorFlow's distorted bounding boxes, and the whole image is squashed where
+            it isn't cropped. The image is bilinear, and aliases where it shrinks (the published
+            models were trained so); segments get the numbers of `segments.canonical` after all
+            else.
 
 Legend: H, W height and width of a record, S side of the result, V views, L tokens.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +25,14 @@ import cv2
 import numpy as np
 
 from fsq_jax.data import segments
+from fsq_jax.data.adm_crop import adm_crop, scaled_size
+from fsq_jax.data.crops import distorted_bounding_box, draw_crop
 from fsq_jax.runtime.user_error import UserError
 
 Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], Record]
 
-KINDS = ("square", "uvim")
+KINDS = ("square", "adm", "uvim")
 MAPS = ("image", "depth", "segments")  # what is laid out as [H,W,...]
 
 
@@ -55,23 +59,27 @@ def _apply_all(transforms, record, rng):
 def augment(
     size: int,
     min_area: float = 1.0,
-    max_aspect: float = 1.0,
+    aspect: tuple[float, float] = (1.0, 1.0),
     flip: bool = True,
     kind: str = "square",
 ) -> Transform:
     """The training transform: a random crop of at least `min_area` of the image (a fraction) and
-    an aspect ratio up to `max_aspect`, at S x S, flipped half of the time, float32 in [0, 1].
+    a ratio of width to height within `aspect`, at S x S, flipped half of the time, float32 in
+    [0, 1].
 
-    UViM: kind="uvim", min_area=0.05, max_aspect=4/3; with min_area=1 this kind crops nothing.
-    Raises UserError for a `min_area` outside (0, 1] or a `max_aspect` below 1.
+    UViM: kind="uvim", min_area=0.05, aspect=(0.75, 1.33), see `distorted_bounding_box`; with
+    min_area=1 this kind crops nothing. The other kinds' crop is this project's own (`draw_crop`):
+    MaskGIT's was never published.
+    Raises UserError for a `min_area` outside (0, 1], or an `aspect` that isn't 0 < low <= high.
     """
-    if not 0 < min_area <= 1 or max_aspect < 1:
-        raise UserError(f"Needs 0 < min_area <= 1 <= max_aspect, not {min_area=}, {max_aspect=}.")
+    if not 0 < min_area <= 1 or not 0 < aspect[0] <= aspect[1]:
+        raise UserError(
+            f"Needs 0 < min_area <= 1 and 0 < aspect[0] <= aspect[1], not {min_area=}, {aspect=}."
+        )
     crop = fit(size, kind)
-    if kind == "square" or min_area < 1:
+    if kind != "uvim" or min_area < 1:
         crop = functools.partial(
-            random_resized_crop, size=size, area=(min_area, 1.0), aspect=max_aspect,
-            bilinear=kind == "uvim",
+            random_resized_crop, size=size, area=(min_area, 1.0), aspect=tuple(aspect), kind=kind
         )
     return compose(crop, *([random_flip] if flip else []), *_last(kind))
 
@@ -82,15 +90,29 @@ def evaluation(size: int, kind: str = "square") -> Transform:
 
 
 def fit(size: int, kind: str = "square") -> Transform:
-    """A record at S x S: its largest square in the middle, or ("uvim") all of it, squashed.
+    """A record at S x S: its largest square in the middle ("adm": as ADM cuts it), or ("uvim") all
+    of it, squashed.
 
     Raises UserError for another kind.
     """
     if kind not in KINDS:
         raise UserError(f"{kind!r} is no kind of transform; there are {', '.join(KINDS)}.")
+    if kind == "adm":
+        return functools.partial(_adm, size=size)
     if kind == "square":
         return compose(centre_crop, functools.partial(resize, height=size, width=size))
     return functools.partial(resize, height=size, width=size, bilinear=True)
+
+
+def _adm(record: Record, rng: np.random.Generator | None = None, *, size: int) -> Record:
+    """The record as `adm_crop` cuts its image; maps come from the pixels under the same centres."""
+    height, width = scaled_size(*record["image"].shape[:2], size)
+    top, left = (height - size) // 2, (width - size) // 2
+    maps = {
+        name: resize_nearest(record[name], height, width)[top : top + size, left : left + size]
+        for name in MAPS if name in record and name != "image"
+    }
+    return record | maps | {"image": adm_crop(record["image"], size)}
 
 
 def coltran(size: int) -> Transform:
@@ -115,41 +137,21 @@ def canonical_segments(record: Record, rng: np.random.Generator | None = None) -
     return record | {"segments": segments.canonical(record["segments"])}
 
 
-def draw_crop(
-    height: int, width: int, rng: np.random.Generator, area: tuple[float, float], aspect: float
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop that lies inside of the image.
-
-    The area is uniform over `area` (fractions of the image's own), the ratio of width to height
-    log-uniform over 1/aspect to aspect, both within what fits: an image longer than `aspect` has
-    its largest area lowered to that of the largest crop of that ratio. No drawing is ever rejected.
-    """
-    shape = width / height
-    largest = min(area[1], aspect * min(shape, 1 / shape))
-    fraction = rng.uniform(min(area[0], largest), largest)
-    # A crop of ratio r is sqrt(fraction * r / shape) of the width: r may not exceed these.
-    lowest, highest = max(1 / aspect, fraction * shape), min(aspect, shape / fraction)
-    ratio = math.exp(rng.uniform(math.log(lowest), math.log(max(lowest, highest))))
-    crop_width = min(width, max(1, round(width * math.sqrt(fraction * ratio / shape))))
-    crop_height = min(height, max(1, round(height * math.sqrt(fraction * shape / ratio))))
-    top = int(rng.integers(height - crop_height + 1))
-    left = int(rng.integers(width - crop_width + 1))
-    return top, left, crop_height, crop_width
-
-
 def random_resized_crop(
     record: Record,
     rng: np.random.Generator,
     *,
     size: int,
-    area=(0.08, 1.0),
-    aspect: float = 4 / 3,
-    bilinear: bool = False,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    kind: str = "square",
 ) -> Record:
-    """A random crop of the record (see `draw_crop`), resized to S x S."""
+    """A random crop of the record ("uvim": `distorted_bounding_box`, else `draw_crop`), resized to
+    S x S."""
     height, width = record["image"].shape[:2]
-    box = draw_crop(height, width, rng, area, aspect)
-    return resize(_crop(record, *box), rng, height=size, width=size, bilinear=bilinear)
+    draw = distorted_bounding_box if kind == "uvim" else draw_crop
+    cropped = _crop(record, *draw(height, width, rng, area, aspect))
+    return resize(cropped, rng, height=size, width=size, bilinear=kind == "uvim")
 
 
 def random_flip(record: Record, rng: np.random.Generator) -> Record:

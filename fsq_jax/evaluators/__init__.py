@@ -1,6 +1,9 @@
 """What is measured on a checkpoint, by the names that `config.evals` gives."""
 
+import inspect
 from collections.abc import Mapping
+
+from jax.sharding import Mesh
 
 from fsq_jax.evaluators import (
     codebook,
@@ -15,6 +18,7 @@ from fsq_jax.evaluators import (
 )
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runtime.user_error import UserError
+from fsq_jax.stages.stage import Stage
 
 EVALUATORS = {
     "codebook": codebook.evaluate,
@@ -25,6 +29,15 @@ EVALUATORS = {
     "colorization": colorization.evaluate,
     "panoptic": panoptic.evaluate,
     "validation": validation.evaluate,
+}
+
+
+# The functions that a stage which an evaluator measures has.
+_NEEDS = {
+    "codebook": {"indices"}, "reconstruction": {"reconstruct"}, "compression": {"bits", "loss"},
+    "generation": {"sample", "tokens"}, "validation": {"loss"}, **{
+        task: {"prediction"} for task in ("depth", "colorization", "panoptic")
+    },
 }
 
 
@@ -42,7 +55,49 @@ def check(evals: Mapping[str, Mapping]) -> None:
     unknown = sorted(set(evals) - set(EVALUATORS))
     if unknown:
         raise UserError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
+    for name, arguments in evals.items():
+        if "every" not in arguments:
+            raise UserError(f"evals.{name} doesn't say how often: every=0 is at the end only.")
+        try:
+            inspect.signature(EVALUATORS[name]).bind(None, **_own(arguments))
+        except TypeError as error:
+            raise UserError(f"evals.{name}: {error}.") from None
     run_scorer.check_evals(evals)
+
+
+def check_stage(
+    evals: Mapping[str, Mapping], stage: Stage, mesh: Mesh, size: int, task: str = ""
+) -> None:
+    """Raises a UserError where evaluators could refuse, after a training, what it has made.
+
+    Args:
+      evals: `config.evals`.
+      stage: what is trained.
+      mesh: its devices.
+      size: of its images in pixels.
+      task: of UViM's stages, which have an evaluator of that name.
+    """
+    fitting = sorted(
+        name for name, needs in _NEEDS.items()
+        if needs <= set(stage.predict) and (name == task or needs != {"prediction"})
+    )
+    for name, arguments in evals.items():
+        if name not in fitting:
+            raise UserError(
+                f"evals.{name} can't measure what this stage does; it is evaluated by "
+                f"{', '.join(fitting)}."
+            )
+        if name == "generation":
+            generation.check(arguments)
+        if name == "colorization":
+            colorization.check(arguments, size)
+        if arguments.get("reference"):
+            run_scorer.check_reference(arguments, name == "generation", mesh, size)
+
+
+def _own(arguments: Mapping) -> dict:
+    """An evaluator's own arguments."""
+    return {name: value for name, value in arguments.items() if name != "every"}
 
 
 def evaluate(evals: Mapping[str, Mapping], predictor: Predictor, step: int | None = None) -> dict[str, dict]:
@@ -60,11 +115,9 @@ def evaluate(evals: Mapping[str, Mapping], predictor: Predictor, step: int | Non
     check(evals)
     results = {}
     for name, arguments in evals.items():
-        arguments = dict(arguments)
-        every = arguments.pop("every")
-        if step is not None and not _is_due(every, step):
+        if step is not None and not _is_due(arguments["every"], step):
             continue
-        values, protocol = EVALUATORS[name](predictor, **arguments)
+        values, protocol = EVALUATORS[name](predictor, **_own(arguments))
         for metric, value in values.items():
             results[metric] = {
                 "value": value, "protocol": predictor.protocol | protocol, "step": predictor.step

@@ -1,7 +1,7 @@
 """Trained weights with all that is needed to predict and to measure: what evaluators are given."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.transforms import Transform
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.progress import tracked
 from fsq_jax.stages.stage import Stage, StageFacts, TrainState
 
 
@@ -25,6 +26,7 @@ class Predictor:
       state: a `TrainState` on the mesh.
       batches: (split, limit, transform) -> the records of a split, each once, as padded NumPy
         batches with "mask"; limit 0 is no limit, and transform None the run's own for evaluation.
+        In place of a split, a data set: records chosen from what `dataset` gives.
       dataset: split -> the records that `batches` are made of, at their own size: row i of all
         batches is record i.
       mesh: where batches go.
@@ -38,7 +40,7 @@ class Predictor:
     stage: Stage
     predict: Mapping[str, Callable]
     state: TrainState
-    batches: Callable[..., Iterable[dict[str, np.ndarray]]]
+    batches: Callable[..., Collection[dict[str, np.ndarray]]]
     dataset: Callable[[str], Dataset]
     mesh: jax.sharding.Mesh
     protocol: Mapping[str, Any]
@@ -55,19 +57,34 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Rows of an evaluation batch over all hosts."""
+        """Examples of an evaluation batch over all hosts."""
         return self.config.eval_batch_size
+
+    @property
+    def rows(self) -> int:
+        """Rows of an evaluation batch over all hosts: filled up so that the devices divide it."""
+        return sharding.padded(self.batch_size, self.mesh)
+
+    @property
+    def own_rows(self) -> range:
+        """This host's of them."""
+        rows = self.rows // jax.process_count()
+        return range(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The batch on the mesh, from this host's rows of it."""
         return sharding.put_batch(dict(batch), self.mesh)
 
     def outputs(
-        self, name: str, split: str = "", limit: int = 0, transform: Transform | None = None
+        self, name: str, split: str | Dataset = "", limit: int = 0,
+        transform: Transform | None = None,
     ) -> Iterator[tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-        """(batch, outputs of `predict[name]`), both on the mesh, over a split (held-out one)."""
+        """(batch, outputs of `predict[name]`), both on the mesh, over a split (the held-out one)
+        or records chosen from one."""
         key = jax.random.key(self.seed)
-        for i, batch in enumerate(self.batches(split or self.eval_split, limit, transform)):
+        split = self.eval_split if split == "" else split
+        batches = self.batches(split, limit, transform)
+        for i, batch in enumerate(tracked(batches, f"  {name}", self.batch_size)):
             batch = self.put(batch)
             yield batch, self.predict[name](self.state, batch, jax.random.fold_in(key, i))
 

@@ -11,6 +11,7 @@ from fsq_jax.metrics.image_quality import psnr, ssim
 def evaluate(
     predictor: Predictor, features: str, reference_split: str = "train", reference_limit: int = 0,
     limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
+    published_reference: str = "",
 ) -> tuple[dict[str, float], dict]:
     """reconstruction/psnr (dB), reconstruction/ssim, reconstruction/fid (or fd_FEATURES).
 
@@ -23,6 +24,8 @@ def evaluate(
       reference: file of real images, in place of a split: ADM's, or one of `fsq_jax.reference`.
       protocol: how FID is measured, a name of `protocols.NAMED`.
       weights: file of Inception's; "" for $FSQ_JAX_INCEPTION.
+      published_reference: name of the file that published numbers are against; over Inception's
+        features, metrics against another reference are called fid_own_reference and so on.
     """
     quality = jax.jit(lambda images, reconstructions: {
         "reconstruction/psnr": psnr(images, reconstructions),
@@ -42,7 +45,9 @@ def evaluate(
     record = {"split": predictor.eval_split, "num_images": count}
     if network:
         real = network.reference(reference_split, reference_limit, reference)
-        distances, more = network.measure(seen, real, seed=predictor.seed, class_balance="data")
+        distances, more = network.measure(
+            seen, real, published_reference, seed=predictor.seed, class_balance="data"
+        )
         values |= {f"reconstruction/{name}": value for name, value in distances.items()}
         record |= more
     return values, record

@@ -4,13 +4,15 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import jax
+from jax.sharding import Mesh
 
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runtime import outputs
 from fsq_jax.runtime.files import alone
-from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.progress import log, tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import protocols, reference_file
 from fsq_jax.scoring.accumulator import Statistics
@@ -32,11 +34,40 @@ def check_evals(evals: Mapping[str, Mapping]) -> None:
         except ValueError as error:
             others = f"--config.evals.{name}.features=efficientnet"
             raise UserError(f"evals.{name}: {error} ({others} needs no file.)") from None
-        if path := arguments.get("reference", ""):
+        path, published = (arguments.get(n, "") for n in ("reference", "published_reference"))
+        if path:
             try:
                 reference_file.load(path)
             except ValueError as error:
                 raise UserError(f"evals.{name}: {error}") from None
+        elif published and arguments["features"] == "inception":
+            log(
+                f"evals.{name} has no reference={published}, against which published numbers are; "
+                f"what is measured against the data's own is called {OWN_REFERENCE.format('fid')}."
+            )
+
+
+# What a metric is called that is not against the reference of published numbers.
+OWN_REFERENCE = "{}_own_reference"
+_NO_REFERENCE = ("inception_score",)  # which sees no real images
+
+
+def check_reference(arguments: Mapping, every_metric: bool, mesh: Mesh, size: int) -> None:
+    """Raises a UserError where a reference's file isn't one for an evaluator's protocol and size."""
+    protocol = _wanted(arguments["features"], arguments.get("protocol", "adm"), every_metric)
+    scorer = Scorer(mesh, protocol, arguments.get("weights", ""))
+    scorer.read_reference(arguments["reference"], (size, size))
+
+
+def _wanted(network: str, protocol: str, every_metric: bool) -> protocols.Protocol:
+    """The protocol over a network's features, of the Fréchet distance alone or of all it has."""
+    wanted = protocols.named(protocol).over(network)
+    if every_metric:
+        return wanted
+    return wanted.replace(
+        spatial=False, inception_score="", precision_recall=False, precision_images=0,
+        kernel_distance=False,
+    )
 
 
 class RunScorer:
@@ -57,12 +88,7 @@ class RunScorer:
         self, predictor: Predictor, name: str, protocol: str = "adm", weights: str = "",
         every_metric: bool = False,
     ):
-        wanted = protocols.named(protocol).over(name)
-        if not every_metric:
-            wanted = wanted.replace(
-                spatial=False, inception_score="", precision_recall=False,
-                precision_images=0, kernel_distance=False,
-            )
+        wanted = _wanted(name, protocol, every_metric)
         self._predictor, self._scorer = predictor, Scorer(predictor.mesh, wanted, weights)
         self.metric = self._scorer.metric("fid")
 
@@ -83,11 +109,22 @@ class RunScorer:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            size = self._predictor.protocol["size"]
+            size, ours = self._predictor.protocol["size"], self._predictor.protocol["transform"]
+            theirs = reference_file.load(path).record.get("transform", ours)
+            if theirs != ours:
+                raise UserError(
+                    f"{path} is of images with transform={theirs}, this run's have {ours}."
+                )
             return self._scorer.load_reference(path, self._predictor.batch_size, (size, size))
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
         batches = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))
+        if file and not os.path.exists(file):
+            try:
+                outputs.check_folder(os.path.dirname(file))
+            except UserError as error:  # the statistics are computed, and not kept
+                log(str(error))
+                file = ""
         # Neighbours that come to their evaluations together compute them once.
         with alone(file) if file else contextlib.nullcontext():
             if file and os.path.exists(file):
@@ -95,13 +132,14 @@ class RunScorer:
             return self._compute_reference(origin, batches, file)
 
     def _compute_reference(
-        self, origin: protocols.Reference, batches: Iterable, file: str
+        self, origin: protocols.Reference, batches: Collection, file: str
     ) -> Statistics:
         """The statistics of all images of these batches, saved in a file unless it is ""."""
         if file:
             log(f"Statistics of {origin.name} {origin.split}, for {file} …")
         seen = self._scorer.empty(reference=True)
-        for batch in map(self._predictor.put, batches):
+        rows = self._predictor.batch_size
+        for batch in map(self._predictor.put, tracked(batches, "  real images", rows)):
             seen = self.add(seen, batch, batch["image"])
         kept = seen.keep.get("pool", 0)
         seen = seen.flush().with_source(
@@ -122,6 +160,7 @@ class RunScorer:
         facts = self._scorer.facts() | {
             "data": origin.name, "split": origin.split, "limit": limit,
             "size": self._predictor.protocol.get("size"),
+            "transform": self._predictor.protocol.get("transform"),
             # Of a folder to which images were added: another number of batches.
             "batches": [num_batches, self._predictor.batch_size],
         }
@@ -152,10 +191,20 @@ class RunScorer:
         return values[self.metric], record
 
     def measure(
-        self, samples: Statistics, reference: Statistics, **facts
+        self, samples: Statistics, reference: Statistics, published_reference: str = "", **facts
     ) -> tuple[dict[str, float], dict]:
-        """({metric: value} of all that is measured, its protocol with these facts)."""
+        """({metric: value} of all that is measured, its protocol with these facts).
+
+        Where published numbers are against a file, `published_reference`, "fid" and its relatives
+        are those against that file; against another reference they are "fid_own_reference".
+        """
         samples, reference = samples.flush(), reference.flush()
         record = self._scorer.record(samples, reference, **facts)
-        return self._scorer.measure(samples, reference), dict(record)
+        values = self._scorer.measure(samples, reference)
+        if self.metric == "fid" and published_reference not in ("", reference.origin.name):
+            values = {
+                name if name in _NO_REFERENCE else OWN_REFERENCE.format(name): value
+                for name, value in values.items()
+            }
+        return values, dict(record)
 

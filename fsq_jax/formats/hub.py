@@ -56,7 +56,8 @@ def parse(path: str) -> tuple[str, str, str | None]:
 def require() -> ModuleType:
     """The huggingface_hub library; a UserError that says what to install where it is missing."""
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
     except ImportError:
         raise UserError("The hub needs huggingface_hub; pip install 'fsq_jax[hub]'.") from None
     return huggingface_hub

@@ -35,8 +35,8 @@ def kernel_distance(
     for features in sets:
         if features.ndim != 2 or len(features) < subset_size or subset_size < 2:
             raise UserError(
-                f"KID over subsets of {subset_size} (at least 2) needs as many rows of features, "
-                f"not {features.shape}; give a smaller subset_size."
+                f"KID is a mean over subsets of 2 images or more, here of {subset_size}; one of "
+                f"the two sets has features of shape {features.shape}."
             )
         if not np.isfinite(features).all():
             raise UserError("Features have NaN or infinity.")

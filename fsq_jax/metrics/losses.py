@@ -71,22 +71,30 @@ def lecam_init() -> LecamState:
 
 
 def lecam(
-    real_logits_B: jax.Array,
-    fake_logits_B: jax.Array,
-    state: LecamState,
-    decay: float = 0.999,
-) -> tuple[jax.Array, LecamState]:
-    """Returns the LeCam regulariser of each example, [B], and the state after this batch.
+    real_logits_B: jax.Array, fake_logits_B: jax.Array, state: LecamState
+) -> jax.Array:
+    """Returns the LeCam regulariser of each example, [B].
 
     Tseng et al. (2021), with the rectification of their code: relu(D(real) - mean_fake)^2 +
-    relu(mean_real - D(fake))^2. It reads the means of the state that comes in; the new ones,
-    decay * mean + (1 - decay) * batch mean, carry no gradient.
+    relu(mean_real - D(fake))^2, of the means before this step (see `lecam_after_step`).
     """
     real, fake = real_logits_B.astype(jnp.float32), fake_logits_B.astype(jnp.float32)
     penalty = jnp.square(jax.nn.relu(real - state.fake))
-    penalty += jnp.square(jax.nn.relu(state.real - fake))
-    batch = jax.lax.stop_gradient(LecamState(real=real.mean(), fake=fake.mean()))
-    return penalty, jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state, batch)
+    return penalty + jnp.square(jax.nn.relu(state.real - fake))
+
+
+def lecam_after_step(
+    state: LecamState, real_logit: jax.Array, fake_logit: jax.Array, decay: float = 0.999
+) -> LecamState:
+    """Returns decay * mean + (1 - decay) * logit of both sides.
+
+    Args:
+      state: the means before the step.
+      real_logit, fake_logit: scalars, the step's own means over its whole batch.
+      decay: once per step, whatever the number of its microbatches.
+    """
+    batch = LecamState(real=real_logit, fake=fake_logit)
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state, batch)
 
 
 def masked_cross_entropy(

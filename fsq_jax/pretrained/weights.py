@@ -53,7 +53,8 @@ def load(path: str, step: int | None = None, stages: Collection[str] = ()) -> We
     """The weights of a run, or of a msgpack, .npz or safetensors file; each file is read once.
 
     Args:
-      path: a workdir, or a file; `weights_file.read` tells the format by its content.
+      path: a workdir, or a file, also one of the hub (hf:OWNER/NAME[/FILE][@REVISION]);
+        `weights_file.read` tells the format by its content.
       step: which of a run's checkpoints; the latest by default.
       stages: those that a run may be of, checked before its arrays are read; () for any.
 

@@ -1,10 +1,14 @@
 """Quantizers that return the same `Quantized`, by name: FSQ and the two VQ layers of the paper."""
 
+from collections.abc import Mapping
+
+import jax
 from flax import linen as nn
 
 from fsq_jax.quantizers import fsq, vq
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
+BATCH = vq.BATCH  # the collection in which a call leaves what `after_step` takes
 QUANTIZERS = {"fsq": fsq.FSQ, "vq": vq.VectorQuantizer, "vq_ema": vq.EMAVectorQuantizer}
 
 
@@ -23,11 +27,24 @@ def make(name: str, **kwargs) -> nn.Module:
 
 
 def of_config(config) -> nn.Module:
-    """Returns the quantizer of a stage I config; a step calls it `config.accumulate` times.
+    """Returns the quantizer of a stage I config."""
+    return make(**dict(config.quantizer))
 
-    The description of a stage I in a stage II config says nothing of steps.
+
+def after_step(quantizer: nn.Module, model_state: Mapping, batch: Mapping, key: jax.Array) -> dict:
+    """Returns what a model carries besides parameters, after one step of all its microbatches.
+
+    Args:
+      quantizer: the model's.
+      model_state: the model's collections before the step.
+      batch: the sum over the microbatches of what they left in the collection `BATCH`; {} of a
+        quantizer that leaves nothing there, whose state is none.
+      key: of this step.
     """
-    values = dict(config.quantizer)
-    if values["name"] == "vq_ema":
-        values["microbatches"] = config.get("accumulate", 1)
-    return make(**values)
+    if BATCH not in batch:
+        return dict(model_state)
+    moved = {
+        name: quantizer.after_step(model_state[vq.STATE][name], seen, key)
+        for name, seen in batch[BATCH].items()
+    }
+    return {**model_state, vq.STATE: moved}

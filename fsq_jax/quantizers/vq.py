@@ -3,18 +3,21 @@
 `VectorQuantizer` learns its codebook by gradient, with codebook, commitment and entropy losses.
 `EMAVectorQuantizer` keeps running sums of the vectors that chose each word, and splits busy words
 to revive idle ones. Both compute in float32 and return the `Quantized` of fsq.py. Every mean and
-sum runs over the whole batch: under jit with sharded arrays that is the global batch, and the
-compiler adds the communication.
+sum runs over the whole batch, unless `entropy_group` says otherwise: under jit with sharded arrays
+that is the global batch, and the compiler adds the communication.
 
-Legend: N tokens (all leading dimensions flattened)  K codes  D channels.
+Legend: N tokens (all leading dimensions flattened)  K codes  D channels  G groups of examples.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.quantizers import running_codebook
 from fsq_jax.quantizers.fsq import Quantized
 from fsq_jax.runtime.user_error import UserError
+
+STATE, BATCH = "codebook_state", "codebook_batch"  # collections of EMAVectorQuantizer
 
 
 def squared_distances(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
@@ -27,44 +30,28 @@ def squared_distances(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
     return z_squared_N1 - 2 * _matmul(z_ND, codebook_KD.T) + codebook_squared_K
 
 
-def entropy_loss(distances_NK: jax.Array, temperature: float) -> jax.Array:
+def entropy_loss(
+    distances_NK: jax.Array, temperature: float, num_groups: int = 1, examples: int = 1
+) -> jax.Array:
     """Returns the mean entropy of a token's soft choice less the entropy of the mean choice.
 
     Low when every token is sure of its codeword and all codewords are chosen alike; at least
     -log K. The choice is softmax(-distance / temperature); 1e-5 keeps the outer log finite.
+
+    With `num_groups` G the mean choice is one of each group, and the loss the groups' mean, as
+    where each of G devices takes it over its own tokens. The rows are those of `examples` examples
+    one after the other; group g has examples g, g + G, g + 2 G, ..., so that a batch has the same
+    groups whether it comes whole or in microbatches (`optim.accumulate` deals its rows in turn).
     """
     log_p_NK = jax.nn.log_softmax(-distances_NK / temperature)
     p_NK = jnp.exp(log_p_NK)
     token_entropy = -jnp.mean(jnp.sum(p_NK * log_p_NK, axis=1))
-    mean_p_K = jnp.mean(p_NK, axis=0)
-    return token_entropy + jnp.sum(mean_p_K * jnp.log(mean_p_K + 1e-5))
-
-
-def split_idle_words(
-    counts_K: jax.Array, sums_KD: jax.Array, key: jax.Array, threshold: float
-) -> tuple[jax.Array, jax.Array]:
-    """Returns counts and sums in which no word counts less than `threshold`, if there is a way.
-
-    Again and again the least used word becomes a copy of the most used one, each coordinate times
-    U(0.999, 1.001), and both get half of its count and sum. Stops when all counts reach the
-    threshold, or when half of the largest would not; so after K - 1 splits at the latest.
-    """
-
-    def can_split(carry):
-        counts_K, _, _ = carry
-        return (counts_K.min() < threshold) & (counts_K.max() >= 2 * threshold)
-
-    def split(carry):
-        counts_K, sums_KD, step = carry
-        idle, busy = jnp.argmin(counts_K), jnp.argmax(counts_K)
-        count, sum_D = counts_K[busy] / 2, sums_KD[busy] / 2
-        noise_D = _perturbation(jax.random.fold_in(key, step), sum_D.shape)
-        counts_K = counts_K.at[idle].set(count).at[busy].set(count)
-        sums_KD = sums_KD.at[idle].set(sum_D * noise_D).at[busy].set(sum_D)
-        return counts_K, sums_KD, step + 1
-
-    counts_K, sums_KD, _ = jax.lax.while_loop(can_split, split, (counts_K, sums_KD, 0))
-    return counts_K, sums_KD
+    if num_groups == 1:
+        mean_p_GK = jnp.mean(p_NK, axis=0, keepdims=True)
+    else:
+        rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])
+        mean_p_GK = jnp.mean(p_NK.reshape(rows), axis=(0, 2))
+    return token_entropy + jnp.sum(mean_p_GK * jnp.log(mean_p_GK + 1e-5), axis=1).mean()
 
 
 class VectorQuantizer(nn.Module):
@@ -73,6 +60,8 @@ class VectorQuantizer(nn.Module):
     codebook_size: K, at least 2. channels: D, the width of z and of a codeword.
     codebook_weight, commitment_weight: of mean (codeword - sg(z))^2 and mean (sg(codeword) - z)^2.
     entropy_weight, entropy_temperature: of `entropy_loss`; weight 0 leaves it out.
+    entropy_group: examples (rows of z) whose mean choice the entropy is of, 0 for all that come
+      in one call. MaskGIT takes those of one device.
     normalize: compare and return vectors of unit length (MAGVIT's option; MaskGIT has it off).
     The codebook is the parameter "codebook" [K, D], initially U(-sqrt(3 / K), sqrt(3 / K)).
     """
@@ -83,6 +72,7 @@ class VectorQuantizer(nn.Module):
     commitment_weight: float = 0.25
     entropy_weight: float = 0.1
     entropy_temperature: float = 0.01
+    entropy_group: int = 0
     normalize: bool = False
 
     def __post_init__(self):
@@ -98,6 +88,7 @@ class VectorQuantizer(nn.Module):
         """Quantizes z, [..., D]; training and evaluation do the same.
 
         metrics: the losses before their weights, and the batch's `perplexity`, 1 to K.
+        Raises UserError in training for examples that don't divide by `entropy_group`.
         """
         z_ND = _flatten(z, self.channels)
         codebook_KD = self._codewords()
@@ -118,7 +109,10 @@ class VectorQuantizer(nn.Module):
         loss = self.codebook_weight * metrics["codebook_loss"]
         loss += self.commitment_weight * metrics["commitment_loss"]
         if self.entropy_weight:
-            metrics["entropy_loss"] = entropy_loss(distances_NK, self.entropy_temperature)
+            groups = self._entropy_groups(z.shape, train)
+            metrics["entropy_loss"] = entropy_loss(
+                distances_NK, self.entropy_temperature, groups, z.shape[0]
+            )
             loss += self.entropy_weight * metrics["entropy_loss"]
         return _quantized(z, z_ND, q_ND, indices_N, loss, metrics)
 
@@ -129,26 +123,37 @@ class VectorQuantizer(nn.Module):
     def _codewords(self) -> jax.Array:
         return _unit(self.codebook) if self.normalize else self.codebook
 
+    def _entropy_groups(self, shape: tuple[int, ...], train: bool) -> int:
+        """How many groups the examples of z make; those that don't make whole ones are one."""
+        examples, group = shape[0], self.entropy_group
+        if group and not examples % group:
+            return examples // group
+        if group and train and examples > group:
+            raise UserError(f"entropy_group={group} doesn't divide the {examples} examples.")
+        return 1
+
 
 class EMAVectorQuantizer(nn.Module):
     """UViM's quantizer: nearest of K unit-length codewords, each a running mean of its tokens.
 
     codebook_size: K, at least 2. channels: D, the width of z and of a codeword.
-    momentum: of the running counts and sums, a step.
-    microbatches: calls that make up a step; each then fades by its share of the momentum.
+    momentum: of the running counts and sums, per step.
     commitment_weight: of mean (codeword - z)^2; UViM's configs set 0.
     standardize: bring every token to mean 0 and variance 1 over its channels first.
-    split_threshold: words that count less are revived by `split_idle_words`; 0 switches it off.
+    split_threshold: words that count less are revived by `running_codebook.split_idle_words`; 0
+      switches it off.
 
     Collection "codebook_state": `dictionary` [K, D], the sums, and `counts` [K]. They are updated
     after the look-up, in calls with train=True where the collection is mutable; in others the
     codebook is frozen. Splitting draws from the rng stream "codebook".
+
+    Where several calls make up a step, "codebook_batch" is made mutable instead: each call leaves
+    its tokens' `counts` and `sums` there, and `after_step` takes what they add up to.
     """
 
     codebook_size: int
     channels: int
     momentum: float = 0.995
-    microbatches: int = 1
     commitment_weight: float = 0.0
     standardize: bool = True
     split_threshold: float = 0.1
@@ -161,9 +166,9 @@ class EMAVectorQuantizer(nn.Module):
         shape = (self.codebook_size, self.channels)
         init = nn.initializers.normal(self.codebook_size**-0.5)
         self.dictionary = self.variable(
-            "codebook_state", "dictionary", lambda: init(self.make_rng("params"), shape)
+            STATE, "dictionary", lambda: init(self.make_rng("params"), shape)
         )
-        self.counts = self.variable("codebook_state", "counts", jnp.ones, shape[:1])
+        self.counts = self.variable(STATE, "counts", jnp.ones, shape[:1])
 
     def __call__(self, z: jax.Array, train: bool = False) -> Quantized:
         """Quantizes z, [..., D], and in training updates the codebook for the next call.
@@ -179,8 +184,8 @@ class EMAVectorQuantizer(nn.Module):
         indices_N = jnp.argmin(distances_NK, axis=1).astype(jnp.int32)
         q_ND = codebook_KD[indices_N]
         chosen_NK = jax.nn.one_hot(indices_N, self.codebook_size)
-        if train and self.is_mutable_collection("codebook_state") and not self.is_initializing():
-            self._update(chosen_NK, jax.lax.stop_gradient(z_ND))
+        if train and not self.is_initializing():
+            self._learn(chosen_NK, jax.lax.stop_gradient(z_ND))
 
         share_K = chosen_NK.mean(axis=0)
         metrics = {
@@ -201,23 +206,31 @@ class EMAVectorQuantizer(nn.Module):
         # the codebook is state.
         return jax.lax.stop_gradient(_unit(self.dictionary.value))
 
-    def _update(self, chosen_NK: jax.Array, z_ND: jax.Array) -> None:
-        # A word that stays idle without splitting would fade to 0 / 0 after some 17,000 steps. It
-        # stops fading at 1e-9, which next to one new token is nothing in float32.
-        decay = self.momentum ** (1 / self.microbatches)
-        decay_K = jnp.where(self.counts.value > 1e-9, decay, 1.0)
-        counts_K = decay_K * self.counts.value + chosen_NK.sum(axis=0)
+    def after_step(self, state, batch, key: jax.Array):
+        """Returns the variables of "codebook_state" after a step, of those before it and of the
+        sum of what its calls left in "codebook_batch"; `key` draws the splitting's noise."""
+        return running_codebook.after_step(
+            state, batch, self.momentum, self.split_threshold, key
+        )
+
+    def _learn(self, chosen_NK: jax.Array, z_ND: jax.Array) -> None:
+        if not (self.is_mutable_collection(BATCH) or self.is_mutable_collection(STATE)):
+            return
         # A product rather than a scatter: the same sum on every run (see VectorQuantizer).
-        sums_KD = decay_K[:, None] * self.dictionary.value + _matmul(chosen_NK.T, z_ND)
-        if self.split_threshold > 0:
-            if not self.has_rng("codebook"):
-                raise UserError(
-                    "EMAVectorQuantizer splits codewords in training and needs "
-                    'rngs={"codebook": key}; split_threshold=0 switches splitting off.'
-                )
-            key = self.make_rng("codebook")
-            counts_K, sums_KD = split_idle_words(counts_K, sums_KD, key, self.split_threshold)
-        self.counts.value, self.dictionary.value = counts_K, sums_KD
+        batch = {"counts": chosen_NK.sum(axis=0), "sums": _matmul(chosen_NK.T, z_ND)}
+        if self.is_mutable_collection(BATCH):
+            for name, value in batch.items():
+                self.put_variable(BATCH, name, value)
+            return
+        if self.split_threshold > 0 and not self.has_rng("codebook"):
+            raise UserError(
+                "EMAVectorQuantizer splits codewords in training and needs "
+                'rngs={"codebook": key}; split_threshold=0 switches splitting off.'
+            )
+        key = self.make_rng("codebook") if self.split_threshold > 0 else None
+        state = {"counts": self.counts.value, "dictionary": self.dictionary.value}
+        state = self.after_step(state, batch, key)
+        self.counts.value, self.dictionary.value = state["counts"], state["dictionary"]
 
 
 def _quantized(z, z_ND, q_ND, indices_N, loss, metrics) -> Quantized:
@@ -240,10 +253,6 @@ def _flatten(z: jax.Array, channels: int) -> jax.Array:
     if z.ndim == 0 or z.shape[-1] != channels:
         raise UserError(f"The last dimension of z, of shape {z.shape}, must be {channels=}.")
     return z.astype(jnp.float32).reshape(-1, channels)
-
-
-def _perturbation(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.uniform(key, shape, minval=0.999, maxval=1.001)
 
 
 def _look_up(codebook_KD: jax.Array, indices: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ READING = {
     "npz": "`model.npz` holds arrays whose keys are paths, `params/...` and `state/...`, in the "
     "layout of UViM's checkpoints.",
     "jax-export": "Each `.jax` file is one function with its weights, for CPU, CUDA and TPU and "
-    "any batch size; JAX alone reads it: "
+    "any batch size. JAX and flatbuffers read it (`pip install jax flatbuffers`): "
     "`jax.export.deserialize(open(FILE, \"rb\").read()).call(x)`.",
 }
 
@@ -98,7 +98,7 @@ def facts_for_hub(
         known["model-index"] = [{
             "name": TITLES.get(config.stage, config.stage),
             "results": [
-                {"task": {"type": task}, "dataset": data, "metrics": metrics}
+                {"task": {"type": task}, "dataset": dict(data), "metrics": metrics}
                 for task, metrics in measured.items()
             ],
         }]

@@ -79,24 +79,31 @@ def results(workdir: str) -> list[str | html.Table]:
 
 
 def curves(workdirs: Mapping[str, str]) -> list[str | Figure]:
-    """Every scalar of the runs' metrics.jsonl over the steps, one panel per scalar."""
-    series = {}
+    """Every scalar of the runs' metrics.jsonl over the steps, one panel per scalar.
+
+    What was reported only once has no panel: it stands among the results.
+    """
+    series, last = {}, 1
     for name, workdir in workdirs.items():
         for line in read_metrics(workdir):
+            last = max(last, line["step"])
             for key, value in line.items():
                 if key not in ("step", "split", "seconds") and isinstance(value, int | float):
                     points = series.setdefault((line["split"], key), {}).setdefault(name, [])
                     points.append((line["step"], value))
-    if not series:
-        return ["No metrics are reported yet."]
-    figure, axes = html.panels(len(series), 4, (3.2, 2.2))
-    shown = sorted(series.items(), reverse=True)  # training first
-    for axis, ((split, key), of_run) in zip(axes, shown, strict=True):
-        for name, points in of_run.items():
+    shown = sorted(
+        (key for key, of_run in series.items() if max(map(len, of_run.values())) > 1),
+        key=lambda key: (key[0] != "train", key[1] != "loss", key),  # the loss of training first
+    )
+    if not shown:
+        return ["There are no curves yet."]
+    figure, axes = html.panels(len(shown), 4, (3.2, 2.2))
+    for axis, (split, key) in zip(axes, shown, strict=True):
+        for name, points in series[split, key].items():
             kept = points[:: -(-len(points) // _POINTS)]
             kept += points[-1:] if kept[-1] != points[-1] else []
             axis.plot(*zip(*kept, strict=True), label=name, marker="." if len(kept) < 10 else "")
-        axis.set(title=key if split == "train" else f"{split} {key}")
+        axis.set(title=key if split == "train" else f"{split} {key}", xlim=(0, last))
         axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axis.xaxis.set_major_locator(ticker.MaxNLocator(4))
     if len(workdirs) > 1:

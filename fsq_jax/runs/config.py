@@ -22,15 +22,17 @@ def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
       UserError: where a run of this config could only fail later.
     """
     config = config.copy_and_resolve_references()
-    for name in ("steps", "log_every", "preview_every", "checkpoint_every"):
+    names = ("steps", "log_every", "preview_every", "checkpoint_every", "batch_size", "accumulate")
+    for name in (*names, "eval_batch_size"):
         if config[name] < 1:
             raise UserError(f"{name}={config[name]} must be at least 1.")
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
     evaluators.check(config.evals)
     wandb_writer.check(config.get("wandb", {}))
-    sharding.check_batch_size(config.batch_size, config.accumulate)
-    sharding.check_batch_size(config.eval_batch_size, name="eval_batch_size")
+    if not config.idle_devices:
+        sharding.check_batch_size(config.batch_size, config.accumulate)
+    sharding.most_devices(config.batch_size, config.accumulate)
     data_checks.check_data(config)
     return config
 

@@ -39,7 +39,7 @@ def wanted(config) -> checks.Wanted:
 def transforms_of(config) -> tuple[transforms.Transform, transforms.Transform]:
     """(the transform of training, that of evaluation), as `config.data` says."""
     data, kind = config.data, config.data.transform
-    augment = transforms.augment(data.size, data.min_area, data.max_aspect, data.flip, kind)
+    augment = transforms.augment(data.size, data.min_area, data.aspect, data.flip, kind)
     return augment, transforms.evaluation(data.size, kind)
 
 
@@ -73,15 +73,17 @@ def _training(config) -> tuple[Dataset, transforms.Transform, tuple[str, ...]]:
 
 
 def eval_batches(
-    config, split: str, limit: int = 0, transform: transforms.Transform | None = None
+    config, split: str | Dataset, limit: int = 0, transform: transforms.Transform | None = None,
+    rows: int = 0,
 ) -> Iterable[dict[str, np.ndarray]]:
     """This host's batches of a split, each record once, as it is (no augmentation).
 
-    "train" and "eval" stand for the data's own two splits; `transform` takes the place of the
-    config's own.
+    "train" and "eval" stand for the data's own two splits; records chosen from `eval_dataset` may
+    stand in for a split. `transform` takes the place of the config's own; batches are filled up to
+    `rows` over all hosts.
     """
-    dataset = eval_dataset(config, split)
-    return every_record(config, dataset, transform or transforms_of(config)[1], limit)
+    dataset = eval_dataset(config, split) if isinstance(split, str) else split
+    return every_record(config, dataset, transform or transforms_of(config)[1], limit, rows)
 
 
 def eval_dataset(config, split: str) -> Dataset:
@@ -106,13 +108,15 @@ def split_name(config, split: str) -> str:
 
 
 def every_record(
-    config, dataset: Dataset, transform: transforms.Transform, limit: int = 0
+    config, dataset: Dataset, transform: transforms.Transform, limit: int = 0, rows: int = 0
 ) -> Iterable[dict[str, np.ndarray]]:
-    """This host's batches of a data set, each record once, the last batch filled up and masked."""
+    """This host's batches of a data set, each record once, filled up and masked, see `rows` of
+    `pipeline.eval_batches`."""
     return pipeline.eval_batches(
         dataset,
         transform,
         batch_size=config.eval_batch_size,
+        rows=rows,
         limit=limit or None,
         workers=config.data.workers,
         process_index=jax.process_index(),
@@ -121,10 +125,14 @@ def every_record(
     )
 
 
-def preview_batch(config, num_images: int = 32) -> dict[str, np.ndarray]:
-    """The held-out images that previews show, the same at every step; this host's rows."""
+def preview_batch(config, mesh: jax.sharding.Mesh, num_images: int = 32) -> dict[str, np.ndarray]:
+    """The held-out images that previews show, spread over the split, the same at every step; this
+    host's rows of them."""
     plain = config.copy_and_resolve_references()
     plain.data.workers = 0  # for one batch they would not be worth their start
-    batch = next(iter(eval_batches(plain, "eval")))
-    rows = max(1, num_images // jax.device_count()) * jax.local_device_count()
-    return {name: value[:rows] for name, value in batch.items()}
+    dataset = eval_dataset(config, "eval")
+    num_images = min(num_images, config.eval_batch_size, len(dataset))
+    num_images = max(1, num_images // mesh.size) * mesh.size  # no copies, if it can be
+    plain.eval_batch_size = num_images
+    batches = every_record(plain, dataset.spread(num_images), transforms_of(config)[1])
+    return next(iter(batches))

@@ -74,12 +74,14 @@ def of_state(
         predict=predict,
         state=state,
         batches=lambda split, limit, transform=None: inputs.eval_batches(
-            config, split, limit or config.data.eval_limit, transform
+            config, split, limit or config.data.eval_limit, transform,
+            sharding.padded(config.eval_batch_size, mesh),
         ),
         dataset=lambda split: inputs.eval_dataset(config, split),
         mesh=mesh,
         protocol={
             "data": config.data.source, "size": config.data.size,
+            "transform": config.data.transform,
             "eval_split": config.data.eval_split, "train_split": config.data.train_split,
             "seed": config.seed, "weights": "ema" if config.ema_decay else "latest",
             "device": jax.devices()[0].device_kind, "jax": jax.__version__,

@@ -1,5 +1,6 @@
 """How a training run begins, or goes on: data, stage, state, compiled functions, checkpoints."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -7,12 +8,14 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 
+from configs import uvim_lm
+from fsq_jax import evaluators
 from fsq_jax.data.pipeline import TrainBatches
 from fsq_jax.pretrained import initialize
 from fsq_jax.runs import frozen, inputs
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.predictor import compiled
-from fsq_jax.runtime import checkpoint, sharding
+from fsq_jax.runtime import checkpoint, liveness, outputs, sharding, workdir_lock
 from fsq_jax.runtime.batch_random_init import batch_random_init
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
@@ -36,6 +39,8 @@ class Training:
       batches: this host's batches, the one after `batch` next.
       batch: the next one, on the mesh.
       checkpoints: of this run.
+      watch: on the other processes.
+      resources: to be closed at the end, after `checkpoints`.
     """
 
     config: ml_collections.ConfigDict
@@ -50,6 +55,8 @@ class Training:
     batches: TrainBatches
     batch: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
+    watch: liveness.Watch
+    resources: contextlib.ExitStack
 
     def next_batch(self) -> None:
         """Puts the next batch on the mesh."""
@@ -60,18 +67,43 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
     """A run of this config, from its latest checkpoint where the workdir has one.
 
     Raises:
-      UserError: the config can't be run, or `workdir` holds a run of another config.
+      UserError: the config can't be run, `workdir` holds a run of another config, or another
+        training is at work in it.
     """
     config = resolve_config(config)
-    stage = frozen.make_stage(config)
-    mesh, key = sharding.make_mesh(), jax.random.key(config.seed)
+    outputs.check_folder(workdir)
+    check_encoder(config, workdir)
+    with contextlib.ExitStack() as resources:
+        if lock := workdir_lock.take(workdir):
+            resources.callback(lock.close)
+        training = _begin(config, workdir, resources)
+        training.resources = resources.pop_all()
+    return training
+
+
+def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
+    """`begin`, of a resolved config in a workdir that is this run's alone."""
+    mesh = sharding.training_mesh(config.batch_size, config.accumulate, config.idle_devices)
+    busy = sharding.most_devices(config.batch_size, config.accumulate)
+    if busy < jax.device_count():
+        log(
+            f"batch_size={config.batch_size} trains on {busy} of {jax.device_count()} devices: it "
+            "is no multiple of more."
+        )
+    stage, key = frozen.make_stage(config), jax.random.key(config.seed)
+    evaluators.check_stage(
+        config.evals, stage, mesh, config.data.size, config.get("task", {}).get("name", "")
+    )
     batches = inputs.train_batches(config)
+    resources.callback(batches.close)
     batch = sharding.put_batch(next(batches), mesh)
     # Shapes first, shardings from them, then the arrays: each is made where it will live.
     shapes = abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
     start = initial_weights(config, workdir, shapes)
     claim_workdir(workdir, config, stage)
+    watch = liveness.Watch(workdir, lambda: how_to_go_on(workdir))
+    resources.callback(watch.close)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
     first = 0
     if checkpoints.latest_step:
@@ -90,11 +122,18 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
     )
     training = Training(
         config, workdir, stage, mesh, key, first, state, update, compiled(stage), batches, batch,
-        checkpoints,
+        checkpoints, watch, resources,
     )
     if 0 < first < config.steps:
         training.next_batch()
     return training
+
+
+def how_to_go_on(workdir: str) -> str:
+    """What to do where a run has ended before its time."""
+    steps = checkpoint.saved_steps(workdir)
+    last = f"The last checkpoint is of step {steps[-1]}" if steps else "There is no checkpoint yet"
+    return f"{last}; the same command in every process goes on from there."
 
 
 def compiler_options() -> dict[str, bool]:
@@ -109,6 +148,18 @@ def compiler_options() -> dict[str, bool]:
 def abstract_state(config, stage: Stage, batch) -> TrainState:
     """The state's shapes, of which nothing is allocated."""
     return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
+
+
+def check_encoder(config, workdir: str) -> None:
+    """Raises a UserError, before anything is read, where UViM's image encoder isn't there."""
+    path = config.init_from
+    if path != uvim_lm.ENCODER or os.path.exists(path) or checkpoint.saved_steps(workdir):
+        return
+    raise UserError(
+        f"UViM's image encoder starts from AugReg's ViT-L/16, and there is no {path!r} here: get "
+        "it from gs://vit_models/augreg and give its path as the config's argument encoder=PATH, "
+        "or train from scratch on purpose with encoder=none."
+    )
 
 
 def initial_weights(config, workdir: str, shapes: TrainState) -> initialize.InitialWeights:

@@ -185,8 +185,8 @@ def load_weights(workdir: str, step: int | None = None) -> tuple[int, dict[str, 
     except (Damaged, OtherModel) as error:
         others = [other for other in steps if other != step]
         raise UserError(
-            f"Checkpoint {folder} is damaged or incomplete ({error}); other steps of this run: "
-            f"{others or 'none'}."
+            f"Checkpoint {folder}/state is damaged or incomplete ({error}); other steps of this "
+            f"run: {others or 'none'}."
         ) from None
 
 

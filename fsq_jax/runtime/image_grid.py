@@ -1,8 +1,12 @@
 """Many small images as one picture."""
 
 import math
+import os
 
 import numpy as np
+from PIL import Image
+
+from fsq_jax.runtime.files import written_whole
 
 
 def image_grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:
@@ -16,3 +20,10 @@ def image_grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:
         top, left = 2 + i // columns * (height + 2), 2 + i % columns * (width + 2)
         canvas[top : top + height, left : left + width] = image
     return (canvas * 255 + 0.5).astype(np.uint8)
+
+
+def save_picture(path: str, picture: np.ndarray) -> None:
+    """Writes a uint8 picture [H,W,3], whole or not at all, in the format of the path's suffix."""
+    kind = Image.registered_extensions()[os.path.splitext(path)[1].lower()]
+    with written_whole(path, "wb") as file:
+        Image.fromarray(picture).save(file, kind)

@@ -3,13 +3,17 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 import tqdm
 
+from fsq_jax.runtime.guard import Guard
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.user_error import UserError
+
+_T = TypeVar("_T")
 
 
 def log(message: str) -> None:
@@ -30,11 +34,16 @@ class StepReporter:
       progress: shown the last step that was written.
       every: steps between two lines.
       batch_size: of one step, for the speed.
+      guard: held against every step's metrics.
     """
 
-    def __init__(self, writer: MetricWriter, progress: "Progress", every: int, batch_size: int):
+    def __init__(
+        self, writer: MetricWriter, progress: "Progress", every: int, batch_size: int,
+        guard: Guard | None = None,
+    ):
         self._writer, self._progress = writer, progress
         self._every, self._batch_size = every, batch_size
+        self._guard = guard or Guard()
         self._pending = None
         self._since = None
 
@@ -48,12 +57,14 @@ class StepReporter:
 
         Raises:
           NonFiniteError: with the step and the metrics, where one of them is not finite.
+          GuardError: where one is beyond what the guard allows.
         """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         check_finite(step, values)
+        self._guard.check(step, values)
         if step % self._every:
             self._progress.update()
             return
@@ -80,9 +91,12 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
     if bad:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         raise NonFiniteError(
-            f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps "
-            f"are kept; a lower learning rate or a clip_norm may help."
+            f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps are "
+            f"kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help."
         )
+
+
+_BETWEEN_LINES = 30.0  # seconds between two lines of a log
 
 
 def gpu_memory() -> dict[str, str]:
@@ -111,16 +125,31 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a log line every half minute, with the time left."""
+    """A progress bar on a terminal; elsewhere a log line every half minute, with the time left.
 
-    def __init__(self, total: int, *, initial: int = 0, title: str = "", active: bool = True):
-        self._step, self._total, self._title = initial, total, title
-        self._said, self._said_at, self._next = initial, time.monotonic(), 0.0
+    Args:
+      total: steps in all.
+      initial: steps made before.
+      title: what is done.
+      active: whether this is the first host.
+      passing: whether it is a part of something longer: its bar goes away at its end, and a log
+        says nothing of what takes less than half a minute.
+    """
+
+    def __init__(
+        self, total: int, *, initial: int = 0, title: str = "", active: bool = True,
+        passing: bool = False,
+    ):
+        self._step, self._total, self._title, self._passing = initial, total, title, passing
+        self._said, self._said_at = initial, time.monotonic()
+        self._next = self._said_at + _BETWEEN_LINES if passing else 0.0
         on_terminal = active and sys.stderr.isatty()
         self._bar, self._text = None, ""
         self._log = active and not on_terminal
         if on_terminal:
-            self._bar = tqdm.tqdm(total=total, initial=initial, desc=title, dynamic_ncols=True)
+            self._bar = tqdm.tqdm(
+                total=total, initial=initial, desc=title, dynamic_ncols=True, leave=not passing
+            )
 
     def update(self, values: Mapping[str, str] | None = None) -> None:
         """One step further; `values` are shown beside the count."""
@@ -131,14 +160,38 @@ class Progress:
             self._bar.update()
             if values:
                 self._bar.set_postfix_str(self._text, refresh=False)
-        elif self._log and (time.monotonic() >= self._next or self._step == self._total):
+        elif self._log and self._due():
             now = time.monotonic()  # the speed since the last line: the first one has compiled
             rate = (self._step - self._said) / max(now - self._said_at, 1e-9)
             left = duration((self._total - self._step) / rate)
             line = f"{self._title} {self._step}/{self._total}, {rate:.2f} steps/s, {left} left"
             log(f"{line}, {self._text}" if self._text else line)
-            self._said, self._said_at, self._next = self._step, now, now + 30
+            self._said, self._said_at, self._next = self._step, now, now + _BETWEEN_LINES
+
+    def _due(self) -> bool:
+        if time.monotonic() >= self._next:
+            return True
+        return self._step == self._total and not self._passing
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def tracked(batches: Collection[_T], title: str, images: int) -> Iterator[_T]:
+    """The batches, with a passing bar: how far they are, how fast, what memory is used.
+
+    Args:
+      batches: what has a length, such as `EvalBatches`.
+      title: what is done.
+      images: in a batch of all hosts.
+    """
+    progress = Progress(len(batches), title=title, active=jax.process_index() == 0, passing=True)
+    begin = time.monotonic()
+    try:
+        for i, batch in enumerate(batches):
+            yield batch
+            speed = (i + 1) * images / max(time.monotonic() - begin, 1e-9)
+            progress.update({"images/s": f"{speed:.4g}"} | gpu_memory())
+    finally:
+        progress.close()

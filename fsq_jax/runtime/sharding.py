@@ -18,6 +18,9 @@ from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
+# Without a heartbeat for so long a process is lost; in a training `liveness` notices sooner.
+HEARTBEAT_SECONDS = 30
+
 
 def initialize_distributed() -> None:
     """Joins the other hosts' processes where a cluster is around; does nothing on a single host.
@@ -31,21 +34,80 @@ def initialize_distributed() -> None:
         if missing:
             raise UserError(f"JAX_COORDINATOR_ADDRESS={address} is set, but not {missing}.")
         jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     elif (
         int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
         or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     ):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """The mesh over all devices (or the first `num_devices`), with its one axis "data"."""
-    devices = jax.devices()[:num_devices]
+    """The mesh over all devices (or the first `num_devices`), with its one axis "data".
+
+    Several processes give the same number of devices each.
+    """
+    check_precision()
+    devices = jax.devices()
+    if num_devices is not None and jax.process_count() > 1:
+        each = num_devices // jax.process_count()
+        devices = [
+            d for i in range(jax.process_count())
+            for d in jax.local_devices(process_index=i)[:each]
+        ]
+    devices = devices[:num_devices]
     # Auto, since under Explicit (JAX's default) convolutions refuse FSDP-sharded kernels.
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def training_mesh(batch_size: int, accumulate: int = 1, idle_devices: bool = False) -> Mesh:
+    """The mesh of a training run.
+
+    Args:
+      batch_size: rows of a batch over all devices.
+      accumulate: microbatches of it.
+      idle_devices: whether some devices may stay idle, where the batch can't be cut over all.
+
+    Raises:
+      UserError: where the batch can't be cut evenly over the devices.
+    """
+    if not idle_devices:
+        check_batch_size(batch_size, accumulate)
+    some = most_devices(batch_size, accumulate)
+    return make_mesh() if some == jax.device_count() else make_mesh(some)
+
+
+def most_devices(batch_size: int, accumulate: int = 1) -> int:
+    """The largest number of devices, as many of each process, that a batch can be cut over.
+
+    Raises:
+      UserError: where it can't even be cut over the processes.
+    """
+    processes = jax.process_count()
+    for each in range(jax.local_device_count(), 0, -1):
+        if batch_size > 0 and batch_size % (each * processes * accumulate) == 0:
+            return each * processes
+    raise UserError(
+        f"{batch_size=} is not a multiple of {processes} processes x {accumulate=}."
+    )
+
+
+def padded(batch_size: int, mesh: Mesh) -> int:
+    """Rows of a batch that is filled up until it can be cut evenly over the mesh."""
+    if batch_size < 1:
+        raise UserError(f"{batch_size=} must be at least 1.")
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def check_precision() -> None:
+    """Raises a UserError where JAX computes in 64 bits, which no model here is made for."""
+    if jax.config.jax_enable_x64:
+        raise UserError(
+            "JAX_ENABLE_X64 is set, and the networks here are of 32 bits and less; unset it."
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -104,12 +166,13 @@ def to_host(tree: PyTree) -> PyTree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def check_batch_size(batch_size: int, accumulate: int = 1, name: str = "batch_size") -> None:
+def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
     """Raises a UserError where the batch can't be cut evenly over devices and microbatches."""
     devices = jax.device_count()
+    if batch_size < 1 or accumulate < 1:
+        raise UserError(f"{batch_size=} and {accumulate=} must be at least 1.")
     if batch_size % (devices * accumulate):
         raise UserError(
-            f"{name}={batch_size} is not a multiple of {devices} devices x "
-            f"accumulate={accumulate}; the nearest that is: "
-            f"{max(1, round(batch_size / (devices * accumulate))) * devices * accumulate}."
+            f"{batch_size=} is not a multiple of {devices} devices x {accumulate=}; the nearest "
+            f"that is: {max(1, round(batch_size / (devices * accumulate))) * devices * accumulate}."
         )

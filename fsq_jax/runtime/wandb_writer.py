@@ -48,7 +48,8 @@ class WandbWriter:
         section = config["wandb"]
         known = {"project": section["project"], "id": uuid.uuid4().hex[:8]}
         if os.path.exists(path):
-            known = bounded.read_json(path, dict)
+            found = bounded.read_json(path, {"project": str, "id": str})
+            known = {name: found[name] for name in known}
         else:
             write_json(path, known)
         name = section["name"] or os.path.basename(os.path.abspath(workdir))

@@ -1,12 +1,18 @@
 """The plain files in a run's folder that programs read back: config.json and results.json.
 
     WORKDIR/config.json     the resolved config
-    WORKDIR/results.json    {metric: {"value", "protocol", "step"}} of its evaluations
+    WORKDIR/results.json    {metric: {"value", "protocol", "step", "overrides", "variants"}}
+
+A result is identified by its metric, its protocol, its step and what was put over the config to
+get it ("overrides", left out where that is nothing); only the same measurement made again replaces
+it. What stands under the metric's name is the run's own result: without overrides rather than
+with, of the latest step, the last one written. All others follow in its "variants" (left out where
+there are none), the oldest step first: a sweep of guidances is the result and its variants.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -18,7 +24,10 @@ from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
 _MAX_CONFIG = 4 << 20  # bytes
-RESULTS = {...: {"value": float, "protocol": dict, "step": int}}  # see `bounded.read_json`
+_RESULT = {"value": float, "protocol": dict, "step": int, "overrides?": dict}
+RESULTS = {...: _RESULT | {"variants?": [_RESULT]}}  # see `bounded.read_json`
+# Overrides that change where or how fast something is measured, and not what.
+_NO_SETTING = ("data.data_dir", "data.workers", "data.cache")
 
 
 def save_config(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -60,13 +69,8 @@ def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[s
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def metric_values(results: Mapping[str, Mapping]) -> dict[str, float]:
-    """{metric: value}, without protocols."""
-    return {name: result["value"] for name, result in results.items()}
-
-
 def load_results(workdir: str) -> dict[str, dict]:
-    """What results.json holds; {} where nothing was evaluated yet.
+    """What WORKDIR/results.json holds; {} where nothing was evaluated yet.
 
     Raises:
       UserError: it is damaged.
@@ -75,13 +79,8 @@ def load_results(workdir: str) -> dict[str, dict]:
     return bounded.read_json(path, RESULTS) if os.path.lexists(path) else {}
 
 
-def is_evaluated(workdir: str, step: int) -> bool:
-    """Whether results.json holds an evaluation of this step."""
-    return any(result["step"] == step for result in load_results(workdir).values())
-
-
 def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
-    """Takes results into WORKDIR/results.json, over older values of the same metrics.
+    """Takes results into WORKDIR/results.json, beside those of other settings and steps.
 
     A file that is damaged is kept under another name, with a line in the log.
     """
@@ -91,7 +90,64 @@ def save_results(workdir: str, results: Mapping[str, Mapping]) -> None:
     except UserError as error:
         older, aside = {}, rename_aside(path)
         log(f"{error} It is kept as {aside}, and {path} holds the new results alone.")
-    write_json(path, older | dict(results))
+    write_json(path, merged(older, results))
+
+
+def merged(older: Mapping[str, Mapping], newer: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Both results; of the same measurement the newer one stays."""
+    both = dict(older)
+    for metric in newer:
+        measured = {_identity(r): r for r in every_result(older, metric)}
+        for new in every_result(newer, metric):
+            measured.pop(_identity(new), None)
+            measured[_identity(new)] = new
+        *variants, own = sorted(measured.values(), key=_rank)  # of equals the last one written
+        both[metric] = own | ({"variants": variants} if variants else {})
+    return both
+
+
+def every_result(results: Mapping[str, Mapping], metric: str) -> Iterator[dict]:
+    """All results of a metric, its variants first and the run's own last; none for no such
+    metric."""
+    if metric in results:
+        yield from (dict(variant) for variant in results[metric].get("variants", ()))
+        yield {name: value for name, value in results[metric].items() if name != "variants"}
+
+
+def of_step(results: Mapping[str, Mapping], step: int) -> dict[str, dict]:
+    """{metric: the run's own result} of one step: those that were measured without overrides."""
+    found = {}
+    for metric in results:
+        for result in every_result(results, metric):
+            if result["step"] == step and not result.get("overrides"):
+                found[metric] = result
+    return found
+
+
+def is_evaluated(workdir: str, step: int) -> bool:
+    """Whether results.json holds an evaluation of this step with the run's own settings."""
+    return bool(of_step(load_results(workdir), step))
+
+
+def with_overrides(results: Mapping[str, Mapping], overrides: Mapping) -> dict[str, dict]:
+    """The results, with what was put over the config to get them, as far as that is a setting."""
+    settings = {name: value for name, value in overrides.items() if name not in _NO_SETTING}
+    extra = {"overrides": settings} if settings else {}
+    return {metric: dict(result) | extra for metric, result in results.items()}
+
+
+def metric_values(results: Mapping[str, Mapping]) -> dict[str, float]:
+    """{metric: value} of the run's own results, without protocols."""
+    return {name: result["value"] for name, result in results.items()}
+
+
+def _identity(result: Mapping) -> str:
+    parts = [result["protocol"], result["step"], result.get("overrides", {})]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _rank(result: Mapping) -> tuple:
+    return not result.get("overrides"), result["step"]
 
 
 def _tuples(value):

@@ -14,6 +14,7 @@ import numpy as np
 
 from fsq_jax.metrics.frechet import Moments
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.scoring.protocols import Reference
 
 _BLOCK = 2_048  # rows that are taken into the moments at once, rather than batch by batch
@@ -96,10 +97,7 @@ class Statistics:
             arrays["arr_0"] = images_NHWC
         elif "pool" in self.keep:
             arrays["features"] = self.rows("pool")
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        partial = f"{path}.{os.getpid()}.tmp"
-        with open(partial, "wb") as file:
+        with written_whole(path, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(partial, path)
 
 

@@ -60,6 +60,7 @@ class Protocol:
       precision_recall: whether improved precision and recall are measured (k = 3).
       precision_images: how many of the reference's images precision and recall see; 0 for all.
       kernel_distance: whether KID is measured.
+      kernel_subset: images of each of its subsets; of smaller sets, all of the smaller one.
       num_samples: that were measured; in a named protocol, that it asks for, 0 for any number.
       reference: what they were held against.
       class_balance: "equal", "data" (as a data set has them), or "" where it is not known.
@@ -79,6 +80,7 @@ class Protocol:
     precision_recall: bool = False
     precision_images: int = 0
     kernel_distance: bool = False
+    kernel_subset: int = 1_000
     num_samples: int = 0
     reference: Reference = Reference()
     class_balance: str = ""
@@ -136,6 +138,8 @@ def as_record(protocol: Protocol) -> dict[str, Any]:
         "dtype": values.pop("dtype"),
         "rounding": values.pop("rounding"),
     }
+    if values["kernel_subset"] == Protocol.kernel_subset:  # older records say nothing of it
+        del values["kernel_subset"]
     values = {"protocol": values.pop("name"), "features": features} | values
     values["num_images"] = values.pop("num_samples")
     values["sampling"] = dict(protocol.sampling)

@@ -14,6 +14,7 @@ from fsq_jax.features.inception import SPATIAL_FEATURES, to_uint8
 from fsq_jax.features.network import Network, load_features
 from fsq_jax.metrics import frechet, inception_score, kernel_distance, precision_recall
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, reference_file
 from fsq_jax.scoring.accumulator import Statistics
@@ -104,11 +105,12 @@ class Scorer:
     ) -> Statistics:
         """With images of all hosts' common blocks, of `batch_size` but for the last, added and
         settled."""
-        rows = batch_size // jax.process_count()
+        padded = sharding.padded(batch_size, self._mesh)
+        rows = padded // jax.process_count()
         first = jax.process_index() * rows
         for block_BHWC in blocks_BHWC:
-            padding = [(0, batch_size - len(block_BHWC))] + [(0, 0)] * 3
-            batch = {"image": np.pad(block_BHWC, padding), "mask": np.arange(batch_size)}
+            padding = [(0, padded - len(block_BHWC))] + [(0, 0)] * 3
+            batch = {"image": np.pad(block_BHWC, padding), "mask": np.arange(padded)}
             batch["mask"] = batch["mask"] < len(block_BHWC)
             own = {name: value[first : first + rows] for name, value in batch.items()}
             batch = sharding.put_batch(own, self._mesh)
@@ -128,6 +130,20 @@ class Scorer:
         Raises:
           UserError: where the file can't be read, or was measured otherwise.
         """
+        saved = self.read_reference(path, size)
+        if "pool" not in self.empty(reference=True).keep or saved.statistics.keep:
+            return saved.statistics
+        images = image_sets.open_images(path)
+        seen = self.empty(reference=True)
+        seen = self.add_blocks(seen, images.blocks(batch_size), batch_size)
+        return Statistics(
+            saved.statistics.moments, seen.keep, seen.kept, (), saved.statistics.origin
+        )
+
+    def read_reference(
+        self, path: str, size: tuple[int, int] | None = None
+    ) -> reference_file.Saved:
+        """What `load_reference` loads before it looks at any image; the same errors."""
         saved = reference_file.load(path)
         if size and saved.size and saved.size != tuple(size):
             raise UserError(
@@ -151,39 +167,52 @@ class Scorer:
                     f"{path} is of {len(there.mean)} {name} features, {self.protocol.network} has "
                     f"{width}."
                 )
-        if "pool" not in self.empty(reference=True).keep or saved.statistics.keep:
-            return saved.statistics
-        if not saved.has_images:
+        keeps = "pool" in self.empty(reference=True).keep
+        if keeps and not saved.statistics.keep and not saved.has_images:
             raise UserError(f"{path} has no images (arr_0), for precision and recall.")
-        images = image_sets.open_images(path)
-        seen = self.empty(reference=True)
-        seen = self.add_blocks(seen, images.blocks(batch_size), batch_size)
-        return Statistics(
-            saved.statistics.moments, seen.keep, seen.kept, (), saved.statistics.origin
-        )
+        return saved
 
     def measure(self, samples: Statistics, reference: Statistics) -> dict[str, float]:
-        """{metric: value} of all that the protocol asks for; both are settled."""
+        """{metric: value} of all that the protocol asks for, but for what there are too few images
+        for, which is said; both are settled."""
         protocol, values = self.protocol, {}
         for name in self._widths:
             pair = samples.moments[name], reference.moments[name]
             values[self.metric("fid" if name == "pool" else "sfid")] = frechet.distance(*pair)
-        if protocol.inception_score:
-            score, _ = inception_score.inception_score(
-                samples.rows("logits"), protocol.inception_score
-            )
-            values[self.metric("inception_score")] = score
-        if protocol.precision_recall:
-            some = reference.rows("pool")[: protocol.precision_images or None]
-            precision, recall = precision_recall.precision_recall(
-                samples.rows("pool"), some, mesh=self._mesh
-            )
-            values[self.metric("precision")], values[self.metric("recall")] = precision, recall
-        if protocol.kernel_distance:
-            values[self.metric("kid")], _ = kernel_distance.kernel_distance(
-                samples.rows("pool"), reference.rows("pool"), mesh=self._mesh
-            )
+        for wanted, names, function in (
+            (protocol.inception_score, ["inception_score"], self._inception_score),
+            (protocol.precision_recall, ["precision", "recall"], self._precision_recall),
+            (protocol.kernel_distance, ["kid"], self._kernel_distance),
+        ):
+            if not wanted:
+                continue
+            try:
+                found = function(samples, reference)
+            except UserError as error:  # too few images for this one, but not for the distance
+                log(f"Left out: {' and '.join(map(self.metric, names))}. {error}")
+            else:
+                values |= zip(map(self.metric, names), found, strict=True)
         return values
+
+    def _inception_score(self, samples: Statistics, reference: Statistics) -> tuple[float]:
+        del reference
+        cut = self.protocol.inception_score
+        return inception_score.inception_score(samples.rows("logits"), cut)[:1]
+
+    def _precision_recall(self, samples: Statistics, reference: Statistics) -> tuple[float, float]:
+        some = reference.rows("pool")[: self.protocol.precision_images or None]
+        return precision_recall.precision_recall(samples.rows("pool"), some, mesh=self._mesh)
+
+    def _kernel_distance(self, samples: Statistics, reference: Statistics) -> tuple[float]:
+        return kernel_distance.kernel_distance(
+            samples.rows("pool"), reference.rows("pool"), mesh=self._mesh,
+            subset_size=self._kernel_subset(samples, reference),
+        )[:1]
+
+    def _kernel_subset(self, samples: Statistics, reference: Statistics) -> int:
+        """Images of one of KID's subsets: the protocol's, or all of the smaller set."""
+        rows = (len(seen.rows("pool")) for seen in (samples, reference))
+        return min(self.protocol.kernel_subset, *rows)
 
     def metric(self, name: str) -> str:
         """What a metric is called over this network: "fid" is Inception's alone."""
@@ -202,6 +231,8 @@ class Scorer:
 
     def record(self, samples: Statistics, reference: Statistics, **facts) -> Mapping:
         """The protocol of a measurement; `facts`: fields of `Protocol` such as class_balance."""
+        if self.protocol.kernel_distance:
+            facts["kernel_subset"] = self._kernel_subset(samples, reference)
         return as_record(self.protocol.replace(
             num_samples=samples.count, reference=reference.origin, **facts
         ))

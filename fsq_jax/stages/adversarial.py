@@ -26,13 +26,13 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
 
 def contest(weights, discriminator, params, images, reconstruction, lecam, step):
-    """(loss of both sides, new LeCam averages, {metric: scalar}).
+    """(loss of both sides, {metric: scalar}); the state of LeCam is moved by `lecam_after_step`.
 
     Args:
       weights: `config.loss`.
       discriminator, params: the module and its parameters.
       images, reconstruction: [B,H,W,3] in [0, 1].
-      lecam: averages of the logits so far, a `LecamState`.
+      lecam: averages of the logits before this step, a `LecamState`.
       step: updates made so far.
     """
     stop = jax.lax.stop_gradient
@@ -43,7 +43,7 @@ def contest(weights, discriminator, params, images, reconstruction, lecam, step)
     generator = losses.generator_loss(fooled).mean()
     critic = losses.discriminator_loss(real, fake).mean()
     r1 = _lazy_r1(weights, discriminator, params, images, step)
-    lecam_B, lecam = losses.lecam(real, fake, lecam, decay=weights.lecam_decay)
+    lecam_B = losses.lecam(real, fake, lecam)
 
     # Before its start step a network's share is nothing.
     generator_on = jnp.float32(step >= weights.adversarial_start)
@@ -55,7 +55,7 @@ def contest(weights, discriminator, params, images, reconstruction, lecam, step)
         "adversarial": generator, "discriminator": critic, "r1": r1, "lecam": lecam_B.mean(),
         "real_logit": real.mean(), "fake_logit": fake.mean(),
     }
-    return total, lecam, metrics
+    return total, metrics
 
 
 def _lazy_r1(weights, discriminator, params, images, step):

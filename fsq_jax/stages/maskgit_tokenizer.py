@@ -82,8 +82,9 @@ def make(config, perceptual: Network | None = None) -> Stage:
         optimizers["discriminator"] = adversarial.make_optimizer(config)
     return Stage(
         init=_make_init(model, discriminator, optimizers),
-        update=_make_update(config, optimizers, _make_loss(config.loss, model, discriminator,
-                                                           features)),
+        update=_make_update(
+            config, model, optimizers, _make_loss(config.loss, model, discriminator, features)
+        ),
         predict=_make_predict(model),
         frozen=frozen,
         facts=facts_of(config, model),
@@ -111,17 +112,16 @@ def _make_init(model, discriminator, optimizers):
     return init
 
 
-def _make_update(config, optimizers, loss):
+def _make_update(config, model, optimizers, loss):
     def update(state: TrainState, batch, key):
-        def gradients(params, carry, batch, key):
-            grads, (carry, metrics) = jax.grad(loss, has_aux=True)(
-                params, carry, state.frozen, batch, key, state.step
-            )
-            return grads, carry, metrics
+        def gradients(params, batch, key):
+            del key  # nothing is drawn
+            grads, (sums, metrics) = jax.grad(loss, has_aux=True)(params, state, batch)
+            return grads, sums, metrics
 
-        grads, (model_state, train_only), metrics = optim.accumulate(gradients, config.accumulate)(
-            state.params, (state.model_state, state.train_only), batch,
-            jax.random.fold_in(key, state.step),
+        key = jax.random.fold_in(key, state.step)
+        grads, sums, metrics = optim.accumulate(gradients, config.accumulate)(
+            state.params, batch, key
         )
         params, opt_state = {}, {}
         for name, optimizer in optimizers.items():
@@ -130,6 +130,12 @@ def _make_update(config, optimizers, loss):
             )
             params[name] = optax.apply_updates(state.params[name], updates)
             metrics[f"{name}_gradient_norm"] = optax.tree.norm(grads[name])
+        train_only = dict(state.train_only)
+        if "lecam" in train_only:
+            train_only["lecam"] = losses.lecam_after_step(
+                train_only["lecam"], metrics["real_logit"], metrics["fake_logit"],
+                config.loss.lecam_decay,
+            )
         return state.replace(
             step=state.step + 1,
             params=params,
@@ -137,7 +143,7 @@ def _make_update(config, optimizers, loss):
             ema_params=optax.incremental_update(
                 params["tokenizer"], state.ema_params, 1 - config.ema_decay
             ),
-            model_state=model_state,
+            model_state=quantizers.after_step(model.quantizer, state.model_state, sums, key),
             train_only=train_only,
         ), metrics
 
@@ -169,14 +175,13 @@ def _make_predict(model) -> dict:
 def _make_loss(weights, model, discriminator, features):
     """The sum of both networks' losses, each with respect to its own parameters alone."""
 
-    def loss(params, carry, frozen, batch, key, step):
-        images, (model_state, train_only) = batch["image"], carry
-        (reconstruction, quantized), model_state = model.apply(
-            {"params": params["tokenizer"], **model_state},
+    def loss(params, state: TrainState, batch):
+        images = batch["image"]
+        (reconstruction, quantized), sums = model.apply(
+            {"params": params["tokenizer"], **state.model_state},
             images,
             train=True,
-            rngs={"codebook": key},
-            mutable=list(model_state),
+            mutable=[quantizers.BATCH],
         )
         squared_error = losses.squared_error(images, reconstruction).mean()
         total = weights.reconstruction * squared_error + quantized.loss
@@ -184,19 +189,18 @@ def _make_loss(weights, model, discriminator, features):
         metrics |= {f"quantizer/{name}": value for name, value in quantized.metrics.items()}
         if features is not None:
             perceptual = losses.perceptual_distance(
-                features(frozen, images), features(frozen, reconstruction)
+                features(state.frozen, images), features(state.frozen, reconstruction)
             ).mean()
             total += weights.perceptual * perceptual
             metrics["perceptual"] = perceptual
         if discriminator is not None:
-            both_sides, lecam, values = adversarial.contest(
+            both_sides, values = adversarial.contest(
                 weights, discriminator, params["discriminator"], images, reconstruction,
-                train_only["lecam"], step,
+                state.train_only["lecam"], state.step,
             )
             total += both_sides
             metrics |= values
-            train_only = {"lecam": lecam}
         metrics["loss"] = total
-        return total, ((model_state, train_only), metrics)
+        return total, (sums, metrics)
 
     return loss

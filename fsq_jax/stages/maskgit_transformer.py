@@ -70,19 +70,36 @@ def make(config, stage_1: Stage1) -> Stage:
         num_logits=codebook_size,
         **config.model,
     )
+    sampling = config.sampling.copy_and_resolve_references()
+    sampling.guidance = guidance_for(sampling.guidance, stage_1, config.data.size)
     models = MaskGIT(transformer, stage_1.model, stage_1.encode, config.num_classes, side)
     optimizer = optim.make_optimizer(total_steps=config.steps, **config.optim)
     return Stage(
         init=_make_init(models, optimizer),
         update=_make_update(models, optimizer, config),
-        predict=_make_predict(models, config.sampling, config.masking),
+        predict=_make_predict(models, sampling, config.masking),
         facts=dataclasses.replace(
             stage_1.facts, num_classes=config.num_classes, grid=side,
-            stage_1=stage_1.fingerprint, sampling=config.sampling.to_dict(),
+            stage_1=stage_1.fingerprint, sampling=sampling.to_dict(),
         ),
         frozen=stage_1.variables,
-        recorded={"stage_1.fingerprint": stage_1.fingerprint},
+        recorded={
+            "stage_1.fingerprint": stage_1.fingerprint, "sampling.guidance": sampling.guidance
+        },
     )
+
+
+def guidance_for(guidance: float, stage_1: Stage1, size: int) -> float:
+    """The strength of guidance that a config's stands for; -1: the paper's for that tokenizer.
+
+    Figure 4 found 0.2 best for FSQ and 0.1 for VQ, at 256 pixels; section 4.2, at 128 pixels,
+    states none, and none is taken for any other size.
+    """
+    if guidance != -1:
+        return guidance
+    if size != 256:
+        return 0.0
+    return 0.2 if stage_1.config.quantizer.name == "fsq" else 0.1
 
 
 def _make_init(models: MaskGIT, optimizer):
@@ -96,27 +113,31 @@ def _make_init(models: MaskGIT, optimizer):
 
 
 def _make_update(models: MaskGIT, optimizer, config):
-    def gradients(params, carry, batch, key):
-        key_drop, key_loss = jax.random.split(key)
-        label_B = batch["label"]
-        dropped_B = jax.random.bernoulli(key_drop, config.label_dropping, label_B.shape)
-        class_B = jnp.where(dropped_B, models.mask_id, label_B + models.codebook_size)
-
+    def gradients(params, batch, key):
         def mean_loss(params):
             values_B = masked_loss(
-                models, params, batch["tokens"], class_B, key_loss, config.masking, train=True
+                models, params, batch["tokens"], batch["class"], batch["mask"], key,
+                config.masking.label_smoothing, train=True,
             )
             means = {name: value.mean() for name, value in values_B.items()}
             return means["loss"], means
 
         grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
-        return grads, carry, metrics
+        return grads, {}, metrics
 
     def update(state: TrainState, batch, key):
-        key = jax.random.fold_in(key, state.step)
-        batch = {"tokens": models.tokens(state, batch), "label": batch["label"]}
+        key_label, key_loss = jax.random.split(jax.random.fold_in(key, state.step))
+        key_mask, key_dropout = jax.random.split(key_loss)
+        # Drawn for the whole batch, so that only dropout depends on how it is cut.
+        tokens_BL, label_B = models.tokens(state, batch), batch["label"]
+        dropped_B = jax.random.bernoulli(key_label, config.label_dropping, label_B.shape)
+        inputs = {
+            "tokens": tokens_BL,
+            "class": jnp.where(dropped_B, models.mask_id, label_B + models.codebook_size),
+            "mask": _draw_mask(key_mask, tokens_BL, config.masking),
+        }
         grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
-            state.params, (), batch, key
+            state.params, inputs, key_dropout
         )
         state = next_state(state, grads, optimizer, config.ema_decay, state.model_state)
         return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
@@ -124,34 +145,37 @@ def _make_update(models: MaskGIT, optimizer, config):
     return update
 
 
+def _draw_mask(key, tokens_BL, masking) -> jax.Array:
+    return masked.random_mask(
+        key, *tokens_BL.shape, min_ratio=masking.min_ratio, schedule=masking.schedule
+    )
+
+
 def masked_loss(
-    models: MaskGIT, params: Any, tokens_BL, class_B, key, masking, train: bool
+    models: MaskGIT, params: Any, tokens_BL, class_B, mask_BL, key, label_smoothing: float,
+    train: bool,
 ) -> dict[str, jax.Array]:
-    """{"loss" in nats, "accuracy"} of masked tokens, each a value an example [B].
+    """{"loss" in nats, "accuracy"} of masked tokens, each a value per example [B].
 
     Args:
       models, params: the transformer and its weights.
-      tokens_BL, class_B: what is to be found, and the class token that the model sees.
-      key: draws the masks and, in training, dropout.
-      masking: values "min_ratio", "schedule", "label_smoothing".
+      tokens_BL, class_B: what is to be found, and the class token that goes before it.
+      mask_BL: True where a token is masked.
+      key: draws dropout, in training.
+      label_smoothing: of the cross-entropy.
+      train: whether there is dropout.
     """
-    key_mask, key_dropout = jax.random.split(key)
-    mask_BL = masked.random_mask(
-        key_mask, *tokens_BL.shape, min_ratio=masking.min_ratio, schedule=masking.schedule
-    )
     inputs_BL = jnp.where(mask_BL, models.mask_id, tokens_BL)
     logits_BSV = models.transformer.apply(
         {"params": params},
         jnp.concatenate([class_B[:, None], inputs_BL], axis=1),
         train=train,
-        rngs={"dropout": key_dropout},
+        rngs={"dropout": key},
     )
     logits_BLV = logits_BSV[:, 1:]
     hits_BL = (logits_BLV.argmax(-1) == tokens_BL) & mask_BL
     return {
-        "loss": losses.masked_cross_entropy(
-            logits_BLV, tokens_BL, mask_BL, masking.label_smoothing
-        ),
+        "loss": losses.masked_cross_entropy(logits_BLV, tokens_BL, mask_BL, label_smoothing),
         "accuracy": hits_BL.sum(1) / mask_BL.sum(1),
     }
 
@@ -196,7 +220,11 @@ def _make_predict(models: MaskGIT, sampling, masking) -> dict:
         """The training loss without dropout and label dropping."""
         class_B = batch["label"] + models.codebook_size
         tokens_BL = models.tokens(state, batch)
-        return masked_loss(models, state.ema_params, tokens_BL, class_B, key, masking, train=False)
+        mask_BL = _draw_mask(jax.random.split(key)[0], tokens_BL, masking)
+        return masked_loss(
+            models, state.ema_params, tokens_BL, class_B, mask_BL, key, masking.label_smoothing,
+            train=False,
+        )
 
     return {
         "sample": sample,

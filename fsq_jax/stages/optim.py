@@ -134,16 +134,20 @@ def scale_by_path(
 
 
 def accumulate(grad_fn: Callable, num_microbatches: int) -> Callable:
-    """A `grad_fn` that walks through its batch in microbatches and averages what comes out.
+    """A `grad_fn` that walks through its batch in microbatches and puts together what comes out.
 
     Args:
-      grad_fn: (params, carry, batch, key) -> (grads, carry, {name: scalar}), where the loss is a
-        mean over the batch. `carry` is passed on from one microbatch to the next (model state).
+      grad_fn: (params, batch, key) -> (grads, sums, {name: scalar}), where the loss is a mean over
+        the batch, and `sums` is what the update needs to know of all its examples, such as how
+        many chose each word of a codebook. It changes nothing: what moves by a step (optimisers,
+        moving averages, codebooks) is moved once, by whoever calls this.
       num_microbatches: must divide the batch on each device; 1 returns `grad_fn` as it is.
 
     Returns:
-      A function of the same signature. Memory is that of one microbatch, and the result is that
-      of the whole batch, but for statistics that the loss takes over a batch.
+      A function of the same signature: gradients and scalars are means over the microbatches,
+      `sums` are summed. Memory is that of one microbatch, and the result is that of the whole
+      batch, but for what a microbatch draws from its key and for statistics that a loss takes over
+      a batch.
     """
     if num_microbatches == 1:
         return grad_fn
@@ -152,26 +156,18 @@ def accumulate(grad_fn: Callable, num_microbatches: int) -> Callable:
         # Rows are dealt out in turn, so that each device keeps its own and nothing moves.
         return x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
-    def accumulated(params, carry, batch, key):
-        def body(totals, microbatch):
-            grads, carry, metrics, i = totals
-            new_grads, carry, new_metrics = grad_fn(
-                params, carry, microbatch, jax.random.fold_in(key, i)
-            )
-            add = lambda total, new: total + new / num_microbatches  # noqa: E731
-            return (
-                jax.tree.map(add, grads, new_grads),
-                carry,
-                jax.tree.map(add, metrics, new_metrics),
-                i + 1,
-            ), None
+    def accumulated(params, batch, key):
+        def body(carry, microbatch):
+            totals, i = carry
+            found = grad_fn(params, microbatch, jax.random.fold_in(key, i))
+            return (jax.tree.map(jnp.add, totals, found), i + 1), None
 
         microbatches = jax.tree.map(split, batch)
-        shapes = jax.eval_shape(grad_fn, params, carry, jax.tree.map(lambda x: x[0], microbatches),
-                                key)
-        zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)  # noqa: E731
-        start = (zeros(shapes[0]), carry, zeros(shapes[2]), 0)
-        (grads, carry, metrics, _), _ = jax.lax.scan(body, start, microbatches)
-        return grads, carry, metrics
+        first = jax.tree.map(lambda x: x[0], microbatches)
+        shapes = jax.eval_shape(grad_fn, params, first, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        ((grads, sums, metrics), _), _ = jax.lax.scan(body, (zeros, 0), microbatches)
+        mean = functools.partial(jax.tree.map, lambda total: total / num_microbatches)
+        return mean(grads), sums, mean(metrics)
 
     return accumulated

@@ -136,31 +136,33 @@ def _make_init(config, optimizer):
 
 
 def _make_update(config, coder: LabelCoder, optimizer):
-    def gradients(params, model_state, batch, key):
-        labels, context = coder.task.to_inputs(batch)
-        labels = coder.patches(labels)
-        key_codebook, key_dropout = jax.random.split(key)
-
-        def loss(params):
-            (logits, quantized), new_state = coder.model.apply(
-                {"params": params, **model_state}, labels, context, train=True,
-                rngs={"codebook": key_codebook, "code_dropout": key_dropout},
-                mutable=list(model_state),
-            )
-            # A mean over pixels is the same in any order: patch by patch, as [B,P,X,C], will do.
-            pixels = lambda x: x.swapaxes(2, 3)  # noqa: E731
-            targets = jax.tree.map(pixels, labels) if coder.task.real else labels
-            task_loss = coder.task.loss(jax.tree.map(pixels, logits), targets).mean()
-            metrics = {f"quantizer/{name}": value for name, value in quantized.metrics.items()}
-            total = task_loss + quantized.loss
-            return total, (new_state, metrics | {"task": task_loss, "loss": total})
-
-        grads, (model_state, metrics) = jax.grad(loss, has_aux=True)(params)
-        return grads, model_state, metrics
-
     def update(state: TrainState, batch, key):
-        grads, model_state, metrics = optim.accumulate(gradients, config.accumulate)(
-            state.params, state.model_state, batch, jax.random.fold_in(key, state.step)
+        def gradients(params, batch, key):
+            labels, context = coder.task.to_inputs(batch)
+            labels = coder.patches(labels)
+
+            def loss(params):
+                (logits, quantized), sums = coder.model.apply(
+                    {"params": params, **state.model_state}, labels, context, train=True,
+                    rngs={"code_dropout": key}, mutable=[quantizers.BATCH],
+                )
+                # A mean over pixels is the same in any order: patch by patch, [B,P,X,C], will do.
+                pixels = lambda x: x.swapaxes(2, 3)  # noqa: E731
+                targets = jax.tree.map(pixels, labels) if coder.task.real else labels
+                task_loss = coder.task.loss(jax.tree.map(pixels, logits), targets).mean()
+                metrics = {f"quantizer/{name}": x for name, x in quantized.metrics.items()}
+                total = task_loss + quantized.loss
+                return total, (sums, metrics | {"task": task_loss, "loss": total})
+
+            grads, (sums, metrics) = jax.grad(loss, has_aux=True)(params)
+            return grads, sums, metrics
+
+        key_codebook, key_dropout = jax.random.split(jax.random.fold_in(key, state.step))
+        grads, sums, metrics = optim.accumulate(gradients, config.accumulate)(
+            state.params, batch, key_dropout
+        )
+        model_state = quantizers.after_step(
+            coder.model.quantizer, state.model_state, sums, key_codebook
         )
         state = next_state(state, grads, optimizer, config.ema_decay, model_state)
         return state, metrics | {"gradient_norm": optax.tree.norm(grads)}

@@ -21,7 +21,7 @@ from fsq_jax.stages.stage_1 import Stage1
 from fsq_jax.tasks.unlabelled import context
 
 # What decides which image a record becomes: a token cache is made of these very images.
-_VIEWS = ("source", "train_split", "size", "transform", "min_area", "max_aspect", "flip",
+_VIEWS = ("source", "train_split", "size", "transform", "min_area", "aspect", "flip",
           "eval_crop")
 
 
@@ -126,7 +126,7 @@ def _make_init(models: UViM, optimizer):
 
 
 def _make_update(models: UViM, optimizer, config):
-    def gradients(params, carry, batch, key):
+    def gradients(params, batch, key):
         del key  # nothing is drawn: neither model drops anything here
 
         def mean_loss(params):
@@ -135,12 +135,12 @@ def _make_update(models: UViM, optimizer, config):
             return means["loss"], means
 
         grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
-        return grads, carry, metrics
+        return grads, {}, metrics
 
     def update(state: TrainState, batch, key):
         inputs = {"context": models.context(batch), "codes": models.codes(state, batch)}
         grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
-            state.params, (), inputs, key
+            state.params, inputs, key
         )
         state = next_state(state, grads, optimizer, config.ema_decay, state.model_state)
         return state, metrics | {"gradient_norm": optax.tree.norm(grads)}

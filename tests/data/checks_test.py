@@ -125,7 +125,7 @@ def test_a_few_records_all_over_the_split_are_looked_at():
 @pytest.mark.parametrize("kind, area", [("uvim", 1.0), ("uvim", 0.3), ("square", 0.3)])
 def test_a_depth_of_another_size_never_reaches_a_batch(kind, area):
     records = [record()] * 7 + [record(depth=np.ones((3, 4), np.float32))]
-    transform = transforms.augment(8, area, 4 / 3, False, kind)
+    transform = transforms.augment(8, area, (3 / 4, 4 / 3), False, kind)
     batches = pipeline.train_batches(
         toy(records), transform, batch_size=8, seed=0, features=("depth",)
     )

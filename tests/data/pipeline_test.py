@@ -151,6 +151,41 @@ def test_evaluation_visits_each_record_once_in_order(hosts, length):
     assert_same(whole, list(pipeline.eval_batches(numbers(length), noise, batch_size=6)))
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_batches_are_filled_up_with_rows_that_do_not_count(hosts):
+    parts = [
+        list(
+            pipeline.eval_batches(
+                numbers(12), noise, batch_size=5, rows=8, process_index=i, process_count=hosts
+            )
+        )
+        for i in range(hosts)
+    ]
+    whole = [{k: np.concatenate([p[k] for p in step]) for k in step[0]}
+             for step in zip(*parts, strict=True)]  # fmt: skip
+    assert [batch["mask"].sum() for batch in whole] == [5, 5, 2]
+    assert all(len(batch["label"]) == 8 for batch in whole)
+    labels = np.concatenate([batch["label"][batch["mask"]] for batch in whole])
+    np.testing.assert_array_equal(labels, np.arange(12))
+    with pytest.raises(ValueError, match="no more than rows=4"):
+        pipeline.eval_batches(numbers(12), noise, batch_size=5, rows=4)
+
+
+@pytest.mark.parametrize("batch_size, hosts", [(1, 1), (2, 2), (3, 1)])
+def test_batches_of_one_image_have_no_end_either(batch_size, hosts):
+    batches = pipeline.train_batches(
+        numbers(3), noise, batch_size=batch_size, seed=0, process_count=hosts, start=10
+    )
+    seen = [label for batch in take(batches, 7) for label in batch["label"].tolist()]
+    assert len(seen) == 7 * batch_size // hosts and set(seen) <= {0, 1, 2}
+
+
+def test_records_are_spread_over_the_split():
+    few = numbers(50).cut("train[10:]").spread(4)
+    assert [few[i]["label"] for i in range(len(few))] == [10, 20, 30, 40]
+    assert len(numbers(3).spread(9)) == 3
+
+
 def test_evaluation_limit_and_again():
     batches = pipeline.eval_batches(numbers(50), noise, batch_size=4, limit=6)
     assert len(batches) == 2

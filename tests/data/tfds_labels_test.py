@@ -127,7 +127,7 @@ def test_segments_of_each_record(data_dir):
 
 def test_segments_reach_batches_and_disk(data_dir, tmp_path):
     source = open_dataset("tfds:toy_coco", "train", 32, data_dir)
-    transform = transforms.augment(8, 0.05, 4 / 3, kind="uvim")
+    transform = transforms.augment(8, 0.05, (0.75, 1.33), kind="uvim")
     batches = pipeline.train_batches(
         source, transform, batch_size=4, seed=0, features=("segments",)
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsq_jax import evaluators, runs
+from fsq_jax import evaluators, runs, sample
 from fsq_jax.evaluators import codebook, compression, generation, reconstruction
 from fsq_jax.evaluators.masked_means import masked_means
 from fsq_jax.metrics import compression as code_length
@@ -80,6 +80,25 @@ def test_one_device_measures_what_eight_do(trained, tokenizer, monkeypatch):
     assert one == pytest.approx(eight, rel=1e-5)
 
 
+def test_batches_that_devices_do_not_divide_measure_the_same(trained, tokenizer):
+    """Batches of five on eight devices, filled up, are those of eight."""
+    five = runs.load(trained.tokenizer, overrides={"eval_batch_size": 5})
+    assert (five.mesh.size, five.rows, five.batch_size) == (8, 8, 5)
+    np.testing.assert_array_equal(codebook.count_codes(five), codebook.count_codes(tokenizer))
+    ours, theirs = (reconstruction.evaluate(r, "", "train")[0] for r in (five, tokenizer))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_samples_of_filled_up_batches_are_those_of_one_device(trained, monkeypatch):
+    labels = np.arange(12, dtype=np.int32)
+    eight = runs.load(trained.transformer, overrides={"eval_batch_size": 5})
+    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
+    one = runs.load(trained.transformer, overrides={"eval_batch_size": 5})
+    assert (eight.rows, one.rows) == (8, 5)
+    ours, theirs = (sample.sample(run, labels) for run in (eight, one))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_reconstruction_quality_is_numpys(tokenizer, expected):
     values, protocol = reconstruction.evaluate(tokenizer, "", "train")
     assert set(values) == {"reconstruction/psnr", "reconstruction/ssim"}
@@ -132,8 +151,10 @@ def test_bits_are_those_of_a_loop(trained, transformer, expected):
 
 @pytest.mark.parametrize("num_samples, num_classes, batch_size", [(36, 30, 8), (100, 10, 32)])
 def test_labels_are_balanced(num_samples, num_classes, batch_size):
-    batches = list(generation.balanced_labels(num_samples, num_classes, batch_size))
-    assert {len(batch["label"]) for batch in batches} == {batch_size}
+    rows = range(batch_size + 3)
+    batches = list(generation.balanced_labels(num_samples, num_classes, batch_size, rows))
+    assert {len(batch["label"]) for batch in batches} == {batch_size + 3}
+    assert not any(batch["mask"][batch_size:].any() for batch in batches)
     labels = np.concatenate([batch["label"][batch["mask"]] for batch in batches])
     counts = np.bincount(labels, minlength=num_classes)
     assert len(labels) == num_samples and counts.max() - counts.min() <= 1
@@ -193,7 +214,7 @@ def test_evaluations_are_due_at_multiples_of_every():
 
 
 def test_only_what_is_due_is_evaluated(tokenizer):
-    evals = {"codebook": {"every": 2}, "reconstruction": {"every": 5}}
+    evals = {"codebook": {"every": 2}, "reconstruction": {"every": 5, "features": "random"}}
     assert set(evaluators.evaluate(evals, tokenizer, step=4)) == {
         "codebook/usage", "codebook/perplexity", "codebook/used"
     }

@@ -30,8 +30,9 @@ def make_run(predict, features=(), size_of_scenes=SIZE, crop=None) -> Predictor:
 
     def batches(split, limit, transform=None):
         transform = transform or transforms.evaluation(SIZE, "uvim")
+        records = source(split) if isinstance(split, str) else split
         return pipeline.eval_batches(
-            source(split), transform, batch_size=8, limit=limit or None, features=features
+            records, transform, batch_size=8, limit=limit or None, features=features
         )
 
     facts = StageFacts(codebook_size=4, levels=(2, 2), downsampling=1)
@@ -84,7 +85,7 @@ def test_panoptic_quality_of_the_truth_and_of_a_worse_answer():
     larger = make_run(give_back, ("segments",), 40)
     quality = PanopticQuality.empty(8)
     for i in range(COUNT):
-        truth = larger.source("eval")[i]["segments"]
+        truth = larger.dataset("eval")[i]["segments"]
         small = transforms.resize_nearest(truth, SIZE, SIZE)
         answer = merge_stuff(transforms.resize_nearest(small, 40, 40), range(3, 8))
         quality = quality.update(answer, truth)
@@ -98,7 +99,7 @@ def test_panoptic_needs_to_know_what_things_are():
     run = make_run(lambda state, batch, key: {"segments": batch["segments"]}, ("segments",))
     nameless = dataclasses.replace(run.dataset("eval"), meta={})
     with pytest.raises(ValueError, match="scenes does not say which of its segments' classes"):
-        panoptic.evaluate(dataclasses.replace(run, source=lambda split: nameless))
+        panoptic.evaluate(dataclasses.replace(run, dataset=lambda split: nameless))
 
 
 def test_psnr_of_colours():
@@ -133,7 +134,7 @@ class Means:
 
     metric = "fd_means"
 
-    def __init__(self, run, name, protocol):
+    def __init__(self, run, name, protocol, weights):
         assert protocol == "coltran"
 
     def no_images(self):
@@ -151,7 +152,7 @@ class Means:
 
 
 def test_larger_pictures_shrink_as_the_real_ones_do(monkeypatch):
-    monkeypatch.setattr(colorization, "FeatureNetwork", Means)
+    monkeypatch.setattr(colorization, "RunScorer", Means)
     monkeypatch.setattr(colorization, "_FRECHET_SIZE", 8)
     run = make_run(lambda state, batch, key: {"image": batch["image"]})
     values, protocol = colorization.evaluate(run, **ARGUMENTS)

@@ -98,7 +98,7 @@ def test_samples_have_a_panel_for_each_class():
 
 def test_reconstructions_stand_below_their_originals_from_all_over_the_split():
     images = np.random.default_rng(0).integers(256, size=(9, 8, 8, 3), dtype=np.uint8)
-    data = ConfigDict(dict(size=8, min_area=1.0, max_aspect=1.0, flip=False, transform="square"))
+    data = ConfigDict(dict(size=8, min_area=1.0, aspect=(1.0, 1.0), flip=False, transform="square"))
     run = types.SimpleNamespace(
         config=ConfigDict({"data": data}), dataset=lambda split: [{"image": i} for i in images],
         put=dict, eval_split="eval", state=None, seed=0, batch_size=4,

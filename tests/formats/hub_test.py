@@ -1,5 +1,10 @@
 """hf: paths: pushed and read back, from the cache when offline, and refused where they differ."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -82,6 +87,30 @@ def test_repositories_of_others_have_no_checksums_and_nothing_is_unpickled(serve
         weights.load("hf:others/model/evil.pkl")
     with pytest.raises(UserError, match="cannot be read"):
         torch_file.read_state_dict("hf:others/model/pytorch.pth")
+
+
+def test_a_new_process_reads_the_hub_that_the_environment_names(tmp_path):
+    """Where nothing has imported the client yet; a file is in the cache for the second process."""
+    code = "import sys; from fsq_jax.formats import hub; print(hub.local_path(sys.argv[1]))"
+
+    def fetch(path, **environment):
+        return subprocess.run(
+            [sys.executable, "-c", code, path],
+            cwd=tiny.ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"HF_HOME": str(tmp_path)} | environment,
+        )
+
+    with hub_server.serve() as running:
+        running.files["others/model"] = {"w.npz": b"weights"}
+        first = fetch("hf:others/model/w.npz", HF_ENDPOINT=running.address)
+        assert first.returncode == 0, first.stderr
+        unknown = fetch("hf:others/nothing/w.npz", HF_ENDPOINT=running.address)
+        assert "UserError: hf:others/nothing/w.npz: there is no repository" in unknown.stderr
+    second = fetch("hf:others/model/w.npz", HF_HUB_OFFLINE="1")
+    assert second.stdout == first.stdout
+    assert pathlib.Path(second.stdout.strip()).read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fsq_jax import quantizers
-from fsq_jax.quantizers import vq
+from fsq_jax.quantizers import running_codebook, vq
 
 K, D = 12, 5
 
@@ -158,7 +158,9 @@ class Plain:
 def test_ema_is_the_loop(threshold, monkeypatch):
     # Both perturb alike: coordinate d is multiplied by 1 + 0.001 sin d.
     noise = 1 + 0.001 * np.sin(np.arange(D))
-    monkeypatch.setattr(vq, "_perturbation", lambda key, shape: jnp.array(noise, jnp.float32))
+    monkeypatch.setattr(
+        running_codebook, "perturbation", lambda key, shape: jnp.array(noise, jnp.float32)
+    )
     module = vq.EMAVectorQuantizer(K, D, split_threshold=threshold)
     state = module.init(jax.random.key(0), inputs())
     plain = Plain(*(np.asarray(state["codebook_state"][n]) for n in ("dictionary", "counts")),
@@ -234,7 +236,7 @@ def test_splitting_ends_and_conserves():
     rng = np.random.default_rng(0)
     counts, sums = np.full(64, 1e-6), rng.normal(size=(64, D))
     counts[3] = 50.0
-    split = jax.jit(vq.split_idle_words)
+    split = jax.jit(running_codebook.split_idle_words)
     got_counts, got_sums = split(jnp.array(counts), jnp.array(sums), jax.random.key(0), 0.1)
     assert got_counts.min() >= 0.1
     np.testing.assert_allclose(got_counts.sum(), 50.0, rtol=1e-5)
@@ -258,21 +260,27 @@ def test_idle_words_do_not_fade_to_nothing():
     np.testing.assert_allclose(got.codes[0], unit(standardized(z[0])), atol=1e-5)
 
 
-def test_microbatches_fade_the_codebook_as_one_step_does():
-    z = inputs(shape=(16, D))
-
-    def counts(num_microbatches):
-        module = vq.EMAVectorQuantizer(
-            K, D, momentum=0.5, microbatches=num_microbatches, split_threshold=0
-        )
-        state = module.init(jax.random.key(0), z)
-        for part in np.split(z, num_microbatches):
-            _, state = module.apply(state, part, train=True, mutable="codebook_state")
-        return np.asarray(state["codebook_state"]["counts"])
-
-    idle = (counts(1) == 0.5) & (counts(4) < 1)
-    assert idle.any()
-    np.testing.assert_allclose(counts(4)[idle], 0.5, rtol=1e-6)
+def test_a_step_in_microbatches_is_the_step():
+    """Each fades once, splits once, and its microbatches all look up the same words."""
+    module, z, key = vq.EMAVectorQuantizer(K, D, split_threshold=3.0), inputs(), jax.random.key(1)
+    state = module.init(jax.random.key(0), z)
+    _, whole = module.apply(state, z, train=True, mutable=vq.BATCH)
+    parts = [
+        module.apply(state, part, train=True, mutable=vq.BATCH)[1][vq.BATCH]
+        for part in np.split(z, 4)
+    ]
+    added = jax.tree.map(lambda *values: sum(values), *parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), added, whole[vq.BATCH])
+    assert added["counts"].sum() == z.size / D
+    after = module.after_step(state[vq.STATE], added, key)
+    faded = 0.995 * np.asarray(state[vq.STATE]["counts"]) + added["counts"]
+    assert faded.min() < 3 < after["counts"].min()  # so that some were split
+    unsplit = module.clone(split_threshold=0.0)
+    _, at_once = unsplit.apply(state, z, train=True, mutable=vq.STATE)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        unsplit.after_step(state[vq.STATE], added, None), at_once[vq.STATE],
+    )
 
 
 @pytest.mark.parametrize("make", [vq.VectorQuantizer, vq.EMAVectorQuantizer])
@@ -314,3 +322,27 @@ def test_mistakes(make):
             make(*sizes)
     with pytest.raises(ValueError, match=r"\(2, 4\), must be channels=5"):
         make(K, D).init(jax.random.key(0), jnp.zeros((2, 4)))
+
+
+def test_the_entropy_of_groups_is_that_of_devices():
+    """MaskGIT: each device takes the loss over its own tokens, and gradients are averaged."""
+    z = inputs(shape=(8, 3, D))
+    whole = vq.VectorQuantizer(K, D, entropy_temperature=0.3)
+    params = whole.init(jax.random.key(0), z)
+
+    def loss(group, examples):
+        module = whole.clone(entropy_group=group)
+        return module.apply(params, z[examples], train=True).metrics["entropy_loss"]
+
+    everything = slice(None)
+    for group in (2, 4):
+        devices = [loss(0, slice(start, None, 8 // group)) for start in range(8 // group)]
+        np.testing.assert_allclose(loss(group, everything), np.mean(devices), rtol=1e-5)
+        assert loss(group, everything) > loss(0, everything) + 1e-3  # fewer tokens, less entropy
+    np.testing.assert_allclose(loss(8, everything), loss(0, everything), rtol=1e-6)
+    # In microbatches that are dealt in turn the groups are the same.
+    parts = [loss(2, slice(i, None, 4)) for i in range(4)]
+    np.testing.assert_allclose(np.mean(parts), loss(2, everything), rtol=1e-5)
+    with pytest.raises(ValueError, match="entropy_group=3 doesn.t divide the 8 examples"):
+        loss(3, everything)
+    whole.clone(entropy_group=3).apply(params, z)  # of an evaluation nothing is trained

@@ -167,7 +167,7 @@ def test_any_damaged_file_is_named(run, tmp_path, damage):
         path = copy / path.relative_to(run)
         damage(path)
         name = path.relative_to(copy / "checkpoints" / "3")
-        message = rf"checkpoints/3 is damaged.*{name}.*of this run: \[2\]"
+        message = rf"checkpoints/3/state is damaged.*{name}.*of this run: \[2\]"
         with pytest.raises(UserError, match=message):
             checkpoint.load_weights(str(copy))
         assert checkpoint.load_weights(str(copy), 2)[0] == 2
@@ -252,7 +252,7 @@ def test_absurd_shapes_are_refused_before_room_is_made(run, tmp_path, change):
     assert checkpoint.load_weights(str(tmp_path / "run"))[0] == 3
     path = folder / "ema_params.kernel" / ".zarray"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match="checkpoints/3 is damaged or incomplete"):
+    with pytest.raises(UserError, match="checkpoints/3/state is damaged or incomplete"):
         checkpoint.load_weights(str(tmp_path / "run"))
 
 

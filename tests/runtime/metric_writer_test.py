@@ -1,7 +1,9 @@
 """metrics.jsonl, image grids and the reporter that runs one step behind."""
 
 import json
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from fsq_jax.runtime.image_grid import image_grid
 from fsq_jax.runtime.metric_writer import MetricWriter, read_metrics
-from fsq_jax.runtime.progress import Progress, StepReporter, duration
+from fsq_jax.runtime.progress import Progress, StepReporter, duration, gpu_memory, tracked
 
 
 def write(workdir, step, *entries):
@@ -164,3 +166,29 @@ def test_progress_says_what_is_left_since_the_last_line(capsys, monkeypatch):
 def test_durations():
     assert duration(9.6) == "0:10" and duration(3_723) == "1:02:03"
     assert duration(90_061) == "1 d 1:01:01"
+
+
+def test_what_is_tracked_is_all_there_is_and_short_work_is_silent(capsys):
+    assert list(tracked([1, 2, 3], "numbers", 8)) == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+
+
+def test_tracked_work_says_its_speed_and_the_time_left(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    for _ in tracked(range(100), "numbers", 8):
+        clock[0] += 1.0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and lines[0] == "numbers 30/100, 1.00 steps/s, 1:10 left, images/s 8"
+
+
+def test_memory_of_the_fullest_device(monkeypatch):
+    def device(stats):
+        return types.SimpleNamespace(memory_stats=lambda: stats)
+
+    full = {"peak_bytes_in_use": 3 * 2**30, "bytes_limit": 60 * 2**30}
+    devices = [device(None), device({"peak_bytes_in_use": 2**30}), device(full)]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert gpu_memory() == {"GPU": "3.0 of 60.0 GiB"}
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[:1])
+    assert gpu_memory() == {}

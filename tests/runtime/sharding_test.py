@@ -71,6 +71,27 @@ def test_batches_that_do_not_fit_are_refused_with_one_that_does(size, accumulate
     sharding.check_batch_size(nearest, accumulate)
 
 
+def test_devices_that_a_batch_cannot_be_cut_over_may_stay_idle():
+    assert sharding.training_mesh(12, idle_devices=True).size == 6
+    assert sharding.training_mesh(256, idle_devices=True).size == 8
+    assert sharding.training_mesh(12, 4, idle_devices=True).size == 3
+    assert sharding.training_mesh(1, idle_devices=True).size == 1
+    with pytest.raises(ValueError, match="batch_size=12 is not a multiple of 8 devices"):
+        sharding.training_mesh(12)
+
+
+def test_a_batch_is_filled_up_to_the_devices():
+    mesh = sharding.make_mesh()
+    assert [sharding.padded(size, mesh) for size in (1, 5, 8, 9)] == [8, 8, 8, 16]
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        sharding.padded(0, mesh)
+
+
+def test_computing_in_64_bits_is_refused():
+    with jax.enable_x64(True), pytest.raises(ValueError, match="JAX_ENABLE_X64 is set"):
+        sharding.make_mesh()
+
+
 def test_half_a_cluster_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")

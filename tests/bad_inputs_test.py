@@ -1,0 +1,335 @@
+"""What users get wrong, and the sentence that each mistake gets, before it has cost anything.
+
+The list is the contract: a name, what is done wrong, and what is said. None of these is a stack of
+frames; FAMILIES below says which kind of fault each stands for.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from configs import maskgit_tokenizer, maskgit_transformer
+from fsq_jax import encode, evaluate, export, reference, runs, sample, score, train
+from fsq_jax.data.open import open_dataset
+from fsq_jax.runs.config import parse_overrides
+from fsq_jax.runtime import workdir_lock
+from fsq_jax.runtime.metric_writer import MetricWriter
+from fsq_jax.scoring import protocols
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+def train_with(at, changes, **more):
+    """Trains the smallest tokenizer with these changes."""
+    config = tiny.tokenizer(changes)
+    for name, value in more.items():
+        config[name] = value
+    return train.train(config, str(at.tmp / "run"))
+
+
+def sample_with(at, **options):
+    """`fsq_jax.sample` with these flags."""
+    values = dict(
+        workdir=at.transformer, stage_1="", labels="", num=0, out="", npz="", image="", mask="",
+        seed=0, step=None, set=[],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", type("Flags", (), values | options))
+        sample.main([])
+
+
+def score_of(at, array, **header):
+    """The score of an .npz with this array."""
+    path = at.tmp / "samples.npz"
+    np.savez(path, array)
+    return score.score(str(path), str(path), protocols.named("adm").over("random"), **header)
+
+
+def picture(at, name="in.png", size=(16, 16), cut=None):
+    """The path of a picture, cut off after so many bytes."""
+    path = at.tmp / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    if cut:
+        path.write_bytes(path.read_bytes()[:cut])
+    return str(path)
+
+
+def arrays(at, **features):
+    """`arrays:` of a folder with these features, in both splits."""
+    rng = np.random.default_rng(0)
+    given = {
+        "image": rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8),
+        "label": np.arange(24, dtype=np.int32) % 2,
+    } | features
+    for split in ("train", "validation"):
+        folder = at.tmp / "arrays" / split
+        folder.mkdir(parents=True)
+        for name, value in given.items():
+            np.save(folder / f"{name}.npy", value)
+        (folder / "meta.json").write_text(json.dumps({"class_names": ["a", "b"]}))
+    return {
+        "data.source": f"arrays:{at.tmp / 'arrays'}", "data.train_split": "train",
+        "data.eval_split": "validation",
+    }
+
+
+def written(at, name, data):
+    path = at.tmp / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return str(path)
+
+
+def in_64_bits(at):
+    with jax.enable_x64(True):
+        train_with(at, {})
+
+
+def locked(at):
+    lock = workdir_lock.WorkdirLock(str(at.tmp / "run"))
+    try:
+        train_with(at, {})
+    finally:
+        lock.close()
+
+
+def damaged_run(at, name, data):
+    """A copy of the tokenizer's run in which a file holds something else."""
+    workdir = shutil.copytree(at.tokenizer, at.tmp / "run")
+    (workdir / name).write_bytes(data)
+    return str(workdir)
+
+
+def full_disk(at):
+    """A run whose metrics can't be written."""
+    writer = MetricWriter(str(at.tmp / "run"))
+    writer._file.close()
+    writer._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    writer.scalars(1, "train", {"loss": 1.0})
+
+
+BOX = dict(quantizer="fsq")
+# name: (kind of fault in issue's letters, what is done, what is said)
+CASES = {
+    # The config: before anything is read.
+    "batch over devices": ("C", lambda at: train_with(at, {"batch_size": 12}),
+        "batch_size=12 is not a multiple of 8 devices x accumulate=1; the nearest that is: 16."),
+    "no batch": ("C", lambda at: train_with(at, {"batch_size": 0}),
+        "batch_size=0 must be at least 1."),
+    "no evaluation batch": ("C", lambda at: train_with(at, {"eval_batch_size": 0}),
+        "eval_batch_size=0 must be at least 1."),
+    "64 bits": ("C", in_64_bits, "JAX_ENABLE_X64 is set, and the networks here are of 32 bits"),
+    "a level of 1": ("C", lambda at: train_with(at, {"quantizer.levels": (8, 1, 5)}),
+        "Every level must be at least 2, but levels are (8, 1, 5)."),
+    "size and tokens": ("C", lambda at: train_with(at, {"data.size": 9}),
+        "Images of 9x9 pixels do not divide into tokens of 2x2 (2 channel_multipliers)."),
+    "dtype": ("C", lambda at: train_with(at, {"model.dtype": "bf16"}),
+        "model.dtype='bf16' must be one of ('float32', 'bfloat16', 'float16')."),
+    "stage": ("C", lambda at: train_with(at, {"stage": "tokeniser"}),
+        "stage='tokeniser' is unknown; did you mean 'maskgit_tokenizer'?"),
+    "warm-up": ("C", lambda at: train_with(at, {"optim.warmup_steps": 50}),
+        "warmup_steps=50 leaves nothing of total_steps=12 to train on."),
+    "argument": ("C", lambda at: maskgit_tokenizer.get_config("quantiser=vq"),
+        "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
+    "override": ("C", lambda at: runs.load(at.transformer, overrides={"sampling.guidnce": 1.0}),
+        "The config has no 'sampling.guidnce'; did you mean 'sampling.guidance'?"),
+    "type of an override": ("C",
+        lambda at: runs.load(at.transformer, overrides={"sampling.num_steps": 2.5}),
+        "sampling.num_steps=2.5 is not of type int, as 4 is."),
+    "form of an override": ("C", lambda at: parse_overrides(["sampling.guidance"]),
+        "'sampling.guidance' is not of the form KEY=VALUE."),
+    "negative guard": ("F", lambda at: train_with(at, {"guard.max_loss": -1.0}),
+        "max_loss=-1.0 and max_logit_gap=0.0 must be at least 0"),
+    # Data.
+    "kind of data": ("A", lambda at: train_with(at, {"data.source": "folders:cats"}),
+        "Unknown data 'folders:cats': a spec starts with arrays, folder,"),
+    "no such folder": ("A", lambda at: train_with(at, {"data.source": "folder:/no/such/folder"}),
+        "folder:/no/such/folder is not a folder."),
+    "TFDS not prepared": ("A",
+        lambda at: train_with(at, {"data.source": "tfds:fashion_mnist", "data.data_dir": "/no/such"}),
+        "tfds:fashion_mnist is not prepared under /no/such; prepare it with TFDS"),
+    "TFDS knows no such": ("A", lambda at: train_with(at, {"data.source": "tfds:fashion_mnst"}),
+        "Did you mean 'fashion_mnist'?"),
+    "no such split": ("A", lambda at: train_with(at, {"data.train_split": "trian"}),
+        "scenes has no split 'trian'; it has train, validation. Did you mean 'train'?"),
+    "cut of nothing": ("A", lambda at: open_dataset("scenes:train[9:9]", "train", 8),
+        "'train[9:9]' keeps records 9 to 9 of scenes train"),
+    "no split at all": ("A", lambda at: open_dataset("scenes", "train[", 8),
+        "'train[' is not a split; write train, train[:1000] or train[:10%]."),
+    "cut image": ("G", lambda at: train_with(at, {
+            "data.source": f"folder:{pathlib.Path(picture(at, 'd/cat/1.png', cut=100)).parent.parent}",
+            "data.train_split": "train", "data.eval_split": "train"}),
+        "1.png is not a whole, readable image"),
+    # What evaluation would refuse after training.
+    "unknown evaluator": ("D", lambda at: train_with(at, {}, evals={"codebok": {"every": 0}}),
+        "Evaluators ['codebok'] are unknown; there are ['codebook',"),
+    "evaluator's argument": ("D",
+        lambda at: train_with(at, {}, evals={"codebook": {"every": 0, "limt": 3}}),
+        "evals.codebook: got an unexpected keyword argument 'limt'."),
+    "evaluator of another stage": ("D", lambda at: train_with(at, {}, evals={"depth": {"every": 0}}),
+        "evals.depth can't measure what this stage does; it is evaluated by codebook, "
+        "reconstruction."),
+    "features": ("D",
+        lambda at: train_with(at, {}, evals={"reconstruction": {"every": 0, "features": "vgg"}}),
+        "evals.reconstruction: There are no features named 'vgg'; choose one of"),
+    "reference of another protocol": ("D", lambda at: train_with(at, {}, evals={"reconstruction": {
+            "every": 0, "features": "random", "reference": written(at, "ref.npz", "no archive")}}),
+        "ref.npz is truncated or damaged (File is not a zip file); expected an .npz file."),
+    "perceptual weights": ("D",
+        lambda at: train_with(at, {"loss.perceptual": 0.1, "perceptual.name": "resnet50"}),
+        "The perceptual network resnet50 needs the path of its weights"),
+    "stage I isn't named": ("D",
+        lambda at: train.train(maskgit_transformer.get_config("scale=smoke"), str(at.tmp / "run")),
+        "maskgit_transformer needs a trained stage I: --config=configs/maskgit_transformer.py:"),
+    "a size that tokens don't fit": ("D", lambda at: train.train(
+            tiny.transformer(at.tokenizer, {"data.size": 18, "num_classes": 30}), str(at.tmp / "run")),
+        "data.size=18 is not a multiple of the 4 pixels that a token of "),
+    # Workdirs.
+    "no run": ("D", lambda at: evaluate.evaluate(str(at.tmp / "nowhere")),
+        "nowhere is not a file; expected a flax msgpack, an .npz or a safetensors file of weights"),
+    "a run of another stage": ("D", lambda at: encode.encode(at.transformer, str(at.tmp / "out")),
+        "is of stage 'maskgit_transformer'; one of stage 'maskgit_tokenizer' or 'uvim_base' is"),
+    "a workdir of another run": ("D", lambda at: train.train(
+            tiny.transformer(at.tokenizer, {"num_classes": 30}), at.tokenizer),
+        "holds a run of another config (stage: maskgit_tokenizer there, maskgit_transformer here)."),
+    "two trainings in a workdir": ("F", locked, "is being trained in by process "),
+    "no such checkpoint": ("D", lambda at: evaluate.evaluate(at.tokenizer, None, 99),
+        "has no checkpoint of step 99; there are [3]."),
+    "evaluator of a run": ("D", lambda at: evaluate.evaluate(at.tokenizer, ["codebok"]),
+        "This run has no evaluator 'codebok'; did you mean 'codebook'?"),
+    "config.json cut": ("G",
+        lambda at: evaluate.evaluate(damaged_run(at, "config.json", b'{"stage": ')), "config.json"),
+    # Outputs, before anything is computed.
+    "a workdir that is a file": ("D", lambda at: train.train(
+            tiny.tokenizer(), written(at, "file", "x")), "file' is a file, not a folder to write to."),
+    "a workdir that can't be made": ("D", lambda at: train.train(tiny.tokenizer(), "/proc/none/run"),
+        "'/proc/none/run' can't be written to ("),
+    "results in a folder": ("D", lambda at: evaluate.evaluate(at.tokenizer, out=str(at.tmp)),
+        "is a folder; give the name of a file to write."),
+    "nothing to write": ("D", lambda at: sample_with(at),
+        "Nothing would be written: give --out=grid.png, --npz=FILE, or both."),
+    "a picture without a suffix": ("D", lambda at: sample_with(at, out=str(at.tmp / "grid")),
+        "grid' ends in no suffix of a picture (none); give .png, .jpg or .webp, for example."),
+    "arrays in a folder": ("D", lambda at: sample_with(at, npz=str(at.tmp)),
+        "is a folder; give the name of a file to write."),
+    "one file for two": ("D", lambda at: sample_with(
+            at, npz=str(at.tmp / "a.png"), out=str(at.tmp / "a.png")),
+        "--out and --npz are one file"),
+    "tokens that are there": ("D", lambda at: (
+            os.makedirs(at.tmp / "cache" / "train"), encode.encode(at.tokenizer, str(at.tmp / "cache"))),
+        "is there already; remove it, or name another --out."),
+    "an export into a file": ("D", lambda at: export.export(
+            at.tokenizer, "safetensors", written(at, "file", "x")),
+        "file' is a file, not a folder to write to."),
+    "a reference that can't be written": ("D", lambda at: reference.build(
+            "scenes", 8, "/proc/none/ref.npz", protocols.named("adm").over("random")),
+        "'/proc/none' can't be written to ("),
+    "a full disk": ("E", full_disk, "metrics.jsonl"),
+    # Sampling.
+    "label": ("D", lambda at: sample.parse_labels("trousr", ["top", "trouser"]),
+        "Label 'trousr' is neither a number below 2 nor one of top, trouser."),
+    "an image without a mask": ("D", lambda at: sample_with(at, out="x.png", image="x.png"),
+        "--image and --mask go together: what to complete, and where."),
+    "samples of a tokenizer": ("D", lambda at: sample_with(at, out="x.png", workdir=at.tokenizer),
+        "is of stage 'maskgit_tokenizer'; samples are drawn from 'maskgit_transformer',"),
+    "no such image": ("D", lambda at: sample.known_tokens(at.run, picture(at), "no.png"),
+        "There is no image 'no.png'."),
+    "no picture": ("G", lambda at: sample.known_tokens(
+            at.run, picture(at), written(at, "mask.png", "no picture")),
+        "mask.png is not a whole, readable image (unknown format; 10 bytes)."),
+    # Scores.
+    "images above 1": ("E", lambda at: score_of(at, np.full((4, 8, 8, 3), 200, np.float32)),
+        "are floats from 200 to 200; floats must be in [0, 1], and images from 0 to 255 must be"),
+    "one image": ("E", lambda at: score_of(at, np.zeros((1, 8, 8, 3), np.uint8)),
+        "holds one image; a distance of distributions needs more."),
+    "no images": ("E", lambda at: score_of(at, np.zeros((4, 8), np.uint8)), "arr_0 is uint8 of shape"),
+    "a text for an archive": ("G", lambda at: score.score(
+            written(at, "a.npz", "text"), at.tokenizer, protocols.named("adm").over("random")),
+        "a.npz is neither a folder nor a whole .npz file."),
+    "a protocol": ("E", lambda at: protocols.named("admm"), "There is no protocol 'admm'; choose"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return runs.load(trained.transformer)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_sentence(name, trained, run, tmp_path):
+    _, wrong, sentence = CASES[name]
+    at = types.SimpleNamespace(
+        tmp=tmp_path, tokenizer=trained.tokenizer, transformer=trained.transformer, run=run
+    )
+    with pytest.raises((ValueError, OSError)) as error:  # what `cli` prints as one line
+        wrong(at)
+    said = str(error.value)
+    assert sentence in said and "\n" not in said
+    assert not list(tmp_path.rglob("checkpoints/*/state")) or "damaged" in name or "run" in said
+
+
+def test_the_list_is_long_enough():
+    assert len(CASES) >= 50 and {letter for letter, *_ in CASES.values()} >= set("ACDEFG")
+
+
+PROGRAMS = {
+    "unknown argument": (
+        ["train", "--workdir=unused", "--config=configs/maskgit_tokenizer.py:scale=benhc"],
+        "scale='benhc' is unknown; did you mean 'bench'?",
+    ),
+    "misspelt override": (
+        ["train", "--workdir=unused", "--config=configs/maskgit_tokenizer.py:scale=smoke",
+         "--config.optim.learning_rat=1"],
+        "The config has no 'learning_rat'. Did you mean \"learning_rate\" instead of "
+        '"learning_rat"?',
+    ),
+}
+
+
+def test_programs_end_with_a_sentence_and_status_1():
+    environment = {k: v for k, v in os.environ.items() if k != "FSQ_JAX_TRACEBACK"}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", f"fsq_jax.{program}", *options], cwd=tiny.ROOT, text=True,
+            env=environment | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name, ((program, *options), _) in PROGRAMS.items()
+    }
+    for name, process in processes.items():
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1, (name, said)
+        (line,) = said.strip().splitlines()
+        assert line.startswith("Error: ") and PROGRAMS[name][1] in line, said
+
+
+def test_samples_are_written_where_it_was_said(trained, tmp_path):
+    sample_with(
+        types.SimpleNamespace(transformer=trained.transformer), num=2, npz=str(tmp_path / "other")
+    )
+    assert os.listdir(tmp_path) == ["other"] and np.load(tmp_path / "other")["arr_0"].shape[0] == 2
+
+
+def test_kid_of_few_images_does_not_cost_the_frechet_distance(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images)
+    np.savez(tmp_path / "b.npz", 255 - images)
+    scores = score.score(
+        str(tmp_path / "a.npz"), str(tmp_path / "b.npz"),
+        protocols.named("torch-fidelity").over("random"),
+    )
+    assert {"fd_random", "kid_random", "precision_random"} <= set(scores)
+    assert scores["kid_random"]["protocol"]["kernel_subset"] == 20
