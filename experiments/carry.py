@@ -98,9 +98,13 @@ def _groups(workdir: str, runs: Sequence[Run]) -> Iterator[list[str]]:
 
 
 def copy_records(workdir: str, run: Run, out: str) -> None:
-    """Copies config, curves, results and the last picture of a run into a folder of results."""
+    """Copies config, curves and results of a run into a folder of results.
+
+    What it drew in training stays behind: dozens of runs would be megabytes of the repository.
+    """
     (files, *_) = _groups(workdir, [run])
-    for file in (file for file in files if _is_small([file])):
+    own = os.path.join(plan.folder(workdir, run), "samples")
+    for file in (f for f in files if _is_small([f]) and os.path.dirname(f) != own):
         target = os.path.join(out, run.name)
         os.makedirs(target, exist_ok=True)
         shutil.copy(file, target)

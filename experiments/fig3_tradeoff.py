@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from experiments import claims, curves, entries, launcher, maskgit_runs, tables
+from experiments import claims, curves, entries, launcher, maskgit_runs, pictures, tables
 from experiments.claims import SIGNS_RULE, Claim, Finding
 from experiments.entries import Entry
 from experiments.options import Options
@@ -110,18 +110,44 @@ def guides(axis, metric: str) -> None:
 def compared(
     found: Sequence[Entry], metric: str, sizes: Sequence[int]
 ) -> tuple[dict[int, int], str]:
-    """({bits: -1 where FSQ's mean is lower, 1 where higher, 0}, the means as text)."""
+    """({bits: -1 where FSQ's mean is lower, 1 where higher, 0}, the means as text).
+
+    A size at which one of the two was not run is in the text, and undecided; {} where all are.
+    """
     groups = [
         entries.select(found, quantizer=q, bits=b) for q in QUANTIZERS for b in BITS
     ]
     deviation = claims.largest_deviation(groups, metric)
-    signs, texts = {}, []
+    signs, texts, pairs = {}, [], 0
     for bits in sizes:
         ours, theirs = (of(found, q, bits, metric) for q in QUANTIZERS)
-        if ours is not None and theirs is not None:
-            signs[bits] = claims.compare(ours, theirs, deviation)
-            texts.append(f"2^{bits}: FSQ {ours.text()}, VQ {theirs.text()}")
-    return signs, "; ".join(texts)
+        signs[bits] = claims.compare(ours, theirs, deviation)
+        texts.append(f"2^{bits}: FSQ {claims.text(ours)}, VQ {claims.text(theirs)}")
+        pairs += ours is not None and theirs is not None
+    return (signs if pairs else {}), "; ".join(texts)
+
+
+def paired(found: Sequence[Entry]) -> html.Table:
+    """FSQ minus VQ at each size, of tokenizers with the same seed: mean and deviation over seeds.
+
+    A seed decides the order of the data and the first weights of all that the two have in common,
+    so that a part of what it does to a distance is the same in both.
+    """
+    metrics = (distance(found, "reconstruction"), "reconstruction/psnr", "reconstruction/ssim")
+    rows = []
+    for bits in BITS:
+        cells = []
+        for metric in metrics:
+            by_seed = [
+                {e["seed"]: e[metric] for e in
+                 entries.select(found, quantizer=q, bits=bits, stage="tokenizer") if metric in e}
+                for q in QUANTIZERS
+            ]
+            both = sorted(set(by_seed[0]) & set(by_seed[1]))
+            spread = entries.spread([by_seed[0][s] - by_seed[1][s] for s in both])
+            cells.append(claims.text(spread))
+        rows.append((f"2^{bits}", *cells))
+    return html.Table(("FSQ minus VQ, same seed", *map(tables.title, metrics)), rows)
 
 
 def improves(found: Sequence[Entry]) -> Finding:
@@ -235,19 +261,25 @@ SHOWN = (
 
 
 def write(found: Sequence[Entry], out: str, options: Options) -> None:
-    """Writes the figure, the curves, the table and the claims of the entries to `out`."""
+    """Writes the figure, the curves, the tables and the claims of the entries to `out`.
+
+    What runs drew is put together again only where they are at hand.
+    """
     rows: Mapping[str, list[Entry]] = {
         f"{quantizer.upper()} 2^{bits}": entries.select(found, quantizer=quantizer, bits=bits)
         for bits in SIZES[options.scale] for quantizer in QUANTIZERS
     }
     tables.write(
         out,
-        {"table": tables.by_group(rows, SHOWN), "claims": claims.table(CLAIMS, found)},
+        {"table": tables.by_group(rows, SHOWN), "table_paired": paired(found),
+         "claims": claims.table(CLAIMS, found)}
+        | pictures.background(options.workdir, found, distance(found, "reconstruction")),
         {
             "figure": figure(found),
             "curves_tokenizer": curves.figure(out, found, "tokenizer", "reconstruction"),
             "curves_transformer": curves.figure(out, found, "transformer", "loss"),
-        },
+        } | pictures.reconstructions(options.workdir, found, (4, 8, 12, 16))
+        | pictures.samples(options.workdir, found, STAGE_2),
     )
 
 

@@ -153,8 +153,16 @@ def on_par(found: Sequence[Entry]) -> Finding:
     text += f" ({gap:+.1%})"
     if abs(gap) <= 0.05:
         return Finding(claims.CONFIRMED, text)
-    sign = claims.compare(*spreads, None)
+    sign = claims.compare(*spreads, deviation(found, metric))
     return Finding(claims.REFUTED if sign else claims.OPEN, text)
+
+
+def deviation(found: Sequence[Entry], metric: str) -> float | None:
+    """That of a single run: the largest among runs repeated at one strength."""
+    return claims.largest_deviation([
+        entries.select(found, quantizer=q, stage="sweep", guidance=s)
+        for q in QUANTIZERS for s in strengths(found, q)
+    ], metric)
 
 
 def more_guidance(found: Sequence[Entry]) -> Finding:
@@ -165,7 +173,7 @@ def more_guidance(found: Sequence[Entry]) -> Finding:
     metric = distance(found, "sampling")
     pairs = [[at(found, q, s, metric) for s in (fsq, vq)] for q in QUANTIZERS]
     text = f"FSQ {fsq:g}, VQ {vq:g}"
-    if not any(claims.compare(a, b, None) for a, b in pairs if a and b):
+    if not any(claims.compare(a, b, deviation(found, metric)) for a, b in pairs if a and b):
         return Finding(claims.OPEN, text)
     return Finding(claims.CONFIRMED if fsq > vq else claims.REFUTED, text)
 

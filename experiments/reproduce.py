@@ -67,10 +67,21 @@ ITEMS = {
 VERDICTS = (CONFIRMED, REFUTED, OPEN, NOT_RUN)
 
 
+def folder(item: Item, scale: str, out: str) -> str:
+    """Where an item's results of a scale are."""
+    return os.path.join(out, {"bench": item.module, "paper": f"{item.module}_paper"}[scale])
+
+
+def absent(item: Item, scale: str, out: str) -> str:
+    """A sentence that names the runs without results and why they have none; "" for none."""
+    lacking = entries.missing(folder(item, scale, out))
+    named = "; ".join(f"`{one['run']}` ({one['why']})" for one in lacking)
+    return f"Missing: {named}." if lacking else ""
+
+
 def results_of(item: Item, out: str) -> dict[str, list]:
     """{scale: entries} of what was run of an item."""
-    folders = {"bench": item.module, "paper": f"{item.module}_paper"}
-    found = {scale: entries.read(os.path.join(out, name)) for scale, name in folders.items()}
+    found = {scale: entries.read(folder(item, scale, out)) for scale in ("bench", "paper")}
     return {scale: values for scale, values in found.items() if values}
 
 
@@ -136,6 +147,8 @@ def readme(out: str) -> str:
             continue
         for scale, values in found.items():
             parts.append(f"`--run={name} --scale={scale}`: {setting(values)}.")
+            if lacking := absent(item, scale, out):
+                parts.append(lacking)
             parts.append(claims.table(_claims(item), values).text())
         parts += [path.read_text().strip() for path in tables(item, out)]
         parts += [f"![{path.stem}]({item.module}/{path.name})" for path in pictures(item, out)]
@@ -148,7 +161,8 @@ def page(out: str) -> str:
     for item in ITEMS.values():
         parts = []
         for scale, values in results_of(item, out).items():
-            parts += [f"{scale}: {setting(values)}.", claims.table(_claims(item), values)]
+            parts.append(" ".join([f"{scale}: {setting(values)}.", absent(item, scale, out)]))
+            parts.append(claims.table(_claims(item), values))
         parts += [path.read_bytes() for path in pictures(item, out)]
         sections[item.title] = parts or ["Not run."]
     return html.page("fsq_jax: the paper's figures and tables", sections)
