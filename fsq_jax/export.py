@@ -31,6 +31,7 @@ from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
 from fsq_jax.runtime import cli, outputs
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_results, of_step
 from fsq_jax.stages import maskgit_tokenizer
@@ -77,7 +78,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
         written = write_functions(out, loaded)
     checksums = {os.path.basename(path): hub.sha256(path) for path in written}
     written.append(os.path.join(out, hub.CARD))
-    with open(written[-1], "w") as file:
+    with written_whole(written[-1]) as file:
         file.write(hub.front_matter(model_card.facts_for_hub(loaded, results, checksums)) + card)
     return written
 
@@ -125,7 +126,7 @@ def write_functions(out: str, loaded: weights.Weights) -> list[str]:
     for name, (function, argument) in FUNCTIONS[loaded.config.stage](loaded).items():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument)
         written.append(os.path.join(out, f"{name}.jax"))
-        with open(written[-1], "wb") as file:
+        with written_whole(written[-1], "wb") as file:
             file.write(exported.serialize())
     return written
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 
 import jax
@@ -82,6 +83,21 @@ def test_a_lost_evaluation_is_made_again(finished):
     assert train.train(make_config(), str(workdir)) == results
     assert load_results(str(workdir)) == results
     assert tiny.lines(workdir) == before
+
+
+def test_a_flipped_byte_costs_the_steps_since_the_checkpoint_before(finished, tmp_path, capsys):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    largest = max((workdir / "checkpoints" / "6" / "state").rglob("d/*"), key=os.path.getsize)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert train.train(make_config(), str(workdir)).keys() == finished[1].keys()
+    said = capsys.readouterr().err
+    assert "checkpoints/6 is damaged (state/" in said and "that of step 4 is used" in said
+    assert f"Going on from step 4 of {workdir}" in said
+    assert tiny.lines(workdir) == tiny.lines(finished[0])
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["4", "6", "6.damaged"]
 
 
 def test_another_config_is_refused_with_the_keys(finished):

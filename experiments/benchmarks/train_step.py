@@ -28,6 +28,7 @@ from fsq_jax import describe, stages
 from fsq_jax.runs import inputs, startup
 from fsq_jax.runs.config import override_config, parse_overrides
 from fsq_jax.runtime import batch_random_init, sharding
+from fsq_jax.runtime.compiler import compiler_options
 
 _OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
@@ -91,7 +92,7 @@ def measure(variant: str) -> dict:
     replicated = sharding.replicated(mesh)
     state = state.replace(frozen=sharding.put(random_like(stage.frozen), replicated))
     begin = time.perf_counter()
-    update = jax.jit(stage.update, donate_argnums=0, compiler_options=startup.compiler_options())
+    update = jax.jit(stage.update, donate_argnums=0, compiler_options=compiler_options())
     update = update.lower(state, batch, key).compile()
     compile_seconds = time.perf_counter() - begin
     for _ in range(2):

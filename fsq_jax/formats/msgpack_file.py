@@ -11,6 +11,7 @@ import msgpack
 from flax import serialization
 
 from fsq_jax.runtime import bounded
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 
 _MAX_DEPTH = 50
@@ -69,7 +70,7 @@ def read(path: str | os.PathLike) -> Any:
 
 def write(path: str | os.PathLike, tree: Any) -> None:
     """Writes a tree of NumPy arrays."""
-    with bounded.names_path(path), open(path, "wb") as file:
+    with written_whole(path, "wb") as file:
         file.write(serialization.msgpack_serialize(tree))
 
 

@@ -17,6 +17,7 @@ from flax import traverse_util
 
 from fsq_jax.formats import hub, msgpack_file, numpy_file
 from fsq_jax.runtime import bounded
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
@@ -106,7 +107,7 @@ def write_msgpack(path: str, params: PyTree) -> None:
 def write_npz(path: str, variables: Mapping[str, PyTree]) -> None:
     """Writes {"params": ..., "codebook_state": ...} with UViM's keys, params/... and state/...."""
     flat = {_moved(name, _OURS, _STATE): array for name, array in flatten(variables).items()}
-    with open(path, "wb") as file:
+    with written_whole(path, "wb") as file:
         np.savez(file, **flat)
 
 

@@ -13,6 +13,7 @@ import os
 import numpy as np
 
 from fsq_jax.formats import numpy_file
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 
 # Statistics that were saved in float32 have eigenvalues below zero of 1e-7 of the largest.
@@ -77,7 +78,7 @@ class Moments:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an npz file with `mu` and `sigma`, as published statistics have, and `count`."""
-        with open(path, "wb") as file:
+        with written_whole(path, "wb") as file:
             np.savez(file, mu=self.mean, sigma=self.covariance, count=self.count)
 
     @classmethod

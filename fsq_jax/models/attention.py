@@ -1,58 +1,62 @@
 """Attention and dropout, chosen so that a short sequence is fast on a GPU.
 
-Three ways to compute softmax(q k / sqrt(D)) v:
+Ways to compute softmax(q k / sqrt(D)) v:
 
-- "cudnn": the fused flash kernel of cuDNN (NVIDIA GPU, bfloat16 or float16). Nothing of size
-  L x L is ever written. Its own dropout takes a seed that is fixed when the program is compiled,
-  counts on by itself with every call and starts anew in a new process, so that neither a step
-  nor a resumed run could be repeated; it is not used here. With `dropout_rate` this path masks
-  keys before the softmax instead, see `attention`.
+- "fused": kernels of our own for self-attention of short sequences (NVIDIA GPU, bfloat16 or
+  float16), with exact dropout, see `fused_attention`. For `self_attention` alone.
+- "cudnn": the fused flash kernel of cuDNN (NVIDIA GPU, bfloat16 or float16), for any number of
+  queries and keys. No dropout: its own takes a seed that is fixed when the program is compiled,
+  counts on by itself with every call and starts anew in a new process, so that neither a step nor
+  a resumed run could be repeated.
 - "xla": plain matrix products, the softmax in float32. Rematerialised: only q, k and v are kept
   for the backward pass. Runs everywhere, with exact dropout.
-- "auto": "cudnn" where it can run and no dropout is asked for, else "xla".
+- "auto": the first of these that can run.
 
-Shapes: B batch  H heads  D width of a head  Q queries  K keys (as many as queries, or not)
+Shapes: B batch  L tokens  H heads  D width of a head  Q queries  K keys (as many, or not)
 """
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from fsq_jax.runtime.sharding import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
-IMPLEMENTATIONS = ("auto", "cudnn", "xla")
+IMPLEMENTATIONS = ("auto", "fused", "cudnn", "xla")
 DROPOUT_BITS = "dropout_bits"  # what a remat policy calls the saved random words
-_BYTES = 4  # random bytes in a word
+_HALVES = 2  # random 16-bit numbers in a word
+_STEPS = 2**16
 
 
 def dropped_share(rate: float) -> float:
-    """The share that `keep_mask` drops: `rate` rounded to a multiple of 1/256 (0.1 -> 0.1016).
+    """The share that `keep_mask` drops: `rate` to a multiple of 2^-16 (0.1 -> 0.100006).
 
     Raises UserError when rate is outside [0, 1) or rounds to 0 or 1.
     """
-    steps = round(256 * rate)
-    if not 0 <= rate < 1 or steps == 256 or (rate > 0 and steps == 0):
-        raise UserError(f"A dropout rate is 0 or lies in [1/256, 255/256], got {rate}.")
-    return steps / 256
+    steps = round(_STEPS * rate)
+    if not 0 <= rate < 1 or steps == _STEPS or (rate > 0 and steps == 0):
+        raise UserError(f"A dropout rate is 0 or lies in [2^-16, 1 - 2^-16], got {rate}.")
+    return steps / _STEPS
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     """Bools of `shape`, False with probability `dropped_share(rate)`.
 
-    One byte decides one element, so a random word serves four: a quarter of the generator's
-    work, which is what dropout costs on a GPU. A function of key and shape alone, so it is the
-    same however the arrays are sharded.
+    Sixteen bits decide one element, so a random word serves two: half of the generator's work,
+    which is what dropout costs on a GPU. A function of key and shape alone, so it is the same
+    however the arrays are sharded.
     """
     *lead, width = shape
-    words = jax.random.bits(key, (*lead, -(-width // _BYTES)), jnp.uint32)
+    words = jax.random.bits(key, (*lead, -(-width // _HALVES)), jnp.uint32)
     # Without the barrier the generator is fused into its reader and runs once an element again.
     words = jax.lax.optimization_barrier(checkpoint_name(words, DROPOUT_BITS))
-    shifts = 8 * jnp.arange(_BYTES, dtype=jnp.uint32)[:, None]
-    values = (words[..., None, :] >> shifts) & 0xFF
+    shifts = 16 * jnp.arange(_HALVES, dtype=jnp.uint32)[:, None]
+    values = (words[..., None, :] >> shifts) & (_STEPS - 1)
     values = values.reshape(*lead, -1)[..., :width]
-    return values >= round(256 * dropped_share(rate))
+    return values >= round(_STEPS * dropped_share(rate))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, mask_shape=None) -> jax.Array:
@@ -68,22 +72,31 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, mask_shape=None) -
     return jnp.where(keep, scaled, 0).astype(x.dtype)
 
 
-def resolve(implementation: str, dtype, head_dim: int, dropout_rate: float = 0.0) -> str:
-    """"cudnn" or "xla": what "auto" means for these values on the default device.
+def resolve(
+    implementation: str, dtype, head_dim: int, dropout_rate: float = 0.0, joined: bool = False
+) -> str:
+    """"fused", "cudnn" or "xla": what "auto" means for these values on the default device.
 
-    Raises UserError for an unknown name and for values that cuDNN cannot take.
+    joined: whether it is for `self_attention`.
+    Raises UserError for an unknown name and for values that cuDNN or our kernels cannot take.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"attention is one of {IMPLEMENTATIONS}, got {implementation!r}.")
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     fits = half and head_dim % 8 == 0 and head_dim <= 128
     if implementation == "auto":
-        return "cudnn" if fits and dropout_rate == 0 and _has_flash_kernels() else "xla"
-    if implementation == "cudnn" and not fits:
+        if not fits or not _has_flash_kernels():
+            return "xla"
+        if joined and _has_triton():
+            return "fused"
+        return "cudnn" if dropout_rate == 0 else "xla"
+    if implementation in ("fused", "cudnn") and not fits:
         raise UserError(
-            "cuDNN attention takes bfloat16 or float16 and heads whose width is a multiple of 8 "
-            f"up to 128, got {jnp.dtype(dtype).name} and {head_dim}."
+            f"attention={implementation} takes bfloat16 or float16 and heads whose width is a "
+            f"multiple of 8 up to 128, got {jnp.dtype(dtype).name} and {head_dim}."
         )
+    if implementation == "cudnn" and dropout_rate > 0:
+        raise UserError(f"cuDNN attention has no exact dropout, got {dropout_rate=}.")
     return implementation
 
 
@@ -92,6 +105,44 @@ def _has_flash_kernels() -> bool:
     if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
         return False
     return float(device.compute_capability) >= 8.0
+
+
+def _has_triton() -> bool:
+    """Whether this JAX can still compile kernels through Triton, which it means to give up."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+
+
+def self_attention(
+    qkv_BL3HD: jax.Array,
+    *,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+    implementation: str = "auto",
+    length: int | None = None,
+) -> jax.Array:
+    """What every token reads from the others' values: [B, L, H, D], of joined q, k and v.
+
+    As `attention` with a shared mask; the rows of tokens from `length` on hold no meaning.
+    """
+    _, num_tokens, _, _, head_dim = qkv_BL3HD.shape
+    length = num_tokens if length is None else length
+    chosen = resolve(implementation, qkv_BL3HD.dtype, head_dim, dropout_rate, joined=True)
+    if chosen != "fused":
+        return attention(
+            *(qkv_BL3HD[:, :, i] for i in range(3)),
+            dropout_rate=dropout_rate,
+            key=key,
+            implementation=chosen,
+            length=length,
+        )
+    from fsq_jax.models import fused_attention  # imports Triton, which is not everywhere
+
+    keep_LL = None
+    if dropout_rate > 0:
+        keep_LL = keep_mask(key, dropout_rate, (num_tokens, num_tokens)).astype(jnp.int8)
+    kept = 1 / (1 - dropped_share(dropout_rate))
+    settings = fused_attention.Settings(length=length, scale=head_dim**-0.5, kept=kept)
+    return fused_attention.self_attention(qkv_BL3HD, keep_LL, settings)
 
 
 def attention(
@@ -115,9 +166,7 @@ def attention(
 
     Dropout acts on the attention weights. With `shared_dropout` one [Q, K] mask serves all
     examples and heads of the call: what Flax's attention does by default, and so what MaskGIT
-    was trained with. "xla" zeroes weights after the softmax and scales the rest by 1/(1 - rate).
-    "cudnn" hides the same keys from the softmax, which makes the remaining weights sum to one: a
-    close relative, equal in every row up to one factor, and only for a shared mask.
+    was trained with. Weights are zeroed after the softmax and the rest scaled by 1/(1 - rate).
 
     Raises UserError for values that the implementation cannot take.
     """
@@ -144,9 +193,7 @@ def attention(
             f"cuDNN attention takes an even number of tokens, got {num_queries}, and {num_keys} "
             "keys, with a length that is known when it is compiled."
         )
-    if dropout_rate > 0 and not shared_dropout:
-        raise UserError(f"cuDNN attention has only a shared mask for {dropout_rate=}.")
-    return _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, key, dropout_rate, length, causal)
+    return _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, length, causal)
 
 
 def _xla_attention(q_BQHD, k_BKHD, v_BKHD, key, *, rate, length, shared, causal):
@@ -185,23 +232,20 @@ def _scores_bwd(residuals, grad_BHQK):
 _scores.defvjp(_scores_fwd, _scores_bwd)
 
 
-def _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, key, rate, length, causal):
+def _cudnn_attention(q_BQHD, k_BKHD, v_BKHD, length, causal):
     batch, num_queries = q_BQHD.shape[:2]
     num_keys = k_BKHD.shape[1]
     queries_B = keys_B = None  # cuDNN wants both lengths or none
     if length < num_keys:
         keys_B = jnp.full((batch,), length, jnp.int32)
         queries_B = keys_B if num_queries == num_keys else jnp.full_like(keys_B, num_queries)
-    mask = None
-    if rate > 0:
-        mask = keep_mask(key, rate, (num_queries, num_keys))[None, None]
-    return jax.nn.dot_product_attention(
-        q_BQHD,
-        k_BKHD,
-        v_BKHD,
-        mask=mask,
+    # cuDNN's call refuses queries and keys that are cut along different axes, as XLA likes to have
+    # them where the weights that they come from are cut (FSDP).
+    read_BQHD = jax.nn.dot_product_attention(
+        *(split_by_example(x) for x in (q_BQHD, k_BKHD, v_BKHD)),
         is_causal=causal,
         query_seq_lengths=queries_B,
         key_value_seq_lengths=keys_B,
         implementation="cudnn",
     )
+    return split_by_example(read_BQHD)

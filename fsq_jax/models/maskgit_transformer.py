@@ -3,7 +3,7 @@
 BERT with the norm after each residual (post-LN), learned positions, and an output layer tied to
 the word embedding. Input ids: codes 0..K-1, class c is K + c, the mask is the last row. The
 parameter tree is that of the published checkpoints. Parameters are float32; `dtype` is what the
-matrix products run in. Norms keep float32 statistics, GELU and softmax run in float32.
+matrix products run in. Norms keep float32 statistics, the softmax runs in float32.
 
 Shapes: B batch  L tokens (the class first, then the image)  D width  V vocabulary  H heads
 """
@@ -15,7 +15,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
-from fsq_jax.models.layers import INIT, Bias, Dense, LayerNorm, Table, gelu, lookup
+from fsq_jax.models.layers import (
+    INIT,
+    Bias,
+    Dense,
+    LayerNorm,
+    Table,
+    gelu,
+    joined_dense,
+    lookup,
+)
 from fsq_jax.runtime.user_error import UserError
 
 REMAT = ("none", "dots", "full")
@@ -74,18 +83,19 @@ class SelfAttention(nn.Module):
         width = x_BLD.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
 
-        def project(name):
-            return Dense(heads, dtype=self.dtype, kernel_init=INIT, name=name)(x_BLD)
-
-        read_BLHD = attention_lib.attention(
-            project("query"),
-            project("key"),
-            project("value"),
+        names, options = ("query", "key", "value"), dict(kernel_init=INIT, dtype=self.dtype)
+        values = dict(
             dropout_rate=self.dropout,
             key=self.make_rng("dropout") if self.dropout else None,
             implementation=self.attention,
             length=self.length,
         )
+        if self.attention == "fused":
+            qkv_BL3HD = joined_dense(x_BLD, names, heads, **options)
+            read_BLHD = attention_lib.self_attention(qkv_BL3HD, **values)
+        else:
+            sides = (Dense(heads, **options, name=name)(x_BLD) for name in names)
+            read_BLHD = attention_lib.attention(*sides, **values)
         out = Dense(width, contracted=2, dtype=self.dtype, kernel_init=INIT, name="out")
         return out(read_BLHD)
 
@@ -118,8 +128,7 @@ class Mlp(_Block):
 
     @nn.compact
     def __call__(self, x_BLD):
-        # Recomputed in the backward pass: its float32 slope is twice the bytes of its input.
-        hidden_BLF = jax.checkpoint(gelu)(self.dense(self.mlp_dim, "intermediate_output")(x_BLD))
+        hidden_BLF = gelu(self.dense(self.mlp_dim, "intermediate_output")(x_BLD))
         out_BLD = self.dense(self.width, "layer_output")(hidden_BLF)
         return self.norm("layer_output_ln")(x_BLD + self.drop(out_BLD))
 
@@ -193,8 +202,13 @@ class MaskedTransformer(nn.Module):
         rate = self.dropout if train else 0.0
         attention_rate = self.attention_dropout if train else 0.0
         shared = (self.width, rate, self.dtype)
-        # Half precision is for tensor cores, which want multiples of 8 tokens (257 -> 264).
-        pad_to = 8 if jnp.dtype(self.dtype).itemsize == 2 else 1
+        head_dim = self.width // self.num_heads
+        attention = attention_lib.resolve(
+            self.attention, self.dtype, head_dim, attention_rate, joined=True
+        )
+        # cuDNN wants, and half-precision products like, multiples of 8 tokens (257 -> 264).
+        half = jnp.dtype(self.dtype).itemsize == 2
+        pad_to = 8 if half and attention != "fused" else 1
         x_BLD, words_VD = Embed(*shared, self.vocab_size, self.num_positions, pad_to)(tokens_BL)
         layer = _with_remat(self.remat)
         for i in range(self.depth):
@@ -203,7 +217,7 @@ class MaskedTransformer(nn.Module):
                 self.num_heads,
                 self.mlp_dim,
                 attention_rate,
-                self.attention,
+                attention,
                 self.num_positions,
                 name=f"TransformerLayer_{i}",
             )(x_BLD)
@@ -222,6 +236,18 @@ class MaskedTransformer(nn.Module):
             raise UserError(f"{num_logits=} is not in 1..{self.vocab_size}, the vocabulary.")
 
 
+def rounded(params, dtype):
+    """The parameters, those that products take in `dtype` already rounded to it.
+
+    For a sampler, which would otherwise round them at every step; no logit changes.
+    """
+
+    def round_products(path, leaf):
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "embedding") else leaf
+
+    return jax.tree_util.tree_map_with_path(round_products, params)
+
+
 def _with_remat(remat):
     """TransformerLayer, wrapped to recompute in the backward pass what `remat` says."""
     if remat == "none":
@@ -235,8 +261,8 @@ def _with_remat(remat):
 
 def _keep_dots(primitive, *args, **params):
     """Whether the backward pass keeps what `primitive` put out."""
-    if "dot_product_attention" in primitive.name:  # cuDNN's kernel, its output and its log-sums
-        return True
+    if "dot_product_attention" in primitive.name or primitive.name == "custom_partitioning":
+        return True  # cuDNN's kernel or ours: its output and its log-sums
     policies = jax.checkpoint_policies
     policy = policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable,

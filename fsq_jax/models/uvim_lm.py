@@ -4,14 +4,11 @@ A vision transformer reads the image; a decoder writes the code, each token from
 (causal self-attention) and from the image (cross-attention). Token 0 begins, code c is token c + 1;
 there is no end token. The parameter tree is that of the published checkpoints.
 
-Decoding with a cache: `start` computes what does not depend on tokens, `step` gives the logits of
-one position and a new cache. The cache is a tree of arrays, so that it can live in a `lax.scan`.
-`decoding` gives both to a sampler.
+`uvim_decode` writes codes with it, one token after the other.
 
 Shapes: B batch  H W pixels  P patches  N codes  V vocabulary  D width
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -28,8 +25,6 @@ from fsq_jax.models.vit import (
     Positions,
 )
 from fsq_jax.runtime.user_error import UserError
-
-Cache = dict[str, Any]
 
 
 class DecoderBlock(nn.Module):
@@ -57,25 +52,6 @@ class DecoderBlock(nn.Module):
         x_BND = x_BND + self.CrossAttn(self.LayerNorm2(x_BND), memory_BPD)
         return x_BND + self.MLP(self.LayerNorm3(x_BND))
 
-    def image_keys_values(self, memory_BPD):
-        """What cross-attention reads, the same for all tokens."""
-        return self.CrossAttn.keys_values(memory_BPD)
-
-    def step(self, x_B1D, own, image, position):
-        """The token at `position` alone, [B, 1, D], and `own` with its key and value in it.
-
-        own, image: keys and values of self-attention (of N tokens) and of cross-attention.
-        """
-        normed_B1D = self.LayerNorm1(x_B1D)
-        own = jax.tree.map(
-            lambda past, now: jax.lax.dynamic_update_slice_in_dim(past, now, position, axis=1),
-            own,
-            self.SelfAttn.keys_values(normed_B1D),
-        )
-        x_B1D = x_B1D + self.SelfAttn.read(normed_B1D, own, length=position + 1)
-        x_B1D = x_B1D + self.CrossAttn.read(self.LayerNorm2(x_B1D), image)
-        return x_B1D + self.MLP(self.LayerNorm3(x_B1D)), own
-
 
 class Decoder(nn.Module):
     """Tokens to float32 logits [B, N, V]."""
@@ -100,30 +76,10 @@ class Decoder(nn.Module):
         self.LogitsDense = Logits(self.vocab_size, self.dtype)
 
     def __call__(self, tokens_BN, positions_1ND, memory_BPD):
-        x_BND = self.embed(tokens_BN) + positions_1ND
+        x_BND = lookup(self.EmbedTargets(), tokens_BN, self.dtype) + positions_1ND
         for block in self.blocks:
             x_BND = block(x_BND, memory_BPD)
         return self.LogitsDense(self.LayerNorm(x_BND))
-
-    def embed(self, tokens_BN):
-        return lookup(self.EmbedTargets(), tokens_BN, self.dtype)
-
-    def start(self, memory_BPD, num_codes: int) -> Cache:
-        heads = (self.num_heads, self.width // self.num_heads)
-        empty = jnp.zeros((memory_BPD.shape[0], num_codes, *heads), self.dtype)
-        return {
-            "own": [(empty, empty) for _ in self.blocks],
-            "image": [block.image_keys_values(memory_BPD) for block in self.blocks],
-        }
-
-    def step(self, cache: Cache, tokens_B, position_11D, position):
-        x_B1D = self.embed(tokens_B[:, None]) + position_11D
-        own = []
-        for block, past, image in zip(self.blocks, cache["own"], cache["image"], strict=True):
-            x_B1D, now = block.step(x_B1D, past, image, position)
-            own.append(now)
-        logits_B1V = self.LogitsDense(self.LayerNorm(x_B1D))
-        return logits_B1V[:, 0], cache | {"own": own}
 
 
 class Logits(nn.Module):
@@ -188,36 +144,3 @@ class CodeLanguageModel(nn.Module):
         """What the decoder reads of an image, [B, P, D]."""
         x_BPD = self.EmbedPatches(context_BHWC)
         return self.encoder(x_BPD + self.encoder_positions(x_BPD.shape[1]))
-
-    def start(self, context_BHWC: jax.Array) -> Cache:
-        """The cache before the first token: the image's keys and values of every block, and room
-        for the tokens' own."""
-        return self.decoder.start(self.encode(context_BHWC), self.num_codes)
-
-    def step(
-        self, cache: Cache, tokens_B: jax.Array, position: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-        """(float32 logits [B, V] of the token after `position` others, cache with one more).
-
-        tokens_B: the token before it, 0 at position 0. Positions come in turn, from 0.
-        """
-        positions_1ND = self.decoder_positions(self.num_codes)
-        position_11D = jax.lax.dynamic_slice_in_dim(positions_1ND, position, 1, axis=1)
-        return self.decoder.step(cache, tokens_B, position_11D, position)
-
-
-def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
-    """(step, cache before the first token), as `sampling.autoregressive` takes them.
-
-    What the decoder's dense layers would round to `model.dtype` at every token is rounded here,
-    once: a token reads little besides weights.
-    """
-
-    def rounded(path, leaf):
-        names = [entry.key for entry in path]
-        is_dense = names[-1] in ("kernel", "embedding") or "MLP" in names
-        return leaf.astype(model.dtype) if is_dense else leaf
-
-    decoder = jax.tree_util.tree_map_with_path(rounded, params["decoder"])
-    apply = functools.partial(model.apply, {"params": {**params, "decoder": decoder}})
-    return functools.partial(apply, method="step"), apply(context_BHWC, method="start")

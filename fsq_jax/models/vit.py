@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
 from fsq_jax.models.layers import Dense, LayerNorm, gelu
+from fsq_jax.runtime.sharding import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
 LN_EPSILON = 1e-6
@@ -87,10 +88,7 @@ class Positions(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention to the tokens themselves or to others, [B, L, D].
-
-    In two steps for whoever decodes with a cache: `keys_values`, then `read`.
-    """
+    """Multi-head attention to the tokens themselves or to others, [B, L, D]."""
 
     width: int
     num_heads: int
@@ -110,17 +108,9 @@ class MultiHeadAttention(nn.Module):
 
     def __call__(self, x_BLD, memory_BKD=None, causal: bool = False):
         """What each token reads from `memory_BKD`, or from x (earlier tokens if `causal`)."""
-        keys_values = self.keys_values(x_BLD if memory_BKD is None else memory_BKD)
-        return self.read(x_BLD, keys_values, causal=causal)
-
-    def keys_values(self, memory_BKD):
-        """(keys, values), both [B, K, heads, D / heads]."""
-        return self.key(memory_BKD), self.value(memory_BKD)
-
-    def read(self, x_BLD, keys_values, causal: bool = False, length=None):
-        """What each token of x reads from the first `length` of keys and values, [B, L, D]."""
+        memory_BKD = x_BLD if memory_BKD is None else memory_BKD
         read_BLHD = attention_lib.attention(
-            self.query(x_BLD), *keys_values, causal=causal, length=length
+            self.query(x_BLD), self.key(memory_BKD), self.value(memory_BKD), causal=causal
         )
         return self.out(read_BLHD)
 
@@ -137,9 +127,7 @@ class MlpBlock(nn.Module):
             kernel_init=XAVIER, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype
         )
         hidden_BLF = Dense(self.mlp_dim, **values, name="Dense_0")(x_BLD)
-        # Recomputed in the backward pass: its float32 slope is twice the bytes of its input.
-        hidden_BLF = jax.checkpoint(gelu)(hidden_BLF)
-        return Dense(x_BLD.shape[-1], **values, name="Dense_1")(hidden_BLF)
+        return Dense(x_BLD.shape[-1], **values, name="Dense_1")(gelu(hidden_BLF))
 
 
 class EncoderBlock(nn.Module):
@@ -159,7 +147,7 @@ class EncoderBlock(nn.Module):
         )
         x_BLD = x_BLD + attend(LayerNorm(LN_EPSILON, name="LayerNorm_0")(x_BLD))
         mlp = MlpBlock(self.mlp_dim, dtype=self.dtype, name="MlpBlock_0")
-        return x_BLD + mlp(LayerNorm(LN_EPSILON, name="LayerNorm_1")(x_BLD))
+        return split_by_example(x_BLD + mlp(LayerNorm(LN_EPSILON, name="LayerNorm_1")(x_BLD)))
 
 
 class Encoder(nn.Module):

@@ -24,7 +24,8 @@ import numpy as np
 from fsq_jax import quantizers, tasks
 from fsq_jax.formats import weights_file
 from fsq_jax.models.uvim_base import LabelAutoencoder
-from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
+from fsq_jax.models.uvim_decode import decoding
+from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.pretrained import parameter_trees
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.sampling import autoregressive

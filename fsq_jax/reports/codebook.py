@@ -16,6 +16,7 @@ from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.metrics import codebook
 from fsq_jax.reports import html
 from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.workdir import load_results
 from fsq_jax.scoring import protocols
@@ -34,8 +35,7 @@ def write(predictor: Predictor) -> str:
     counts_CK = evaluator.count_codes_by_class(predictor, len(names))
     path = os.path.join(predictor.workdir, "codebook", "index.html")
     if jax.process_index() == 0:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w") as file:
+        with written_whole(path) as file:
             file.write(page(counts_CK, names, predictor, bits_of_models(predictor)))
         log(f"{path}")
     return path

@@ -13,6 +13,7 @@ from fsq_jax.pretrained import parameter_trees, weights
 from fsq_jax.runs import frozen, inputs, published
 from fsq_jax.runs.config import override_config
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.compiler import compiler_options
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages.stage import Stage, TrainState
 
@@ -95,7 +96,11 @@ def of_state(
 
 def compiled(stage: Stage) -> dict:
     """The stage's functions, each compiled when it is first called."""
-    return {name: jax.jit(function) for name, function in stage.predict.items()}
+    options = compiler_options()
+    return {
+        name: jax.jit(function, compiler_options=options)
+        for name, function in stage.predict.items()
+    }
 
 
 def _load_stage_1(loaded: weights.Weights, path: str):

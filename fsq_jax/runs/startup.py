@@ -17,6 +17,7 @@ from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.predictor import compiled
 from fsq_jax.runtime import checkpoint, liveness, outputs, sharding, workdir_lock
 from fsq_jax.runtime.batch_random_init import batch_random_init
+from fsq_jax.runtime.compiler import compiler_options
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
@@ -134,15 +135,6 @@ def how_to_go_on(workdir: str) -> str:
     steps = checkpoint.saved_steps(workdir)
     last = f"The last checkpoint is of step {steps[-1]}" if steps else "There is no checkpoint yet"
     return f"{last}; the same command in every process goes on from there."
-
-
-def compiler_options() -> dict[str, bool]:
-    """What XLA is given for a train step on the devices at hand.
-
-    On a GPU all matrix products go to cuBLAS, which adds biases and residuals as it writes. With
-    Triton's products to choose from, XLA leaves those additions to kernels of their own.
-    """
-    return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else {}
 
 
 def abstract_state(config, stage: Stage, batch) -> TrainState:

@@ -14,7 +14,7 @@ import optax
 
 from fsq_jax.metrics import compression, losses
 from fsq_jax.models.maskgit_tokenizer import Tokenizer
-from fsq_jax.models.maskgit_transformer import MaskedTransformer
+from fsq_jax.models.maskgit_transformer import MaskedTransformer, rounded
 from fsq_jax.sampling import masked
 from fsq_jax.stages import maskgit_tokenizer, optim
 from fsq_jax.stages import stage_1 as stage_1_of
@@ -48,6 +48,7 @@ class MaskGIT:
 
     def logits_fn(self, params):
         """tokens_BS -> logits_BSV over codes."""
+        params = rounded(params, self.transformer.dtype)
         return lambda tokens_BS: self.transformer.apply({"params": params}, tokens_BS)
 
 

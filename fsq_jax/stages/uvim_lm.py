@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from fsq_jax.metrics import losses
-from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
+from fsq_jax.models.uvim_decode import decoding
+from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.sampling import autoregressive
 from fsq_jax.stages import optim, uvim_base

@@ -84,3 +84,33 @@ def test_dense_is_that_of_flax(options, contracted):
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-6)
     half = layers.Dense(contracted=contracted, dtype=jnp.bfloat16, **options)
     assert half.apply(variables, x).dtype == jnp.bfloat16
+
+
+def test_gelu_in_half_precision_is_near_float32_and_so_is_its_slope(monkeypatch):
+    x = jnp.linspace(-6, 6, 301)
+    exact, slope = jax.vmap(jax.value_and_grad(lambda x: jax.nn.gelu(x, approximate=True)))(x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # as it is written for a GPU
+    got, half_slope = jax.vmap(jax.value_and_grad(layers.gelu))(x.astype(jnp.bfloat16))
+    assert got.dtype == half_slope.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), exact, atol=0.03)
+    np.testing.assert_allclose(half_slope.astype(jnp.float32), slope, atol=0.02)
+
+
+def test_joined_dense_layers_are_the_layers_one_by_one():
+    class Joined(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layers.joined_dense(x, ("a", "b"), (2, 4), nn.initializers.lecun_normal())
+
+    class Apart(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.stack([layers.Dense((2, 4), name=name)(x) for name in "ab"], axis=-3)
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 6), np.float32))
+    variables = Apart().init(jax.random.key(0), x)
+    equal = jax.tree.map(np.array_equal, variables, Joined().init(jax.random.key(0), x))
+    assert all(jax.tree.leaves(equal))
+    np.testing.assert_allclose(
+        Joined().apply(variables, x), Apart().apply(variables, x), atol=1e-6
+    )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from fsq_jax.models.uvim_lm import CodeLanguageModel, decoding
+from fsq_jax.models.uvim_decode import decoding
+from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.sampling import autoregressive
 from tests.tiny import random_variables
 
@@ -74,14 +75,14 @@ def test_reads_the_published_tree_and_agrees_with_the_reference(shared):
 
 def walk(model, image, codes):
     """Logits [B, N, V] of one position after the other, the tokens before it being given."""
-    cache = model.apply(drawn(), image, method="start")
+    step, cache = decoding(model, drawn()["params"], image)
     tokens = jnp.pad(codes[:, :-1] + 1, ((0, 0), (1, 0)))
 
-    def step(cache, now):
-        logits, cache = model.apply(drawn(), cache, *now, method="step")
+    def one(cache, now):
+        logits, cache = step(cache, *now)
         return cache, logits
 
-    _, logits = jax.lax.scan(step, cache, (tokens.T, jnp.arange(model.num_codes)))
+    _, logits = jax.lax.scan(one, cache, (tokens.T, jnp.arange(model.num_codes)))
     return logits.swapaxes(0, 1)
 
 
@@ -94,27 +95,11 @@ def test_steps_with_a_cache_give_the_logits_of_all_at_once(quickly, dtype, atol)
     np.testing.assert_allclose(steps, full, atol=atol)
 
 
-def test_rounding_the_weights_once_changes_no_logit(quickly):
-    model, tokens = MODEL.clone(dtype=jnp.bfloat16), jnp.zeros(2, jnp.int32)
-
-    @jax.jit
-    def first_logits(image):
-        step, cache = decoding(model, drawn()["params"], image)
-        plain = functools.partial(model.apply, drawn())
-        return step(cache, tokens, 0)[0], plain(
-            plain(image, method="start"), tokens, 0, method="step"
-        )[0]
-
-    got, expected = first_logits(IMAGE)
-    np.testing.assert_array_equal(got, expected)
-
-
 def test_greedy_codes_are_the_likeliest_given_themselves(quickly):
     @jax.jit
     def decode(image):
         return autoregressive.decode_codes(
-            functools.partial(MODEL.apply, drawn(), method="step"),
-            MODEL.apply(drawn(), image, method="start"),
+            *decoding(MODEL, drawn()["params"], image),
             jax.random.key(0), num_codes=6, batch=2,
         )
 
