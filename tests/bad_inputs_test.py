@@ -182,8 +182,6 @@ CASES = {
             "data.source": f"folder:{pathlib.Path(picture(at, 'd/cat/1.png', cut=100)).parent.parent}",
             "data.train_split": "train", "data.eval_split": "train"}),
         "1.png is not a whole, readable image"),
-    "channels first": ("A", lambda at: train_with(
-            at, arrays(at, image=PIXELS.transpose(0, 3, 1, 2))), "image.npy"),
     "images of 400": ("A", lambda at: train_with(
             at, arrays(at, image=PIXELS.astype(np.float32) * 2)), "image.npy"),
     "a label of 999": ("A", lambda at: train_with(
