@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fsq_jax.launcher import gpus, plan
 from fsq_jax.launcher.plan import Run
@@ -37,8 +37,8 @@ class Job:
     gpu: str
     places: int
     left: list  # commands, the one at work first
-    process: subprocess.Popen
-    begin: float
+    process: subprocess.Popen = field(init=False)
+    begin: float = field(init=False)
     saved: int = 0  # step of the last checkpoint when its command was started
 
 
@@ -73,14 +73,14 @@ class Pool:
                     self.waiting.remove(run)
                     self.failed[run.name] = f"{run.name} needs {lost[0]}, which failed."
                 continue
-            gpu = max(self._free, key=self._free.get)
+            gpu = max(self._free, key=self._free.__getitem__)
             places = min(run.places, self._per_gpu)
             if self._free[gpu] < places:
                 return
             left = plan.commands_left(self._workdir, run, run.name in self._wanted)
             self.waiting.remove(run)
             self._free[gpu] -= places
-            job = Job(run, gpu, places, left, None, 0.0)
+            job = Job(run, gpu, places, left)
             self.jobs.append(job)
             self._start(job)
 
