@@ -93,7 +93,10 @@ class Pool:
         with open(os.path.join(path, "log.txt"), "a") as output, _locked(path) as lock:
             job.process = subprocess.Popen(
                 [sys.executable, "-c", _END_WITH_PARENT, *job.left[0][1]],
-                stdout=output, stderr=output, env=self._environment | own, pass_fds=(lock,),
+                stdout=output,
+                stderr=output,
+                env=self._environment | own,
+                pass_fds=(lock,),
             )
         job.begin, job.saved = time.monotonic(), _saved(path)
 
@@ -135,8 +138,11 @@ class Pool:
     def _note(self, job: Job, status: int) -> None:
         """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU."""
         line = {
-            "file": job.left[0][0], "seconds": round(time.monotonic() - job.begin, 1),
-            "status": status, "gpu": job.gpu, "share": f"{job.places} of {self._per_gpu}",
+            "file": job.left[0][0],
+            "seconds": round(time.monotonic() - job.begin, 1),
+            "status": status,
+            "gpu": job.gpu,
+            "share": f"{job.places} of {self._per_gpu}",
         }
         folder = plan.folder(self._workdir, job.run)
         if status:
@@ -176,7 +182,8 @@ def compilation_cache(workdir: str) -> dict[str, str]:
     """Environment variables: what one process has compiled, the others of this machine read."""
     folder = os.path.abspath(os.path.join(workdir, "compiled"))
     return {
-        "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
     }
 
 
