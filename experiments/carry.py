@@ -81,11 +81,15 @@ def _groups(workdir: str, runs: Sequence[Run]) -> Iterator[list[str]]:
     for run in runs:
         path = plan.folder(workdir, run)
         files = [os.path.join(path, name) for name in _SMALL]
-        files += [os.path.join(path, file) for file, _ in run.commands
-                  if file not in (run.weights, plan.RESULTS)]
+        files += [
+            os.path.join(path, file)
+            for file, _ in run.commands
+            if file not in (run.weights, plan.RESULTS)
+        ]
         pictures = sorted(pathlib.Path(path, "samples").glob("*.png"))[-1:]
-        yield [file for file in dict.fromkeys([*files, *map(str, pictures)])
-               if os.path.isfile(file)]
+        yield [
+            file for file in dict.fromkeys([*files, *map(str, pictures)]) if os.path.isfile(file)
+        ]
     readers = {name: sum(name in run.needs for run in left) for name in wanted}
     for run in sorted(runs, key=lambda run: -readers.get(run.name, 0)):
         if run.name in wanted and run.carried and plan.has_weights(workdir, run):
@@ -98,9 +102,13 @@ def _groups(workdir: str, runs: Sequence[Run]) -> Iterator[list[str]]:
 
 
 def copy_records(workdir: str, run: Run, out: str) -> None:
-    """Copies config, curves, results and the last picture of a run into a folder of results."""
+    """Copies config, curves and results of a run into a folder of results.
+
+    What it drew in training stays behind: dozens of runs would be megabytes of the repository.
+    """
     (files, *_) = _groups(workdir, [run])
-    for file in (file for file in files if _is_small([file])):
+    own = os.path.join(plan.folder(workdir, run), "samples")
+    for file in (f for f in files if _is_small([f]) and os.path.dirname(f) != own):
         target = os.path.join(out, run.name)
         os.makedirs(target, exist_ok=True)
         shutil.copy(file, target)

@@ -39,6 +39,11 @@ class Claim:
     judge: Callable[[Sequence[Entry]], Finding]
 
 
+def text(spread: Spread | None) -> str:
+    """Mean and deviation in words; "not run" of None."""
+    return NOT_RUN if spread is None else spread.text()
+
+
 def table(claims: Sequence[Claim], found: Sequence[Entry]) -> html.Table:
     """One row per claim: the claim, our measurement, the verdict, the rule."""
     rows = []

@@ -1,8 +1,9 @@
 """The results of an experiment: a list with one entry for each run, from which all else is drawn.
 
-    OUT/results.json    [{"run", "quantizer", "levels" or "codebook_size", "seed", "stage", "steps",
-                        "device", metrics by their names, "protocol": {group of metrics: facts}}]
-    OUT/runs/NAME/      config.json, metrics.jsonl, results.json and the last picture of each run
+OUT/results.json    [{"run", "quantizer", "levels" or "codebook_size", "seed", "stage", "steps",
+                    "device", metrics by their names, "protocol": {group of metrics: facts}}]
+OUT/runs/NAME/      config.json, metrics.jsonl, launches.jsonl and results.json of each run
+OUT/missing.json    [{"run", "why"}] of the runs that have no entry
 """
 
 import json
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments import carry
-from fsq_jax.launcher import plan
+from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports.spread import Spread as Spread
 from fsq_jax.reports.spread import spread as spread
@@ -69,7 +70,38 @@ def write(workdir: str, runs: Sequence[Run], out: str) -> list[dict[str, Any]]:
     ordered = [entry for name in sorted(kept) for entry in kept[name]]
     if ordered:
         write_json(os.path.join(out, "results.json"), ordered)
+        before = {one["run"]: one["why"] for one in missing(out)}
+        lacking = [run for run in runs if run.facts and run.name not in kept]
+        write_json(
+            os.path.join(out, "missing.json"),
+            [
+                {
+                    "run": run.name,
+                    "why": why_missing(workdir, run) or before.get(run.name, "not begun"),
+                }
+                for run in lacking
+            ],
+        )
     return ordered
+
+
+def why_missing(workdir: str, run: Run) -> str:
+    """Why a run has no entry, as the launcher noted in its folder; "" of one without notes."""
+    launches = pool.launches(plan.folder(workdir, run))
+    failed = [line for line in launches if line["status"]]
+    if failed:
+        error = failed[-1].get("error") or f"exit status {failed[-1]['status']}"
+        return f"failed {len(failed)} of {len(launches)} times, last with {error}"
+    return "cut off" if launches else ""
+
+
+def missing(out: str) -> list[dict[str, str]]:
+    """The runs that OUT/missing.json names; none where there is no such file."""
+    path = os.path.join(out, "missing.json")
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return json.load(file)
 
 
 def read(out: str) -> list[dict[str, Any]]:

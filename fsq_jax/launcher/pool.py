@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fsq_jax.launcher import gpus, plan
 from fsq_jax.launcher.plan import Run
+from fsq_jax.runtime import checkpoint
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
 GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
 LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
+_LAUNCHES = "launches.jsonl"
 
 # Begins a run: it gets SIGTERM when the launcher dies, however it does (Linux's prctl).
 _END_WITH_PARENT = (
@@ -35,8 +37,9 @@ class Job:
     gpu: str
     places: int
     left: list  # commands, the one at work first
-    process: subprocess.Popen
-    begin: float
+    process: subprocess.Popen = field(init=False)
+    begin: float = field(init=False)
+    saved: int = 0  # step of the last checkpoint when its command was started
 
 
 class Pool:
@@ -70,14 +73,14 @@ class Pool:
                     self.waiting.remove(run)
                     self.failed[run.name] = f"{run.name} needs {lost[0]}, which failed."
                 continue
-            gpu = max(self._free, key=self._free.get)
+            gpu = max(self._free, key=self._free.__getitem__)
             places = min(run.places, self._per_gpu)
             if self._free[gpu] < places:
                 return
             left = plan.commands_left(self._workdir, run, run.name in self._wanted)
             self.waiting.remove(run)
             self._free[gpu] -= places
-            job = Job(run, gpu, places, left, None, 0.0)
+            job = Job(run, gpu, places, left)
             self.jobs.append(job)
             self._start(job)
 
@@ -90,9 +93,12 @@ class Pool:
         with open(os.path.join(path, "log.txt"), "a") as output, _locked(path) as lock:
             job.process = subprocess.Popen(
                 [sys.executable, "-c", _END_WITH_PARENT, *job.left[0][1]],
-                stdout=output, stderr=output, env=self._environment | own, pass_fds=(lock,),
+                stdout=output,
+                stderr=output,
+                env=self._environment | own,
+                pass_fds=(lock,),
             )
-        job.begin = time.monotonic()
+        job.begin, job.saved = time.monotonic(), _saved(path)
 
     def collect(self, stopping: bool) -> list[Run]:
         """Looks after processes that have ended; returns the runs that are finished."""
@@ -115,20 +121,33 @@ class Pool:
                 if not rest:
                     finished.append(job.run)
             elif not stopping:
-                path = os.path.join(plan.folder(self._workdir, job.run), "log.txt")
-                self.failed[job.run.name] = (
-                    f"{job.run.name} failed with exit status {status}; see {path}."
-                )
-                log(self.failed[job.run.name])
+                self._failed(job, status)
         return finished
+
+    def _failed(self, job: Job, status: int) -> None:
+        """Puts a run that came further than before at the end of the queue; gives up others."""
+        path = plan.folder(self._workdir, job.run)
+        told = f"{job.run.name} failed with exit status {status}"
+        if (step := _saved(path)) > job.saved:
+            self.waiting.append(job.run)
+            log(f"{told}; it goes on from step {step} when the others have begun.")
+            return
+        self.failed[job.run.name] = f"{told}; see {os.path.join(path, 'log.txt')}."
+        log(self.failed[job.run.name])
 
     def _note(self, job: Job, status: int) -> None:
         """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU."""
         line = {
-            "file": job.left[0][0], "seconds": round(time.monotonic() - job.begin, 1),
-            "status": status, "gpu": job.gpu, "share": f"{job.places} of {self._per_gpu}",
+            "file": job.left[0][0],
+            "seconds": round(time.monotonic() - job.begin, 1),
+            "status": status,
+            "gpu": job.gpu,
+            "share": f"{job.places} of {self._per_gpu}",
         }
-        path = os.path.join(plan.folder(self._workdir, job.run), "launches.jsonl")
+        folder = plan.folder(self._workdir, job.run)
+        if status:
+            line["error"] = _last_error(os.path.join(folder, "log.txt"))
+        path = os.path.join(folder, _LAUNCHES)
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -139,11 +158,32 @@ class Pool:
                 job.process.send_signal(number)
 
 
+def _saved(path: str) -> int:
+    return max(checkpoint.saved_steps(path), default=0)
+
+
+def _last_error(path: str) -> str:
+    """The last line of a log that speaks of an error: logs stay behind when results travel."""
+    with open(path, errors="replace") as file:
+        lines = [line.strip() for line in file if "error" in line.lower()]
+    return lines[-1][:300] if lines else ""
+
+
+def launches(path: str) -> list[dict]:
+    """The lines of a run's launches.jsonl, oldest first; none where it was never begun."""
+    file = os.path.join(path, _LAUNCHES)
+    if not os.path.exists(file):
+        return []
+    with open(file) as lines:
+        return [json.loads(line) for line in lines]
+
+
 def compilation_cache(workdir: str) -> dict[str, str]:
     """Environment variables: what one process has compiled, the others of this machine read."""
     folder = os.path.abspath(os.path.join(workdir, "compiled"))
     return {
-        "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
     }
 
 

@@ -62,13 +62,23 @@ def test_needs_come_first_and_a_failure_stops_only_what_needs_it(start, tmp_path
     assert again == []  # what is finished is not run again
 
 
+def test_a_run_that_came_further_before_it_failed_is_begun_again(start, tmp_path):
+    code = "steps = pathlib.Path('checkpoints', '7')\nif not steps.exists():\n"
+    code += "    steps.mkdir(parents=True); print('SomeError: no luck'); exit(4)"
+    places, finished = start([run(tmp_path, "a", code), run(tmp_path, "b", needs=("a",))])
+    assert finished == ["a", "b"] and not places.failed
+    first, second = launches(tmp_path / "a")
+    assert (first["status"], first["error"]) == (4, "SomeError: no luck")
+    assert second["status"] == 0 and "error" not in second
+
+
 def test_runs_are_dealt_out_and_a_large_one_takes_two_places(start, tmp_path):
     note = "pathlib.Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'] + ' ' "
     note += "+ os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'all')); time.sleep(0.5)"
     start([run(tmp_path, "big", note, places=2), run(tmp_path, "x", note),
            run(tmp_path, "y", note)], per_gpu=2)
     seen = {name: (tmp_path / name / "gpu").read_text().split() for name in ("big", "x", "y")}
-    assert seen["big"][1] == "all" and seen["x"][1] == seen["y"][1] == "0.425"
+    assert seen["big"][1] == "all" and seen["x"][1] == seen["y"][1] == "0.375"
     assert seen["x"][0] == seen["y"][0] != seen["big"][0]
     assert launches(tmp_path / "big")[0]["share"] == "2 of 2"
 
@@ -121,7 +131,7 @@ def test_processes_share_memory_and_cores(monkeypatch):
     assert gpus.visible() == ["3", "5"]
     assert gpus.environment("3", 1.0) == {"CUDA_VISIBLE_DEVICES": "3"}
     shared = gpus.environment("5", 0.25, processes=8)
-    assert shared["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.212"
+    assert shared["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.188"
     assert shared["OMP_NUM_THREADS"] == "8"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus.visible() == [] and gpus.environment("", 1.0) == {}

@@ -3,24 +3,29 @@
 import json
 import random
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from experiments import (
     claims,
     entries,
     entropy_groups,
+    fig3_claims,
     fig3_tradeoff,
     fig4_maskgit256,
     fig8_representation,
     fig10_levels,
     launcher,
     maskgit_runs,
+    pictures,
     reproduce,
 )
 from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
 from experiments.options import Options
 from fsq_jax.launcher import plan
+from fsq_jax.runtime.image_grid import image_grid
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_config, save_results
 
@@ -40,8 +45,8 @@ def fig3(usage_of_vq=0.3, sampling_of_fsq=0.9):
     """Entries as the paper's Figure 3 has them, or with other usage and other samples."""
     random.seed(0)
     found = []
-    for bits in fig3_tradeoff.BITS:
-        for quantizer in fig3_tradeoff.QUANTIZERS:
+    for bits in fig3_claims.BITS:
+        for quantizer in fig3_claims.QUANTIZERS:
             facts = maskgit_runs.codes(quantizer, bits)
             vq = quantizer == "vq"
             distance = 20 - bits + ((-1 if bits < 9 else 1) if vq else 0)
@@ -53,7 +58,7 @@ def fig3(usage_of_vq=0.3, sampling_of_fsq=0.9):
                     "reconstruction/fd_efficientnet": noisy(distance),
                     "codebook/usage": share, "codebook/used": share * facts["size"],
                 })
-            if bits in fig3_tradeoff.STAGE_2:
+            if bits in fig3_claims.STAGE_2:
                 sampling = 30 - 2 * min(bits, 12) * (1 if vq else 1 / sampling_of_fsq)
                 for seed in range(3 if bits in fig3_tradeoff.REPEATED else 1):
                     found.append(facts | {
@@ -106,6 +111,68 @@ def test_guidance_is_compared_at_each_quantizers_best():
     assert fig4_maskgit256.best(found, "fsq") == 0.5
     assert verdicts(fig4_maskgit256, found) == [CONFIRMED, CONFIRMED]
     assert verdicts(fig4_maskgit256, []) == [NOT_RUN, NOT_RUN]
+
+
+def test_a_quantizer_with_one_sweep_is_judged_by_the_others_deviation():
+    found = [
+        {"run": q, "quantizer": q, "stage": "sweep", "seed": seed, "guidance": strength,
+         "sampling/fd_efficientnet": distance + 0.1 * seed + 0.5 * sign * strength}
+        for q, distance, sign, seeds in (("fsq", 20, -1, 3), ("vq", 30, 1, 1))
+        for seed in range(seeds) for strength in (0.0, 1.0)
+    ]
+    assert verdicts(fig4_maskgit256, found) == [REFUTED, CONFIRMED]
+    alone = [entry for entry in found if entry["seed"] == 0]
+    assert verdicts(fig4_maskgit256, alone) == [OPEN, OPEN]
+
+
+def test_a_size_that_was_not_run_is_named_and_counts_as_undecided():
+    cut = [e for e in fig3() if (e["quantizer"], e["bits"]) != ("vq", 16)]
+    finding = fig3_claims.sampling(cut)
+    assert finding.verdict == CONFIRMED and "2^16: FSQ" in finding.measured
+    assert finding.measured.endswith("VQ not run")
+    cut = [e for e in cut if (e["quantizer"], e["bits"]) != ("vq", 14)]
+    assert fig3_claims.sampling(cut).verdict == OPEN  # one of three
+
+
+def test_a_gain_too_small_to_be_seen_is_not_denied():
+    plain = maskgit_runs.codes("fsq", 10, (8, 5, 5, 5)) | {"stage": "tokenizer"}
+    for step, verdict in ((0.1, CONFIRMED), (10, OPEN)):
+        found = [plain | more | {"seed": s, "reconstruction/fd_efficientnet": 40 + step * s}
+                 for s in range(3) for more in ({}, {"dense_layers": 2})]
+        assert fig10_levels.dense_help(found).verdict == verdict
+
+
+def test_quantizers_are_compared_seed_by_seed():
+    found = fig3()
+    for entry in found:  # as if a seed moved all of its runs by as much
+        if "reconstruction/fd_efficientnet" in entry:
+            entry["reconstruction/fd_efficientnet"] += 100 * entry["seed"]
+    text = fig3_tradeoff.paired(found).text()
+    row = next(line for line in text.splitlines() if "2^16" in line)
+    mean, deviation = map(float, row.split("|")[2].split(" ± "))
+    assert mean == pytest.approx(-1, abs=0.05) and deviation < 0.05
+
+
+def test_pictures_of_runs_are_taken_apart(tmp_path):
+    found = []
+    for quantizer, green in (("fsq", 0.0), ("vq", 10 / 255)):
+        entry = maskgit_runs.codes(quantizer, 4) | {
+            "run": quantizer, "stage": "tokenizer", "seed": 0, "distance": 1 + green
+        }
+        images = np.zeros((6, 8, 8, 3), np.float32)
+        images[1::2, ..., 1] = green  # the reconstructions
+        folder = tmp_path / quantizer
+        (folder / "samples").mkdir(parents=True)
+        Image.fromarray(image_grid(images)).save(folder / "samples" / "reconstruction_0003.png")
+        save_config(str(folder), ConfigDict({"stage": "x", "data": {"size": 8}}))
+        found.append(entry)
+        np.testing.assert_allclose(
+            pictures.last(str(tmp_path), quantizer, "reconstruction"), images, atol=1e-6
+        )
+    (table,) = pictures.background(str(tmp_path), found, "distance").values()
+    assert table.rows[0][2:] == ("0.00", "5.00", "0.00") and table.rows[1][3] == "1.00"
+    assert list(pictures.reconstructions(str(tmp_path), found, (4,), 3)) == ["reconstructions"]
+    assert pictures.samples(str(tmp_path), found, (4,)) == {}
 
 
 def test_groups_of_the_entropy_loss_are_judged():
@@ -166,7 +233,14 @@ def test_entries_say_what_was_run_and_how(tmp_path):
     assert [e["guidance"] for e in made[1:]] == [0.0, 1.0]
     assert json.loads((out / "results.json").read_text()) == made
     assert (out / "runs" / "a" / "config.json").exists()
+    assert not (out / "runs" / "a" / "samples").exists()
+    assert entries.missing(str(out)) == [{"run": "b", "why": "not begun"}]
+    (workdir / "b").mkdir()
+    (workdir / "b" / "launches.jsonl").write_text('{"status": 1, "error": "SomeError: x"}\n')
+    entries.write(str(workdir), [*runs, several], str(out))
     assert entries.write(str(tmp_path / "nothing"), [*runs, several], str(out)) == made
+    why = "failed 1 of 1 times, last with SomeError: x"
+    assert entries.missing(str(out)) == [{"run": "b", "why": why}]
 
 
 def test_the_list_of_figures_comes_from_results_alone(tmp_path):
