@@ -81,11 +81,15 @@ def _groups(workdir: str, runs: Sequence[Run]) -> Iterator[list[str]]:
     for run in runs:
         path = plan.folder(workdir, run)
         files = [os.path.join(path, name) for name in _SMALL]
-        files += [os.path.join(path, file) for file, _ in run.commands
-                  if file not in (run.weights, plan.RESULTS)]
+        files += [
+            os.path.join(path, file)
+            for file, _ in run.commands
+            if file not in (run.weights, plan.RESULTS)
+        ]
         pictures = sorted(pathlib.Path(path, "samples").glob("*.png"))[-1:]
-        yield [file for file in dict.fromkeys([*files, *map(str, pictures)])
-               if os.path.isfile(file)]
+        yield [
+            file for file in dict.fromkeys([*files, *map(str, pictures)]) if os.path.isfile(file)
+        ]
     readers = {name: sum(name in run.needs for run in left) for name in wanted}
     for run in sorted(runs, key=lambda run: -readers.get(run.name, 0)):
         if run.name in wanted and run.carried and plan.has_weights(workdir, run):

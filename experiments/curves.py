@@ -24,8 +24,12 @@ def figure(out: str, found: Sequence[Entry], stage: str, metric: str) -> Figure:
             records = read_metrics(os.path.join(out, "runs", entry["run"]), "train")
             points = [(r["step"], r[metric]) for r in records if metric in r]
             if points:
-                axis.plot(*zip(*points, strict=True), label=f"{size:,}", color=colours(number),
-                          linewidth=1.2)
+                axis.plot(
+                    *zip(*points, strict=True),
+                    label=f"{size:,}",
+                    color=colours(number),
+                    linewidth=1.2,
+                )
         axis.set(title=f"{quantizer.upper()}, {stage}: {metric}", xlabel="step", yscale="log")
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8, ncols=2)

@@ -1,9 +1,9 @@
 """The results of an experiment: a list with one entry for each run, from which all else is drawn.
 
-    OUT/results.json    [{"run", "quantizer", "levels" or "codebook_size", "seed", "stage", "steps",
-                        "device", metrics by their names, "protocol": {group of metrics: facts}}]
-    OUT/runs/NAME/      config.json, metrics.jsonl, launches.jsonl and results.json of each run
-    OUT/missing.json    [{"run", "why"}] of the runs that have no entry
+OUT/results.json    [{"run", "quantizer", "levels" or "codebook_size", "seed", "stage", "steps",
+                    "device", metrics by their names, "protocol": {group of metrics: facts}}]
+OUT/runs/NAME/      config.json, metrics.jsonl, launches.jsonl and results.json of each run
+OUT/missing.json    [{"run", "why"}] of the runs that have no entry
 """
 
 import json
@@ -72,11 +72,16 @@ def write(workdir: str, runs: Sequence[Run], out: str) -> list[dict[str, Any]]:
         write_json(os.path.join(out, "results.json"), ordered)
         before = {one["run"]: one["why"] for one in missing(out)}
         lacking = [run for run in runs if run.facts and run.name not in kept]
-        write_json(os.path.join(out, "missing.json"), [
-            {"run": run.name,
-             "why": why_missing(workdir, run) or before.get(run.name, "not begun")}
-            for run in lacking
-        ])
+        write_json(
+            os.path.join(out, "missing.json"),
+            [
+                {
+                    "run": run.name,
+                    "why": why_missing(workdir, run) or before.get(run.name, "not begun"),
+                }
+                for run in lacking
+            ],
+        )
     return ordered
 
 

@@ -29,8 +29,11 @@ def runs(options: Options) -> list[Run]:
             made.append(maskgit_runs.tokenizer(options, facts, seed))
             for group in GROUPS[options.scale]:
                 run = maskgit_runs.tokenizer(
-                    options, facts | {"entropy_group": group}, seed,
-                    {"quantizer.entropy_group": group}, f"_group{group}",
+                    options,
+                    facts | {"entropy_group": group},
+                    seed,
+                    {"quantizer.entropy_group": group},
+                    f"_group{group}",
                 )
                 made.append(dataclasses.replace(run, rank=run.rank + 20))  # after the figures'
     return made
@@ -50,7 +53,8 @@ def matters(found: Sequence[Entry]) -> Finding:
     signs, texts = [], []
     for bits in sorted({e["bits"] for e in found}):
         spreads = {
-            name: spread for name, group in rows(found, bits).items()
+            name: spread
+            for name, group in rows(found, bits).items()
             if (spread := entries.spread(entries.values(group, "codebook/usage"))) is not None
         }
         texts += [f"{name}: {spread.text('{:.1%}')}" for name, spread in spreads.items()]
@@ -69,7 +73,8 @@ CLAIMS = (
         "The size of the group changes how much of the codebook is used (not in the paper: "
         "MaskGIT's code takes the mean over one device's examples)",
         "confirmed: usage differs between the smallest groups and all examples by more than twice "
-        "the standard error at one size or more; otherwise not decided", matters,
+        "the standard error at one size or more; otherwise not decided",
+        matters,
     ),
 )
 

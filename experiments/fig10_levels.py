@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from experiments import claims, entries, launcher, maskgit_runs, tables
 from experiments.claims import SIGNS_RULE, Claim, Finding
 from experiments.entries import Entry
-from experiments.fig3_tradeoff import SHOWN, distance
+from experiments.fig3_claims import distance
+from experiments.fig3_tradeoff import SHOWN
 from experiments.options import Options
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
@@ -63,7 +64,8 @@ def figure(found: Sequence[Entry]) -> Figure:
     metrics = {
         "sampling distance": distance(found, "sampling"),
         "reconstruction distance": distance(found, "reconstruction"),
-        "codebook usage": "codebook/usage", "bits per token": "compression/bits_per_token",
+        "codebook usage": "codebook/usage",
+        "bits per token": "compression/bits_per_token",
     }
     choices = [levels for bits in LEVELS for levels in LEVELS[bits]]
     names = [f"{'-'.join(map(str, levels))}\n{math.prod(levels):,} codes" for levels in choices]
@@ -75,11 +77,25 @@ def figure(found: Sequence[Entry]) -> Figure:
                 place = choices.index(levels)
                 spread = entries.spread(entries.values(group, metric))
                 if spread is None:
-                    axis.text(place, 0.03, "not run", rotation=90, fontsize=7, ha="center",
-                              transform=axis.get_xaxis_transform())
+                    axis.text(
+                        place,
+                        0.03,
+                        "not run",
+                        rotation=90,
+                        fontsize=7,
+                        ha="center",
+                        transform=axis.get_xaxis_transform(),
+                    )
                     continue
-                axis.errorbar(place, spread.mean, yerr=spread.deviation or 0.0, fmt="o",
-                              capsize=3, color=colours[min(levels)], markersize=7)
+                axis.errorbar(
+                    place,
+                    spread.mean,
+                    yerr=spread.deviation or 0.0,
+                    fmt="o",
+                    capsize=3,
+                    color=colours[min(levels)],
+                    markersize=7,
+                )
         axis.set_xticks(range(len(choices)), names, rotation=35, ha="right", fontsize=6)
         axis.set(title=title, xlim=(-0.5, len(choices) - 0.5))
         axis.set_ylabel(tables.title(metric), fontsize=7)
@@ -99,8 +115,9 @@ def few_are_worse(found: Sequence[Entry], metric: str) -> Finding:
             levels: entries.spread(entries.values(group, metric))
             for levels, group in groups(found, bits).items()
         }
-        texts += ["-".join(map(str, levels)) + " " + claims.text(s)
-                  for levels, s in spreads.items()]
+        texts += [
+            "-".join(map(str, levels)) + " " + claims.text(s) for levels, s in spreads.items()
+        ]
         few = [spread for levels, spread in spreads.items() if min(levels) < 5]
         many = [spread for levels, spread in spreads.items() if min(levels) >= 5]
         signs += [claims.compare(a, b, deviation) for a in few for b in many if a or b]
@@ -139,7 +156,8 @@ CLAIMS = (
         "Further dense layers around FSQ do not help (3.3)",
         "refuted: the reconstruction distance falls by more than twice the standard error; "
         f"confirmed: it does not, and twice that error is at most {SEEN:.0%} of the distance, so "
-        "that a gain would have been seen", dense_help,
+        "that a gain would have been seen",
+        dense_help,
     ),
 )
 

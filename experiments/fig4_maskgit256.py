@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from experiments import claims, entries, launcher, maskgit_runs, tables
 from experiments.claims import Claim, Finding
 from experiments.entries import Entry
-from experiments.fig3_tradeoff import distance
+from experiments.fig3_claims import distance
 from experiments.options import Options
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
@@ -54,14 +54,21 @@ def _sweep(options: Options, stage_1: Run, stage_2: Run) -> Run:
     weights = [os.path.join(options.workdir, run.name, run.weights) for run in (stage_2, stage_1)]
     out = os.path.join(options.workdir, name, entries.SEVERAL)
     command = (
-        "-m", "experiments.guidance", f"--workdir={weights[0]}", f"--stage_1={weights[1]}",
-        "--guidance=" + ",".join(map(str, GUIDANCE[options.scale])), f"--out={out}",
+        "-m",
+        "experiments.guidance",
+        f"--workdir={weights[0]}",
+        f"--stage_1={weights[1]}",
+        "--guidance=" + ",".join(map(str, GUIDANCE[options.scale])),
+        f"--out={out}",
         f"--references={options.workdir}",
     )
     facts = dict(stage_2.facts) | {"stage": "sweep", "stage_2": stage_2.name}
     return Run(
-        name, ((entries.SEVERAL, command),), facts,
-        needs=(stage_2.name, stage_1.name, *stage_1.needs), rank=25,
+        name,
+        ((entries.SEVERAL, command),),
+        facts,
+        needs=(stage_2.name, stage_1.name, *stage_1.needs),
+        rank=25,
     )
 
 
@@ -86,8 +93,12 @@ def best(found: Sequence[Entry], quantizer: str) -> float | None:
 
 def sampled(found: Sequence[Entry]) -> list[str]:
     """The metrics of samples that were measured, distances first."""
-    names = {name for e in entries.select(found, stage="sweep") for name in e
-             if name.startswith("sampling/")}
+    names = {
+        name
+        for e in entries.select(found, stage="sweep")
+        for name in e
+        if name.startswith("sampling/")
+    }
     return sorted(names, key=lambda name: (not name.startswith("sampling/f"), name))
 
 
@@ -96,16 +107,25 @@ def table(found: Sequence[Entry]) -> html.Table:
     metrics, rows = sampled(found), []
     for quantizer in QUANTIZERS:
         strength = best(found, quantizer)
-        used = entries.spread(entries.values(
-            entries.select(found, quantizer=quantizer, stage="tokenizer"), "codebook/usage"
-        ))
-        cells = [at(found, quantizer, strength, metric).text() for metric in metrics
-                 if strength is not None]
-        rows.append((
-            quantizer.upper(), "not run" if strength is None else f"{strength:g}",
-            *(cells or ["not run"] * len(metrics)), used.text("{:.1%}") if used else "not run",
-            PAPER[quantizer],
-        ))
+        used = entries.spread(
+            entries.values(
+                entries.select(found, quantizer=quantizer, stage="tokenizer"), "codebook/usage"
+            )
+        )
+        cells = [
+            at(found, quantizer, strength, metric).text()
+            for metric in metrics
+            if strength is not None
+        ]
+        rows.append(
+            (
+                quantizer.upper(),
+                "not run" if strength is None else f"{strength:g}",
+                *(cells or ["not run"] * len(metrics)),
+                used.text("{:.1%}") if used else "not run",
+                PAPER[quantizer],
+            )
+        )
     return html.Table(
         ("", "best α", *map(tables.title, metrics), "codebook usage", "paper, 256 px"), rows
     )
@@ -115,21 +135,33 @@ def figure(found: Sequence[Entry]) -> Figure:
     """Precision over recall, and the distance over guidance: a line per quantizer."""
     drawn, axes = html.panels(2, 2, (4.8, 3.4))
     metric = distance(found, "sampling")
-    named = {kind: next((m for m in sampled(found) if kind in m), "") for kind in
-             ("precision", "recall")}
+    named = {
+        kind: next((m for m in sampled(found) if kind in m), "") for kind in ("precision", "recall")
+    }
     for quantizer in QUANTIZERS:
         known = strengths(found, quantizer)
         if not known:
             continue
         pairs = [[at(found, quantizer, s, named[kind]) for s in known] for kind in named]
         if None not in pairs[0] + pairs[1]:
-            axes[0].plot([r.mean for r in pairs[1]], [p.mean for p in pairs[0]], "o-",
-                         label=quantizer.upper(), markersize=4)
+            axes[0].plot(
+                [r.mean for r in pairs[1]],
+                [p.mean for p in pairs[0]],
+                "o-",
+                label=quantizer.upper(),
+                markersize=4,
+            )
             axes[0].annotate("α = 0", (pairs[1][0].mean, pairs[0][0].mean), fontsize=8)
         spreads = [at(found, quantizer, s, metric) for s in known]
-        axes[1].errorbar(known, [s.mean for s in spreads],
-                         yerr=[s.deviation or 0.0 for s in spreads], fmt="o-", capsize=2,
-                         markersize=4, label=quantizer.upper())
+        axes[1].errorbar(
+            known,
+            [s.mean for s in spreads],
+            yerr=[s.deviation or 0.0 for s in spreads],
+            fmt="o-",
+            capsize=2,
+            markersize=4,
+            label=quantizer.upper(),
+        )
     axes[0].set(xlabel="recall", ylabel="precision")
     axes[1].set(xlabel="guidance α")
     axes[1].set_ylabel(tables.title(metric), fontsize=8)
@@ -144,8 +176,9 @@ def figure(found: Sequence[Entry]) -> Figure:
 def on_par(found: Sequence[Entry]) -> Finding:
     """The distances of FSQ and VQ, each at its best guidance."""
     metric = distance(found, "sampling")
-    spreads = [at(found, q, s, metric) if (s := best(found, q)) is not None else None
-               for q in QUANTIZERS]
+    spreads = [
+        at(found, q, s, metric) if (s := best(found, q)) is not None else None for q in QUANTIZERS
+    ]
     if None in spreads:
         return Finding(claims.NOT_RUN)
     text = ", ".join(f"{q.upper()} {s.text()}" for q, s in zip(QUANTIZERS, spreads, strict=True))
@@ -159,10 +192,14 @@ def on_par(found: Sequence[Entry]) -> Finding:
 
 def deviation(found: Sequence[Entry], metric: str) -> float | None:
     """That of a single run: the largest among runs repeated at one strength."""
-    return claims.largest_deviation([
-        entries.select(found, quantizer=q, stage="sweep", guidance=s)
-        for q in QUANTIZERS for s in strengths(found, q)
-    ], metric)
+    return claims.largest_deviation(
+        [
+            entries.select(found, quantizer=q, stage="sweep", guidance=s)
+            for q in QUANTIZERS
+            for s in strengths(found, q)
+        ],
+        metric,
+    )
 
 
 def more_guidance(found: Sequence[Entry]) -> Finding:
@@ -183,12 +220,14 @@ CLAIMS = (
         "With 2^10 codes FSQ's samples are on par with VQ's, each at its best guidance (5.2, "
         "Figure 4: FID 4.53 and 4.51)",
         "confirmed: the distances differ by 5 % at most; refuted: by more, and by more than twice "
-        "the standard error", on_par,
+        "the standard error",
+        on_par,
     ),
     Claim(
         "FSQ's best guidance is stronger than VQ's (Figure 4: 0.2 and 0.1)",
         "confirmed: larger; refuted: smaller; not decided where neither's distance at the two "
-        "strengths differs by more than twice the standard error", more_guidance,
+        "strengths differs by more than twice the standard error",
+        more_guidance,
     ),
 )
 
@@ -197,7 +236,8 @@ def write(found: Sequence[Entry], out: str, options: Options) -> None:
     """Writes the table, the panels and the claims of the entries to `out`."""
     del options
     tables.write(
-        out, {"table": table(found), "claims": claims.table(CLAIMS, found)},
+        out,
+        {"table": table(found), "claims": claims.table(CLAIMS, found)},
         {"figure": figure(found)},
     )
 

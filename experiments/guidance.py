@@ -21,7 +21,11 @@ from fsq_jax.runtime.progress import log
 
 
 def sweep(
-    path: str, stage_1: str, strengths: list[float], out: str, num_samples: int = 0,
+    path: str,
+    stage_1: str,
+    strengths: list[float],
+    out: str,
+    num_samples: int = 0,
     references: str = "",
 ) -> None:
     """Writes what is left of a sweep.
@@ -39,7 +43,7 @@ def sweep(
         with open(partial) as file:
             found = json.load(file)
     real = None
-    for strength in strengths[len(found):]:
+    for strength in strengths[len(found) :]:
         run = runs.load(path, stage_1, overrides={"sampling.guidance": strength})
         if references:  # an export has no neighbours of its own
             run = dataclasses.replace(run, workdir=os.path.join(references, "sweep"))
@@ -53,9 +57,12 @@ def sweep(
                 settings.reference_split, settings.reference_limit, settings.reference
             )
         values, told = network.measure(
-            sample_moments(run, network, number), real,
-            settings.get("published_reference", ""), sampling=dict(run.facts.sampling),
-            seed=run.seed, class_balance=balance(number, run.facts.num_classes),
+            sample_moments(run, network, number),
+            real,
+            settings.get("published_reference", ""),
+            sampling=dict(run.facts.sampling),
+            seed=run.seed,
+            class_balance=balance(number, run.facts.num_classes),
         )
         found.append(
             {"guidance": strength, "steps": run.step, "device": run.protocol["device"]}
@@ -73,7 +80,11 @@ def main(argv) -> None:
     options = flags.FLAGS
     strengths = [float(text) for text in options.guidance]
     sweep(
-        options.workdir, options.stage_1, strengths, options.out, options.num_samples,
+        options.workdir,
+        options.stage_1,
+        strengths,
+        options.out,
+        options.num_samples,
         options.references,
     )
 

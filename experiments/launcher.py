@@ -26,7 +26,11 @@ from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 EXPERIMENTS = (
-    "fig3_tradeoff", "fig4_maskgit256", "fig8_representation", "fig10_levels", "table2_uvim",
+    "fig3_tradeoff",
+    "fig4_maskgit256",
+    "fig8_representation",
+    "fig10_levels",
+    "table2_uvim",
     "entropy_groups",
 )
 
@@ -72,7 +76,8 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
 def results_folder(name: str, options: Options, out: str) -> str:
     """Where an experiment's results are written; those of scale=smoke stay beside its runs."""
     folder = {
-        "bench": (out, name), "paper": (out, f"{name}_paper"),
+        "bench": (out, name),
+        "paper": (out, f"{name}_paper"),
         "smoke": (options.workdir, "results", name),
     }
     return os.path.join(*folder[options.scale])
@@ -120,8 +125,13 @@ def options_of(values, changes: Sequence[str]) -> Options:
     """The options that the flags name; `changes` is what follows "--"."""
     workdir = values.workdir or f"runs/{values.scale}"
     return Options(
-        values.scale, workdir, values.seeds, values.data_dir, values.encoder,
-        values.adm_references, tuple(changes),
+        values.scale,
+        workdir,
+        values.seeds,
+        values.data_dir,
+        values.encoder,
+        values.adm_references,
+        tuple(changes),
     )
 
 

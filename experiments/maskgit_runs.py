@@ -15,20 +15,41 @@ from fsq_jax.quantizers import fsq
 # Bench: Fashion-MNIST at 32 px, 8 x 8 tokens, one network for all sizes and both quantizers. Half
 # of the width that MaskGIT has per code channel (512 to 256) is kept: 128 to 64.
 TOKENIZER = {
-    "model.filters": 64, "model.num_groups": 16, "discriminator.max_width": 64,
-    "steps": 3_000, "batch_size": 128, "eval_batch_size": 125,
-    "loss.adversarial_start": 600, "optim.schedule": "cosine",
-    "data.workers": 0, "data.cache": False,
-    "log_every": 100, "preview_every": 3_000, "checkpoint_every": 1_000, "keep": 1,
-    "evals.codebook.every": 3_000, "evals.reconstruction.every": 3_000,
+    "model.filters": 64,
+    "model.num_groups": 16,
+    "discriminator.max_width": 64,
+    "steps": 3_000,
+    "batch_size": 128,
+    "eval_batch_size": 125,
+    "loss.adversarial_start": 600,
+    "optim.schedule": "cosine",
+    "data.workers": 0,
+    "data.cache": False,
+    "log_every": 100,
+    "preview_every": 3_000,
+    "checkpoint_every": 1_000,
+    "keep": 1,
+    "evals.codebook.every": 3_000,
+    "evals.reconstruction.every": 3_000,
 }
 VQ = {"quantizer.channels": 64}
 TRANSFORMER = {
-    "model.width": 256, "model.depth": 6, "model.num_heads": 8, "model.mlp_dim": 1_024,
-    "steps": 4_000, "batch_size": 128, "eval_batch_size": 125, "optim.warmup_steps": 200,
-    "data.workers": 0, "data.cache": False,
-    "log_every": 100, "preview_every": 4_000, "checkpoint_every": 1_000, "keep": 1,
-    "evals.compression.every": 4_000, "evals.generation.every": 4_000,
+    "model.width": 256,
+    "model.depth": 6,
+    "model.num_heads": 8,
+    "model.mlp_dim": 1_024,
+    "steps": 4_000,
+    "batch_size": 128,
+    "eval_batch_size": 125,
+    "optim.warmup_steps": 200,
+    "data.workers": 0,
+    "data.cache": False,
+    "log_every": 100,
+    "preview_every": 4_000,
+    "checkpoint_every": 1_000,
+    "keep": 1,
+    "evals.compression.every": 4_000,
+    "evals.generation.every": 4_000,
 }
 DATA = "fashion_mnist"
 WEIGHTS = "export/model.safetensors"
@@ -47,10 +68,19 @@ def data_run(options: Options) -> list[Run]:
         return []
     out = os.path.join(options.workdir, DATA)
     commands = tuple(
-        (f"{split}/meta.json", (
-            "-m", "fsq_jax.prepare", "--data=tfds:fashion_mnist", "--size=32", f"--out={out}",
-            f"--splits={split}", f"--data_dir={options.data_dir}", "--workers=8",
-        ))
+        (
+            f"{split}/meta.json",
+            (
+                "-m",
+                "fsq_jax.prepare",
+                "--data=tfds:fashion_mnist",
+                "--size=32",
+                f"--out={out}",
+                f"--splits={split}",
+                f"--data_dir={options.data_dir}",
+                "--workers=8",
+            ),
+        )
         for split in ("train", "test")
     )
     return [Run(DATA, commands, weights="test/meta.json", carried=False)]
@@ -65,7 +95,7 @@ def codes(quantizer: str, bits: int, levels: Sequence[int] = ()) -> dict:
 
 
 def codes_name(facts: Mapping) -> str:
-    """"fsq_8-5-5-5", "vq_1024"."""
+    """ "fsq_8-5-5-5", "vq_1024"."""
     if facts["quantizer"] == "fsq":
         return "fsq_" + "-".join(map(str, facts["levels"]))
     return f"vq_{facts['codebook_size']}"
@@ -80,7 +110,8 @@ def arguments(options: Options, facts: Mapping, pixels: int) -> str:
     folder = f",data_dir={options.data_dir}" if options.data_dir else ""
     data = {
         "paper": f"size={pixels}{folder}{_reference(options, pixels)}",
-        "bench": f"data=arrays:{os.path.join(options.workdir, DATA)}", "smoke": "data=scenes",
+        "bench": f"data=arrays:{os.path.join(options.workdir, DATA)}",
+        "smoke": "data=scenes",
     }
     return f"scale={options.scale},{quantizer},{data[options.scale]}"
 
@@ -93,7 +124,11 @@ def _reference(options: Options, pixels: int) -> str:
 
 
 def tokenizer(
-    options: Options, facts: Mapping, seed: int, changes: Mapping = (), suffix: str = "",
+    options: Options,
+    facts: Mapping,
+    seed: int,
+    changes: Mapping = (),
+    suffix: str = "",
     pixels: int = 128,
 ) -> Run:
     """A tokenizer with the codebook of `codes`.
@@ -112,9 +147,12 @@ def tokenizer(
     if options.scale == "bench":
         own = TOKENIZER | (VQ if facts["quantizer"] == "vq" else {}) | own
     train = (
-        "-m", "fsq_jax.train",
+        "-m",
+        "fsq_jax.train",
         f"--config=configs/maskgit_tokenizer.py:{arguments(options, facts, pixels)}",
-        f"--workdir={path}", *config_flags(own), *options.changes,
+        f"--workdir={path}",
+        *config_flags(own),
+        *options.changes,
     )
     return Run(
         name,
@@ -135,9 +173,13 @@ def transformer(options: Options, stage_1: Run, seed: int, pixels: int = 128) ->
     weights = os.path.join(options.workdir, stage_1.name, WEIGHTS)
     own = {"seed": seed} | (TRANSFORMER if options.scale == "bench" else {})
     train = (
-        "-m", "fsq_jax.train", "--config=configs/maskgit_transformer.py:"
+        "-m",
+        "fsq_jax.train",
+        "--config=configs/maskgit_transformer.py:"
         f"{arguments(options, stage_1.facts, pixels)},tokenizer={weights}",
-        f"--workdir={path}", *config_flags(own), *options.changes,
+        f"--workdir={path}",
+        *config_flags(own),
+        *options.changes,
     )
     return Run(
         name,

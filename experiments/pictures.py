@@ -25,8 +25,9 @@ def tiles(path: str, size: int) -> np.ndarray:
         picture_HWC = np.asarray(file.convert("RGB"), np.float32) / 255
     height, width, _ = picture_HWC.shape
     pitch = size + BORDER
-    corners = [(top, left) for top in range(BORDER, height, pitch)
-               for left in range(BORDER, width, pitch)]
+    corners = [
+        (top, left) for top in range(BORDER, height, pitch) for left in range(BORDER, width, pitch)
+    ]
     return np.stack([picture_HWC[y : y + size, x : x + size] for y, x in corners])
 
 
@@ -84,19 +85,27 @@ def background(workdir: str, found: Sequence[Entry], metric: str) -> dict[str, h
     for seed in sorted(set(values[:, 0])):
         of_seed = values[values[:, 0] == seed]
         means = of_seed[:, 1:].mean(axis=0)
-        rows.append((f"seed {seed:.0f}, {len(of_seed)} tokenizers", f"{means[0]:.1f}",
-                     *(f"{mean:.2f}" for mean in means[1:])))
+        rows.append(
+            (
+                f"seed {seed:.0f}, {len(of_seed)} tokenizers",
+                f"{means[0]:.1f}",
+                *(f"{mean:.2f}" for mean in means[1:]),
+            )
+        )
     together = np.corrcoef(values[:, 1], values[:, 2:].mean(axis=1))[0, 1]
     rows.append(("correlation with the distance", "", "", f"{together:.2f}", ""))
-    return {"table_background": html.Table(
-        ("", "mean reconstruction distance", "red", "green", "blue"), rows
-    )}
+    return {
+        "table_background": html.Table(
+            ("", "mean reconstruction distance", "red", "green", "blue"), rows
+        )
+    }
 
 
 def _first(found: Sequence[Entry], stage: str, sizes: Sequence[int]) -> Mapping[str, Entry]:
     """{"FSQ 2^10": the entry with seed 0} of each size and quantizer that was run."""
     return {
         f"{quantizer.upper()} 2^{bits}": entry
-        for bits in sizes for quantizer in ("fsq", "vq")
+        for bits in sizes
+        for quantizer in ("fsq", "vq")
         for entry in select(found, stage=stage, bits=bits, quantizer=quantizer, seed=0)
     }

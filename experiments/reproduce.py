@@ -39,28 +39,34 @@ class Item:
 
 ITEMS = {
     "fig3": Item(
-        "Figure 3: codebook size", "fig3_tradeoff",
+        "Figure 3: codebook size",
+        "fig3_tradeoff",
         "ImageNet 128 px: FSQ improves up to 2^16 in reconstruction, VQ up to 2^11; FSQ samples "
         "better past 2^10",
     ),
     "fig4": Item(
-        "Figure 4: MaskGIT at 256 px", "fig4_maskgit256",
+        "Figure 4: MaskGIT at 256 px",
+        "fig4_maskgit256",
         "ImageNet 256 px: FID 4.53 with FSQ, 4.51 with VQ; usage 100 % and 81 %",
     ),
     "fig8": Item(
-        "Figures 8 and 9: what codes stand for", "fig8_representation",
+        "Figures 8 and 9: what codes stand for",
+        "fig8_representation",
         "codes drawn at random give a soup of patches, and both decoders blend seams",
     ),
     "fig10": Item(
-        "Figure 10: levels at a fixed size", "fig10_levels",
+        "Figure 10: levels at a fixed size",
+        "fig10_levels",
         "ImageNet 128 px: samples are best with at least 5 levels in every channel",
     ),
     "table2": Item(
-        "Table 2: UViM", "table2_uvim",
+        "Table 2: UViM",
+        "table2_uvim",
         "RMSE 0.473 and 0.468, PQ 43.2 and 43.4, FID-5k 17.55 and 16.90 with FSQ and VQ",
     ),
     "entropy": Item(
-        "VQ's entropy loss by groups (not in the paper)", "entropy_groups",
+        "VQ's entropy loss by groups (not in the paper)",
+        "entropy_groups",
         "MaskGIT's code takes it over one device's examples",
     ),
 }
@@ -86,7 +92,7 @@ def results_of(item: Item, out: str) -> dict[str, list]:
 
 
 def verdicts(item: Item, found: Sequence[entries.Entry]) -> str:
-    """"3 confirmed, 1 refuted" of an item's claims."""
+    """ "3 confirmed, 1 refuted" of an item's claims."""
     judged = [claim.judge(found).verdict for claim in _claims(item)]
     return ", ".join(f"{judged.count(v)} {v}" for v in VERDICTS if v in judged)
 
@@ -97,6 +103,7 @@ def _claims(item: Item) -> Sequence[claims.Claim]:
 
 def setting(found: Sequence[entries.Entry]) -> str:
     """Data, stages with their steps and seeds, and devices of some entries, in one sentence."""
+
     def listed(name, group):
         values = sorted({str(e[name]) for e in group if e.get(name) not in (None, "")})
         return ", ".join(values) or "unknown"
@@ -105,8 +112,9 @@ def setting(found: Sequence[entries.Entry]) -> str:
     for stage in dict.fromkeys(e["stage"] for e in found):
         group = entries.select(found, stage=stage)
         runs = len({e["run"] for e in group})
-        parts.append(f"{stage}: {runs} runs, steps {listed('steps', group)}, "
-                     f"seeds {listed('seed', group)}")
+        parts.append(
+            f"{stage}: {runs} runs, steps {listed('steps', group)}, seeds {listed('seed', group)}"
+        )
     return f"{listed('data', found)}; {'; '.join(parts)}; on {listed('device', found)}"
 
 
@@ -134,16 +142,19 @@ def tables(item: Item, out: str) -> list[pathlib.Path]:
 def readme(out: str) -> str:
     """The text of OUT/README.md."""
     parts = [
-        "# Results", "Written by `python -m experiments.reproduce` from the files beside it. Every "
-        "number is measured here at the scale that stands beside it, or says \"not run\".",
+        "# Results",
+        "Written by `python -m experiments.reproduce` from the files beside it. Every "
+        'number is measured here at the scale that stands beside it, or says "not run".',
         overview(out).text(),
     ]
     for name, item in ITEMS.items():
         parts.append(f"## {item.title}")
         found = results_of(item, out)
         if not found:
-            parts.append(f"Not run. `python -m experiments.{item.module} --scale=paper --commands` "
-                         "prints the paper's runs and their cost.")
+            parts.append(
+                f"Not run. `python -m experiments.{item.module} --scale=paper --commands` "
+                "prints the paper's runs and their cost."
+            )
             continue
         for scale, values in found.items():
             parts.append(f"`--run={name} --scale={scale}`: {setting(values)}.")
@@ -179,8 +190,9 @@ def main(argv) -> None:
     values = flags.FLAGS
     if values.run:
         if values.run not in ITEMS:
-            raise UserError(f"There is nothing called {values.run!r}"
-                            f"{did_you_mean(values.run, ITEMS)}")
+            raise UserError(
+                f"There is nothing called {values.run!r}{did_you_mean(values.run, ITEMS)}"
+            )
         launcher.run_all([ITEMS[values.run].module], values, argv[1:])
     if not values.commands:
         print(overview(values.out).text())

@@ -40,7 +40,7 @@ def compare(
         "How they were measured": comparison.protocol_table(workdirs),
     }
     if out:
-        sections: dict[str, list] = {heading: [table] for heading, table in tables.items()}
+        sections: dict[str, Sequence] = {name: [table] for name, table in tables.items()}
         sections["Curves"] = run.curves(workdirs)
         with written_whole(out) as file:
             file.write(html.page(" and ".join(workdirs), sections))

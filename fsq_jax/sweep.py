@@ -10,10 +10,10 @@ done is not done again, and a run that fails stops no other. What follows "--" g
 deviation over the seeds.
 """
 
-import importlib.util
 import itertools
 import os
 import re
+import runpy
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -92,12 +92,8 @@ def plan_runs(
 def check(text: str, values: Mapping[str, str]) -> None:
     """Raises a UserError unless FILE:ARGUMENTS is a config that has these keys."""
     path, _, argument = text.partition(":")
-    spec = importlib.util.spec_from_file_location("swept_config", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"There is no config {path!r}.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(argument) if argument else module.get_config()
+    get_config = runpy.run_path(path)["get_config"]
+    config = get_config(argument) if argument else get_config()
     override_config(config, parse_overrides(f"{key}={value}" for key, value in values.items()))
     if "quantizer" in config:
         quantizers.of_config(config)  # which knows what levels can't be

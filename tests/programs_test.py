@@ -294,3 +294,10 @@ def test_an_image_of_ones_own_has_no_truth(uvim, tmp_path):
         label(uvim.base, image=str(image), npz=str(npz))
     with pytest.raises(ValueError, match="There is no image 'no.png'"):
         label(uvim.lm, image="no.png", npz=str(npz))
+
+
+def test_a_run_leaves_a_page_with_its_curves_and_previews(trained):
+    with open(os.path.join(trained.transformer, "report", "index.html")) as file:
+        page = file.read()
+    assert "Step 40 of 40, batches of 8" in page and "<h2>Curves</h2>" in page
+    assert "<h2>Previews: " in page and "<p>Step 40</p>" in page

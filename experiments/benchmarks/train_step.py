@@ -2,7 +2,7 @@
 
 python -m experiments.benchmarks.train_step --out=speed.jsonl \
     "configs/maskgit_tokenizer.py:scale=paper,dtype=bfloat16 accumulate=8" \
-    "configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 model.attention=cudnn --tokens" \
+    "configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 --tokens" \
     "configs/uvim_base.py:scale=paper,task=panoptic,dtype=bfloat16 batch_size=32"
 
 A variant is a config, then KEY=VALUE over it; with --tokens the batch holds tokens rather than

@@ -132,7 +132,7 @@ class RunScorer:
             return self._compute_reference(origin, batches, file)
 
     def _compute_reference(
-        self, origin: protocols.Reference, batches: Collection, file: str
+        self, origin: protocols.Reference, batches: EvalBatches, file: str
     ) -> Statistics:
         """The statistics of all images of these batches, saved in a file unless it is ""."""
         if file:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fsq_jax.launcher import gpus, plan
 from fsq_jax.launcher.plan import Run
@@ -37,8 +37,8 @@ class Job:
     gpu: str
     places: int
     left: list  # commands, the one at work first
-    process: subprocess.Popen | None = None
-    begin: float = 0.0
+    process: subprocess.Popen = field(init=False)
+    begin: float = field(init=False)
     saved: int = 0  # step of the last checkpoint when its command was started
 
 
@@ -73,7 +73,7 @@ class Pool:
                     self.waiting.remove(run)
                     self.failed[run.name] = f"{run.name} needs {lost[0]}, which failed."
                 continue
-            gpu = max(self._free, key=lambda name: self._free[name])
+            gpu = max(self._free, key=self._free.__getitem__)
             places = min(run.places, self._per_gpu)
             if self._free[gpu] < places:
                 return
@@ -93,7 +93,10 @@ class Pool:
         with open(os.path.join(path, "log.txt"), "a") as output, _locked(path) as lock:
             job.process = subprocess.Popen(
                 [sys.executable, "-c", _END_WITH_PARENT, *job.left[0][1]],
-                stdout=output, stderr=output, env=self._environment | own, pass_fds=(lock,),
+                stdout=output,
+                stderr=output,
+                env=self._environment | own,
+                pass_fds=(lock,),
             )
         job.begin, job.saved = time.monotonic(), _saved(path)
 
@@ -101,7 +104,7 @@ class Pool:
         """Looks after processes that have ended; returns the runs that are finished."""
         finished = []
         for job in list(self.jobs):
-            status = job.process.poll() if job.process else None
+            status = job.process.poll()
             if status is None:
                 continue
             self._note(job, status)
@@ -135,8 +138,11 @@ class Pool:
     def _note(self, job: Job, status: int) -> None:
         """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU."""
         line = {
-            "file": job.left[0][0], "seconds": round(time.monotonic() - job.begin, 1),
-            "status": status, "gpu": job.gpu, "share": f"{job.places} of {self._per_gpu}",
+            "file": job.left[0][0],
+            "seconds": round(time.monotonic() - job.begin, 1),
+            "status": status,
+            "gpu": job.gpu,
+            "share": f"{job.places} of {self._per_gpu}",
         }
         folder = plan.folder(self._workdir, job.run)
         if status:
@@ -149,8 +155,7 @@ class Pool:
         """Sends a signal to all that is at work."""
         for job in self.jobs:
             with contextlib.suppress(ProcessLookupError):
-                if job.process:
-                    job.process.send_signal(number)
+                job.process.send_signal(number)
 
 
 def _saved(path: str) -> int:
@@ -177,7 +182,8 @@ def compilation_cache(workdir: str) -> dict[str, str]:
     """Environment variables: what one process has compiled, the others of this machine read."""
     folder = os.path.abspath(os.path.join(workdir, "compiled"))
     return {
-        "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
     }
 
 

@@ -41,7 +41,7 @@ class WandbWriter:
     """
 
     def __init__(self, workdir: str, config: Mapping[str, Any]):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._wandb = wandb
         path = os.path.join(workdir, FILE)

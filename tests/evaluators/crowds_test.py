@@ -56,7 +56,7 @@ def test_a_crowd_is_one_of_its_record_alone():
 
 def test_stuff_is_one_segment_of_its_class():
     truth = segments((SKY, 4), (SKY, 5), A, A)
-    prediction = segments((SKY, 7), (SKY, 7), A, A)
+    prediction = segments((SKY, 7), (SKY, 8), A, A)
     values = quality(prediction, truth)
     assert values["panoptic/pq"] == values["panoptic/pq_stuff"] == 100
     apart = quality(segments(SKY_0, SKY_0, (PERSON, 4), (PERSON, 5)), truth)

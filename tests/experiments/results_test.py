@@ -12,6 +12,7 @@ from experiments import (
     claims,
     entries,
     entropy_groups,
+    fig3_claims,
     fig3_tradeoff,
     fig4_maskgit256,
     fig8_representation,
@@ -44,8 +45,8 @@ def fig3(usage_of_vq=0.3, sampling_of_fsq=0.9):
     """Entries as the paper's Figure 3 has them, or with other usage and other samples."""
     random.seed(0)
     found = []
-    for bits in fig3_tradeoff.BITS:
-        for quantizer in fig3_tradeoff.QUANTIZERS:
+    for bits in fig3_claims.BITS:
+        for quantizer in fig3_claims.QUANTIZERS:
             facts = maskgit_runs.codes(quantizer, bits)
             vq = quantizer == "vq"
             distance = 20 - bits + ((-1 if bits < 9 else 1) if vq else 0)
@@ -57,7 +58,7 @@ def fig3(usage_of_vq=0.3, sampling_of_fsq=0.9):
                     "reconstruction/fd_efficientnet": noisy(distance),
                     "codebook/usage": share, "codebook/used": share * facts["size"],
                 })
-            if bits in fig3_tradeoff.STAGE_2:
+            if bits in fig3_claims.STAGE_2:
                 sampling = 30 - 2 * min(bits, 12) * (1 if vq else 1 / sampling_of_fsq)
                 for seed in range(3 if bits in fig3_tradeoff.REPEATED else 1):
                     found.append(facts | {
@@ -126,11 +127,11 @@ def test_a_quantizer_with_one_sweep_is_judged_by_the_others_deviation():
 
 def test_a_size_that_was_not_run_is_named_and_counts_as_undecided():
     cut = [e for e in fig3() if (e["quantizer"], e["bits"]) != ("vq", 16)]
-    finding = fig3_tradeoff.sampling(cut)
+    finding = fig3_claims.sampling(cut)
     assert finding.verdict == CONFIRMED and "2^16: FSQ" in finding.measured
     assert finding.measured.endswith("VQ not run")
     cut = [e for e in cut if (e["quantizer"], e["bits"]) != ("vq", 14)]
-    assert fig3_tradeoff.sampling(cut).verdict == OPEN  # one of three
+    assert fig3_claims.sampling(cut).verdict == OPEN  # one of three
 
 
 def test_a_gain_too_small_to_be_seen_is_not_denied():

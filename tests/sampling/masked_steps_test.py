@@ -10,6 +10,7 @@ import pytest
 
 from fsq_jax.sampling import masked
 
+pytestmark = pytest.mark.usefixtures("quickly")
 CODES, CLASSES, TOKENS = 4, 2, 8
 MASK = CODES + CLASSES
 
@@ -87,6 +88,13 @@ def test_the_surest_tokens_stay_first(monkeypatch):
     assert not again[:, :, 0].any()
 
 
+def test_every_step_fills_something_in(monkeypatch):
+    """Of eight tokens in eight steps; the cosine alone would leave 7, 7, 6, 5, 4, 3, 1, 0."""
+    Noise(monkeypatch)
+    _, _, again = decode(sure_of(STRENGTH_S, CODE_S), start(), num_steps=8, schedule="cosine")
+    np.testing.assert_array_equal(again[:, 0].sum(1), [7, 6, 5, 4, 3, 2, 1, 1])
+
+
 def test_the_model_reads_what_stayed_and_masks_elsewhere(monkeypatch):
     Noise(monkeypatch)
     seen = []
@@ -101,25 +109,45 @@ def test_the_model_reads_what_stayed_and_masks_elsewhere(monkeypatch):
         np.testing.assert_array_equal(now, np.where(ranks < masked_before, MASK, CODE_S))
 
 
+def masked_by_hand(log_p_S, gumbel_TL, noise_T, schedule):
+    """What is masked after each step, bool [T,S]: the tokens of the least log p + noise."""
+    is_masked, share_T, masked_TS = np.ones(TOKENS, bool), [], []
+    steps = len(gumbel_TL)
+    share_T = masked.mask_ratio(schedule, np.arange(1, steps + 1) / steps)
+    for gumbel_L, noise, share in zip(gumbel_TL, noise_T, share_T, strict=True):
+        confidence_S = np.where(is_masked, log_p_S + noise * gumbel_L[1:], np.inf)
+        count = max(1, min(is_masked.sum() - 1, int(np.floor(TOKENS * share))))
+        is_masked = np.argsort(np.argsort(confidence_S)) < count
+        masked_TS.append(is_masked)
+    return np.stack(masked_TS)
+
+
 @pytest.mark.parametrize("temperature, schedule", [(4.5, "linear"), (2.0, "cosine")])
 def test_confidence_is_log_probability_and_noise_that_falls_to_nothing(
     monkeypatch, temperature, schedule
 ):
     """log p + temperature x (1 - ratio) x Gumbel, at each step of four."""
-    rng = np.random.default_rng(0)
-    gumbel_TL = rng.gumbel(size=(4, TOKENS + 1))
+    # In place of Gumbel noise: of the size of the differences between the tokens.
+    gumbel_TL = np.random.default_rng(0).uniform(-0.4, 0.4, (4, TOKENS + 1))
     Noise(monkeypatch, gumbel_TL)
     _, _, again = decode(
-        sure_of(STRENGTH_S, CODE_S), start(), choice_temperature=temperature, schedule=schedule
+        sure_of(STRENGTH_S / 3, CODE_S), start(), choice_temperature=temperature, schedule=schedule
     )
-    log_p_S = STRENGTH_S - np.log(np.exp(STRENGTH_S) + CODES - 1)
-    is_masked, share = np.ones(TOKENS, bool), masked.mask_ratio(schedule, np.arange(1, 5) / 4)
-    for t in range(4):
-        noise = temperature * (1 - (t + 1) / 4) * gumbel_TL[t, 1:]
-        confidence = np.where(is_masked, log_p_S + noise, np.inf)
-        count = max(1, min(is_masked.sum() - 1, int(np.floor(TOKENS * share[t]))))
-        is_masked = np.argsort(np.argsort(confidence)) < count
-        np.testing.assert_array_equal(again[t, 0, 1:], is_masked, err_msg=f"step {t}")
+    log_p_S = STRENGTH_S / 3 - np.log(np.exp(STRENGTH_S / 3) + CODES - 1)
+    falling_T = temperature * (1 - np.arange(1, 5) / 4)
+    expected = masked_by_hand(log_p_S, gumbel_TL, falling_T, schedule)
+    np.testing.assert_array_equal(again[:, 0, 1:], expected)
+    # Another course of the noise, or another measure, would have shown.
+    rising_T, ones_T = falling_T[::-1], np.full(4, temperature)
+    for log_p, noise_T in (
+        (log_p_S, rising_T),
+        (log_p_S, ones_T),
+        (log_p_S, -falling_T),
+        (-log_p_S, falling_T),
+        (log_p_S, 0 * ones_T),
+        (log_p_S, falling_T * 4),
+    ):
+        assert (masked_by_hand(log_p, gumbel_TL, noise_T, schedule) != expected).any()
 
 
 def test_temperature_divides_logits_before_confidence(monkeypatch):
@@ -202,3 +230,19 @@ def test_a_class_token_is_no_code_and_no_mask():
     assert (tokens[:, 1:] == MASK).all()
     with pytest.raises(ValueError, match="Labels are in 0..1, got -1..0"):
         masked.initial_tokens([-1, 0], TOKENS, CODES, CLASSES)
+
+
+def test_training_masks_as_many_as_the_paper_says(monkeypatch):
+    """ceil(cos(pi/2 (1 - r)) S) with r from r_min on, of draws that the test knows (A.4.2)."""
+    share_B = np.array([0.0, 0.13, 0.29, 0.41, 0.66, 0.87, 0.99], np.float32)
+    drawn = jax.random.uniform
+
+    def uniform(key, shape=(), *args, **kwargs):
+        return jnp.asarray(share_B) if shape == share_B.shape else drawn(key, shape)
+
+    monkeypatch.setattr(jax.random, "uniform", uniform)
+    mask = masked.random_mask(jax.random.key(0), len(share_B), 50, min_ratio=0.45)
+    # 1 - r runs from 0 to 1 - r_min = 2 arccos(0.45) / pi.
+    expected = np.ceil(np.cos(share_B * np.arccos(0.45)) * 50)
+    np.testing.assert_array_equal(mask.sum(1), expected)
+    assert expected[0] == 50 and expected[-1] == 23

@@ -113,7 +113,7 @@ def test_losses_one_by_one(made):
     for step, ((_, metrics, _), (_, grads, values, _)) in enumerate(
         zip(done, results, strict=True)
     ):
-        tolerance = 1e-4 if step == 0 else 5e-3
+        tolerance = 1e-4 if step == 0 else 1e-2
         for name, value in values.items():
             if name not in ("generator", "critic"):
                 assert metrics[name] == pytest.approx(value, rel=tolerance, abs=1e-5), (step, name)
@@ -152,7 +152,7 @@ def test_averages_follow_at_once(made):
         for name, leaf in steps.flat(after.ema_params).items():
             np.testing.assert_allclose(leaf, average[name], rtol=1e-5, atol=1e-6)
         lecam = after.train_only["lecam"]
-        np.testing.assert_allclose([lecam.real, lecam.fake], means, rtol=5e-3)
+        np.testing.assert_allclose([lecam.real, lecam.fake], means, rtol=1e-2)
     assert int(done[-1][0].step) == 3
 
 

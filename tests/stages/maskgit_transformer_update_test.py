@@ -13,6 +13,7 @@ CODES, CLASSES, TOKENS, BATCH = 12, 3, 16, 16
 MASK = CODES + CLASSES
 RATES = (0.25, 0.5)  # of dropout on activations and on attention
 CHANGES = {
+    "num_classes": CLASSES,
     "model.dropout": RATES[0],
     "model.attention_dropout": RATES[1],
     "label_dropping": 0.5,
@@ -86,11 +87,14 @@ def expected(made, compiled):
 
 def test_loss_accuracy_and_gradients(made, expected):
     _, _, done, _, _ = made
-    for (_, metrics, _), (_, grads, values) in zip(done, expected, strict=True):
+    for step, ((_, metrics, _), (_, grads, values)) in enumerate(zip(done, expected, strict=True)):
+        # Parameters that differ by rounding may give one token another likeliest code.
+        tokens = {"loss": 0.0, "accuracy": 0.03 if step else 0.0}
         for name, value in values.items():
-            assert metrics[name] == pytest.approx(value.mean(), rel=1e-4), name
+            close = pytest.approx(value.mean(), rel=1e-3 if step else 1e-4, abs=tokens[name])
+            assert metrics[name] == close, name
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
-        assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+        assert metrics["gradient_norm"] == pytest.approx(norm, rel=2e-3 if step else 1e-4)
         assert norm > 0.2  # so that it was clipped
     ours = steps.flat(optax.tree_utils.tree_get(done[0][0].opt_state, "mu"))
     first = reference_optim.clipped(expected[0][1], 0.1)

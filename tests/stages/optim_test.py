@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from fsq_jax.stages import optim
+from tests.stages import reference_optim
 
 
 def test_warm_up_then_constant():
@@ -59,12 +61,6 @@ def test_clip_is_by_the_norm_of_all_gradients():
         np.testing.assert_allclose([2 * moments["a"][0], 2 * moments["b"][0]], expected, rtol=1e-6)
 
 
-def test_moving_average():
-    average, params = {"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([3.0, 0.0])}
-    moved = optim.moving_average(average, params, 0.75)
-    np.testing.assert_allclose(moved["a"], [1.5, 1.5])
-
-
 def test_accumulation_averages_gradients_and_adds_up_the_rest():
     def grad_fn(params, batch, key):
         del key
@@ -92,6 +88,28 @@ def test_microbatches_see_each_row_once_and_keys_of_their_own():
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
     expected = np.mean([jax.random.uniform(key) for key in keys])
     np.testing.assert_allclose(metrics["draw"], expected, rtol=1e-6)
+
+
+def test_adamw_is_the_loop():
+    rng = np.random.default_rng(1)
+    params = {
+        "head/kernel": rng.normal(size=(3, 2)), "head/bias": rng.normal(size=2),
+        "table/embedding": rng.normal(size=(4, 3)), "norm/scale": rng.normal(size=3),
+    }
+    optimizer = optim.make_optimizer(
+        0.1, total_steps=20, b1=0.7, b2=0.9, weight_decay=0.3, clip_norm=2.0, schedule="cosine"
+    )
+    nest = lambda flat: traverse_util.unflatten_dict(flat, sep="/")  # noqa: E731
+    loop = reference_optim.AdamW(b1=0.7, b2=0.9, weight_decay=0.3, clip_norm=2.0)
+    ours = jax.tree.map(jnp.asarray, nest(params))
+    state = optimizer.init(ours)
+    for step in range(4):
+        grads = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, nest(grads)), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        params = loop.update(params, grads, 0.1 * reference_optim.cosine(step, 20))
+        for name, leaf in traverse_util.flatten_dict(ours, sep="/").items():
+            np.testing.assert_allclose(leaf, params[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def half(x):

@@ -1,0 +1,255 @@
+"""Mistakes in networks, quantizers and tasks."""
+
+TOKENIZER = ("tests/stages/maskgit_tokenizer_update_test.py",)
+TRANSFORMER = ("tests/stages/maskgit_transformer_update_test.py",)
+BASE = ("tests/stages/uvim_base_update_test.py",)
+LM = ("tests/stages/uvim_lm_update_test.py",)
+FSQ = ("tests/quantizers/fsq_test.py",)
+TASKS = ("tests/tasks/tasks_test.py",)
+
+PLANTED = {
+    "fsq_jax/models/discriminator.py": (
+        TOKENIZER,
+        {
+            "a residual sum is not divided": ("(skip + y) / math.sqrt(2)", "skip + y"),
+            "another slope": ("nn.leaky_relu(x, 0.2)", "nn.leaky_relu(x, 0.1)"),
+            "another blur": (
+                "before + 3 * (even + odd) + after) / 8",
+                "before + 2 * (even + odd) + after) / 6",
+            ),
+            "the shortcut is not blurred": (
+                "use_bias=False)(pool(x_BHWC))",
+                "use_bias=False)(nn.avg_pool(x_BHWC, (2, 2), (2, 2)))",
+            ),
+            "a layer is linear": ("x = _leaky_relu(conv(4)(x))", "x = conv(4)(x)"),
+        },
+    ),
+    "fsq_jax/models/maskgit_tokenizer.py": (
+        TOKENIZER,
+        {
+            "the shortcut reads the input": (
+                'self.shortcut == "output" else x_BHWC',
+                "False else x_BHWC",
+            ),
+            "pixels are dropped, not averaged": (".mean((2, 4))", ".max((2, 4))"),
+            "another epsilon": ("epsilon: float = 1e-6", "epsilon: float = 1e-2"),
+        },
+    ),
+    "fsq_jax/models/maskgit_transformer.py": (
+        TRANSFORMER,
+        {
+            "no dropout on the embeddings": (
+                'self.drop(self.norm("embeddings_ln")(x_BLD))',
+                'self.norm("embeddings_ln")(x_BLD)',
+            ),
+            "no dropout after attention": ("x_BLD + self.drop(read_BLD)", "x_BLD + read_BLD"),
+            "no dropout after the MLP": ("x_BLD + self.drop(out_BLD)", "x_BLD + out_BLD"),
+            "no dropout on attention": (
+                "attention_rate = self.attention_dropout if train else 0.0",
+                "attention_rate = 0.0",
+            ),
+            "one rate for both dropouts": (
+                "attention_rate = self.attention_dropout if train else 0.0",
+                "attention_rate = rate",
+            ),
+            "no way around attention": ("x_BLD + self.drop(read_BLD)", "self.drop(read_BLD)"),
+            "no bias of the words": (
+                "return logits_BLV + bias_V[:num_logits]",
+                "return logits_BLV",
+            ),
+            "no positions": ("+ positions_LD.astype(self.dtype)", ""),
+        },
+    ),
+    "fsq_jax/models/layers.py": (
+        TRANSFORMER,
+        {
+            "another epsilon": ("epsilon: float = 1e-12", "epsilon: float = 1e-3"),
+            "the exact GELU": ("approximate=True", "approximate=False"),
+        },
+    ),
+    "fsq_jax/models/attention.py": (
+        TRANSFORMER + LM,
+        {
+            "scores are not scaled": ("* head_dim**-0.5", "* 1.0"),
+            "what dropout keeps is not scaled up": ("(1 / (1 - dropped_share(rate)))", "1.0"),
+            "the share dropped is kept": ("return values >= round(", "return values < round("),
+            "a token does not see itself": (
+                "jnp.arange(num_keys) <= jnp.arange(num_queries)[:, None]",
+                "jnp.arange(num_keys) < jnp.arange(num_queries)[:, None]",
+            ),
+            "the future is seen": ("if causal: earlier_QK", "if False: earlier_QK"),
+            "a mask for every head": (
+                "weights_BHQK.shape[-2:] if shared else weights_BHQK.shape",
+                "weights_BHQK.shape",
+            ),
+        },
+    ),
+    "fsq_jax/models/uvim_base.py": (
+        BASE,
+        {
+            "no code is dropped": ('if train and self.code_dropout == "random":', "if False:"),
+            "dropped codes are kept": (
+                "jnp.where(keep_BN[..., None], codes_BNd, 0)",
+                "jnp.where(keep_BN[..., None], 0, codes_BNd)",
+            ),
+            "the decoder has the encoder's context": (
+                "x_BPD += self.ctx_dec_embedding(context_BHWC)",
+                "x_BPD += self.ctx_enc_embedding(context_BHWC)",
+            ),
+            "the decoder has no positions": (
+                "self.decoder(x_BPD + self.decoder_positions(x_BPD.shape[1]))",
+                "self.decoder(x_BPD)",
+            ),
+            "codes are taken, not averaged": ('width), "linear")', 'width), "nearest")'),
+            "all codes are never kept": ("0, num_codes + 1)", "0, num_codes)"),
+            "one code too many is kept": ("order_BN < count_B1", "order_BN <= count_B1"),
+        },
+    ),
+    "fsq_jax/models/vit.py": (
+        LM,
+        {
+            "another epsilon": ("LN_EPSILON = 1e-6", "LN_EPSILON = 1e-2"),
+            "no last norm": (
+                'return LayerNorm(LN_EPSILON, name="encoder_norm")(x_BLD)',
+                'return x_BLD + 0 * LayerNorm(LN_EPSILON, name="encoder_norm")(x_BLD)',
+            ),
+            "pixels of a patch in columns": (
+                "return x.swapaxes(2, 3).reshape(batch, -1, patch * patch, *rest)",
+                "return x.transpose(0, 1, 3, 4, 2, *range(5, x.ndim)).reshape("
+                "batch, -1, patch * patch, *rest)",
+            ),
+        },
+    ),
+    "fsq_jax/models/uvim_lm.py": (
+        LM,
+        {
+            "codes before are tokens": (
+                "jnp.pad(indices_BN[:, :-1] + 1,",
+                "jnp.pad(indices_BN[:, :-1],",
+            ),
+            "each token sees itself": (
+                "jnp.pad(indices_BN[:, :-1] + 1, ((0, 0), (1, 0)))",
+                "indices_BN + 1",
+            ),
+            "the image is not read": (
+                "x_BND + self.CrossAttn(self.LayerNorm2(x_BND), memory_BPD)",
+                "x_BND + self.CrossAttn(self.LayerNorm2(x_BND))",
+            ),
+            "self-attention sees the future": (
+                "self.SelfAttn(self.LayerNorm1(x_BND), causal=True)",
+                "self.SelfAttn(self.LayerNorm1(x_BND))",
+            ),
+        },
+    ),
+    "fsq_jax/quantizers/vq.py": (
+        TOKENIZER + BASE,
+        {
+            "the codebook's loss moves the encoder": (
+                "jnp.mean((q_ND - jax.lax.stop_gradient(z_ND)) ** 2)",
+                "jnp.mean((q_ND - z_ND) ** 2)",
+            ),
+            "commitment moves the codebook": (
+                "jnp.mean((jax.lax.stop_gradient(q_ND) - z_ND) ** 2)",
+                "jnp.mean((q_ND - z_ND) ** 2) + 0",
+            ),
+            "the commitment's weight is ignored": (
+                'loss += self.commitment_weight * metrics["commitment_loss"]',
+                'loss += 0.25 * metrics["commitment_loss"]',
+            ),
+            "the entropy of the mean is added": (
+                "return token_entropy + jnp.sum(",
+                "return token_entropy - jnp.sum(",
+            ),
+            "the entropy's weight is ignored": (
+                'self.entropy_weight * metrics["entropy_loss"]',
+                '0.1 * metrics["entropy_loss"]',
+            ),
+            "no straight-through gradient": (
+                "jax.lax.stop_gradient(q_ND) + (z_ND - jax.lax.stop_gradient(z_ND))",
+                "jax.lax.stop_gradient(q_ND)",
+            ),
+            "the furthest word": (
+                "indices_N = jnp.argmin(distances_NK, axis=1)",
+                "indices_N = jnp.argmax(distances_NK, axis=1)",
+            ),
+            "tokens are not standardised": ("if self.standardize: z_ND", "if False: z_ND"),
+            "words are not of unit length": (
+                "return jax.lax.stop_gradient(_unit(self.dictionary.value))",
+                "return jax.lax.stop_gradient(self.dictionary.value)",
+            ),
+            "commitment to the running codebook is left out": (
+                'loss = self.commitment_weight * metrics["commitment_loss"]',
+                'loss = 0.0 * metrics["commitment_loss"]',
+            ),
+        },
+    ),
+    "fsq_jax/quantizers/fsq.py": (
+        FSQ,
+        {
+            "the last channel counts least": (
+                "math.prod(levels[:i]) for i in",
+                "math.prod(levels[i + 1 :]) for i in",
+            ),
+            "no straight-through gradient": (
+                "x + jax.lax.stop_gradient(jnp.round(x) - x)",
+                "jax.lax.stop_gradient(jnp.round(x))",
+            ),
+            "the shift goes the other way": (
+                "jnp.tanh(SQUASHES[squash] * z + shifts)",
+                "jnp.tanh(SQUASHES[squash] * z - shifts)",
+            ),
+            "the offset is forgotten": ("* radius - offset", "* radius"),
+            "codes are not scaled": (
+                "(round_ste(bounded - fraction) + fraction) / half",
+                "round_ste(bounded - fraction) + fraction",
+            ),
+            "indices in the dtype of z": (
+                "digits = jnp.round(codes * half + half).astype(jnp.int32)",
+                "digits = jnp.floor(codes * half + half).astype(jnp.int32)",
+            ),
+        },
+    ),
+    "fsq_jax/tasks/depth.py": (
+        TASKS,
+        {
+            "context in [0, 1]": ('batch["image"] * 2 - 1', 'batch["image"]'),
+            "bin 0 is trained on": ('jnp.where(labels["depth"] == 0, 0, loss_BHW)', "loss_BHW"),
+            "a bin's lower end": ("astype(jnp.float32) + 0.5)", "astype(jnp.float32))"),
+            "bins are rounded": (
+                "jnp.floor(share * self.num_bins)",
+                "jnp.round(share * self.num_bins)",
+            ),
+            "the least depth is forgotten": (
+                "astype(jnp.float32) - self.min_depth)",
+                "astype(jnp.float32))",
+            ),
+        },
+    ),
+    "fsq_jax/tasks/panoptic.py": (
+        TASKS,
+        {
+            "context in [0, 1]": ('batch["image"] * 2 - 1', 'batch["image"]'),
+            "classes and instances are exchanged": (
+                '"semantics": segments[..., 0], "instances": segments[..., 1]',
+                '"semantics": segments[..., 1], "instances": segments[..., 0]',
+            ),
+            "small segments stay": ("share_BN > self.min_fraction", "share_BN >= 0"),
+            "only classes are trained on": (
+                "for kind in self.kinds )",
+                "for kind in ['semantics'] )",
+            ),
+        },
+    ),
+    "fsq_jax/tasks/colorization.py": (
+        TASKS,
+        {
+            "context in [0, 1]": ('grey(batch["image"]) * 2 - 1', 'grey(batch["image"])'),
+            "labels in [0, 1]": ('{"color": batch["image"] * 2 - 1}', '{"color": batch["image"]}'),
+            "red and blue are exchanged": ("(0.2989, 0.5870, 0.1140)", "(0.1140, 0.5870, 0.2989)"),
+            "predictions in [-1, 1]": (
+                '(jnp.clip(logits["color"].astype(jnp.float32), -1, 1) + 1) / 2',
+                'jnp.clip(logits["color"].astype(jnp.float32), -1, 1)',
+            ),
+        },
+    ),
+}
