@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
 
+from fsq_jax.data.pipeline import EvalBatches
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.runtime import outputs
 from fsq_jax.runtime.files import alone
