@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -27,10 +28,22 @@ def run(main: Callable[[list[str]], None], takes_arguments: bool = False) -> Non
     FSQ_JAX_TRACEBACK=1 in the environment shows where a mistake was found, too.
     """
     called = _called(main, takes_arguments)
+    quiet_threads()
     app.run(
         _one_sentence(called, (UserError, OSError)),
         flags_parser=_one_sentence(_parse, _FLAG_MISTAKES),
     )
+
+
+def quiet_threads() -> None:
+    """Lets threads say nothing of the filesystem's errors: who waits for them raises them again."""
+
+    def hook(args):
+        by_filesystem = "os_error_code=" in str(args.exc_value)  # TensorStore's
+        if not isinstance(args.exc_value, OSError) and not by_filesystem:
+            threading.__excepthook__(args)
+
+    threading.excepthook = hook
 
 
 def define_config_flag() -> None:
