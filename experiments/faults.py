@@ -371,7 +371,7 @@ def main(argv) -> None:
     del argv
     options = flags.FLAGS
     random.seed(options.seed)
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     os.makedirs(options.workdir, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(f"{options.workdir}/compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -83,8 +83,9 @@ def _called(main: Callable, takes_arguments: bool) -> Callable:
     def wrapped(argv):
         if len(argv) > 1 and not takes_arguments:
             raise UserError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
-        if not flags.FLAGS["verbosity"].present:  # Orbax has much to say at the level of INFO
-            logging.set_verbosity(logging.ERROR)
+        if not flags.FLAGS["verbosity"].present:
+            # Orbax has much to say, and raises what it logs as an error.
+            logging.set_verbosity(logging.FATAL)
         main(argv)
 
     return wrapped
