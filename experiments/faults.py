@@ -44,7 +44,7 @@ from fsq_jax.runtime.workdir import load_results
 
 PROCESSES = {"one": 1, "four": 4, "devices": 1}
 FAULTS = {
-    "one": ("SIGKILL", "SIGKILL", "SIGTERM", "SIGSTOP", "full disk", "read-only folder", "clock"),
+    "one": ("SIGKILL",) * 3 + ("SIGTERM", "SIGSTOP", "full disk", "read-only folder", "clock"),
     "four": ("SIGKILL", "SIGTERM"),
     "devices": ("SIGKILL", "SIGTERM"),
 }
@@ -290,14 +290,32 @@ class Scenario:
         if fault == "read-only folder" and not read_only:
             return
         run = self.start(**options)
-        after = random.uniform(0, self.seconds)
-        took = disturb(fault, run, 30.0 if read_only else after, self.stop_seconds, self.disk)
+        self._wait_for_the_moment(run)
+        after = 30.0 if read_only else random.uniform(0, 1)
+        took = disturb(fault, run, after, self.stop_seconds, self.disk)
         self.disk.read_only(False)
         self.disk.make_room()
         self.faults[fault] += 1
         self._note(fault, took)
         if self.is_done():
             self._compare()
+
+    def _wait_for_the_moment(self, run: Run) -> None:
+        """A random part of what a training takes; or until it has come some steps further, which on
+        a busy machine takes longer than it did when nothing else was at work."""
+        if random.random() < 0.25:
+            run.wait(random.uniform(0, self.seconds))
+            return
+        steps = self._steps() + random.randint(1, 8)
+        until = time.monotonic() + 10 * self.seconds
+        while self._steps() < steps and time.monotonic() < until:
+            if run.wait(0.02):
+                return
+
+    def _steps(self) -> int:
+        with contextlib.suppress(OSError, UserError):
+            return max((line["step"] for line in read_metrics(self.workdir)), default=0)
+        return 0
 
     def _note(self, fault: str, took: float) -> None:
         said = pathlib.Path(self.log).read_text()
@@ -316,12 +334,15 @@ class Scenario:
         self.differences.append(largest_difference(self.quiet, left))
         shutil.rmtree(self.workdir)
 
-    def finish(self) -> dict:
-        """Lets the last training end undisturbed; returns what results.json has of the scenario."""
+    def finish(self) -> None:
+        """Lets the last training end undisturbed."""
         if os.path.isdir(self.workdir):
             self.start().wait(600)
             self._compare()
         self.disk.close()
+
+    def report(self) -> dict:
+        """What results.json has of the scenario."""
         return {
             "faults": dict(self.faults), "starts": self.starts, "trainings": self.trainings,
             "equal_to_the_last_bit": self.equal,
@@ -355,6 +376,15 @@ def main(argv) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     liveness.BEAT_SECONDS = min(liveness.BEAT_SECONDS, 1.0)
     begin, results = time.monotonic(), {}
+
+    def note(scenario):  # after each fault: this program may be disturbed, too
+        results[scenario.name] = scenario.report()
+        record(options.out, {
+            "seed": options.seed, "scenarios": results, "seconds": round(time.monotonic() - begin),
+            "stop_seconds": options.stop_seconds, "jax": jax.__version__,
+            "platform": platform.platform(),
+        })
+
     shares = dict(zip(options.scenarios, map(int, options.shares), strict=True))
     for name in options.scenarios:
         scenario = Scenario(name, os.path.abspath(options.workdir), options.stop_seconds)
@@ -364,12 +394,9 @@ def main(argv) -> None:
                 break
             scenario.one_fault()
             print(f"{name}: {dict(scenario.faults)}, {scenario.trainings} trainings", flush=True)
-        results[name] = scenario.finish()
-        record(options.out, {
-            "seed": options.seed, "scenarios": results, "seconds": round(time.monotonic() - begin),
-            "stop_seconds": options.stop_seconds, "jax": jax.__version__,
-            "platform": platform.platform(),
-        })
+            note(scenario)
+        scenario.finish()
+        note(scenario)
     print(json.dumps(results, indent=2))
     failed = [n for n, r in results.items()
               if (r["largest_relative_difference"] or 0) > (TOLERANCE if n == "devices" else 0)]

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -103,3 +104,31 @@ def test_uvim_configs_build_and_differ_in_the_quantizer_alone(scale):
     assert lm.task == bases[1].task and lm.data.train_split == bases[1].data.train_split
     _, state, _ = describe.shapes_of(lm)
     assert state.params and lm.optim.warmup_steps < lm.steps
+
+
+def folder_of_images(path, count):
+    """`count` small pictures of each of two classes."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            noise = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(path / name / f"{i}.png")
+    return f"data=folder:{path}"
+
+
+@pytest.mark.parametrize("count", [2, 60])
+def test_a_folder_of_few_images_is_taken_whole(tmp_path, count):
+    data = folder_of_images(tmp_path, count)
+    config = resolve_config(quickstart.tokenizer_config("fsq", 0.01, data))
+    assert (config.data.train_split, config.data.eval_split) == ("train", "validation")
+    assert config.evals.reconstruction.get("reference_limit") == 0
+    few = count == 2  # one is held out: nothing to measure a distance of
+    assert (config.evals.reconstruction.features == "") == few
+    text = runner.described(config)
+    assert "8 x 8" not in text and "32 x 32 pixels" in text and "2 classes: cat, dog" in text
+
+
+def test_scenes_and_tfds_are_cut(tmp_path):
+    config = quickstart.tokenizer_config("fsq", 0.01)
+    assert config.data.train_split == "train[:64]" and config.data.eval_split == "validation[:32]"

@@ -225,7 +225,10 @@ PLANTED = {
             ),
             "scales are kernels": ('== "kernel"', '!= "bias"'),
             "prefixes fit": ('if p.fullmatch(name)), "")', 'if p.match(name)), "")'),
-            "microbatches are summed": ("total + new / num_microbatches", "total + new"),
+            "microbatches are summed": (
+                "lambda total: total / num_microbatches",
+                "lambda total: total",
+            ),
             "one key for all microbatches": ("jax.random.fold_in(key, i)", "key"),
         },
     ),

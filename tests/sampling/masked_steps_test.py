@@ -230,3 +230,19 @@ def test_a_class_token_is_no_code_and_no_mask():
     assert (tokens[:, 1:] == MASK).all()
     with pytest.raises(ValueError, match="Labels are in 0..1, got -1..0"):
         masked.initial_tokens([-1, 0], TOKENS, CODES, CLASSES)
+
+
+def test_training_masks_as_many_as_the_paper_says(monkeypatch):
+    """ceil(cos(pi/2 (1 - r)) S) with r from r_min on, of draws that the test knows (A.4.2)."""
+    share_B = np.array([0.0, 0.13, 0.29, 0.41, 0.66, 0.87, 0.99], np.float32)
+    drawn = jax.random.uniform
+
+    def uniform(key, shape=(), *args, **kwargs):
+        return jnp.asarray(share_B) if shape == share_B.shape else drawn(key, shape)
+
+    monkeypatch.setattr(jax.random, "uniform", uniform)
+    mask = masked.random_mask(jax.random.key(0), len(share_B), 50, min_ratio=0.45)
+    # 1 - r runs from 0 to 1 - r_min = 2 arccos(0.45) / pi.
+    expected = np.ceil(np.cos(share_B * np.arccos(0.45)) * 50)
+    np.testing.assert_array_equal(mask.sum(1), expected)
+    assert expected[0] == 50 and expected[-1] == 23
