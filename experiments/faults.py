@@ -37,7 +37,7 @@ from absl import app, flags, logging
 
 from configs import maskgit_tokenizer
 from fsq_jax import train
-from fsq_jax.runtime import checkpoint, liveness, sharding
+from fsq_jax.runtime import checkpoint, cli, liveness, sharding
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_results
@@ -125,6 +125,7 @@ def _be_a_process(workdir: str, log: str, file_limit: int, clock: bool) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         if clock:
             _let_the_clock_jump()
+        cli.quiet_threads()
         sharding.initialize_distributed()
         train.train(tiny_config(), workdir)
         if jax.process_count() > 1:
@@ -370,7 +371,7 @@ def main(argv) -> None:
     del argv
     options = flags.FLAGS
     random.seed(options.seed)
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     os.makedirs(options.workdir, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(f"{options.workdir}/compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

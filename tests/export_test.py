@@ -156,7 +156,8 @@ def test_stages_that_a_format_cannot_hold(loaded, trained, tmp_path):
     config = loaded["tokenizer"].config.copy_and_resolve_references()
     config.stage = "uvim_lm"
     other = dataclasses.replace(loaded["tokenizer"], config=config)
-    with pytest.raises(ValueError, match=r"functions of \['maskgit', 'tokenizer'\], not of 'uvim"):
+    known = r"\['maskgit_tokenizer', 'maskgit_transformer'\]"
+    with pytest.raises(ValueError, match=f"functions of {known}, not of 'uvim"):
         export.check_format("jax-export", other)
     with pytest.raises(ValueError, match="MaskGIT's two stages, not of 'uvim_lm'"):
         export.check_format("msgpack", other)

@@ -5,10 +5,12 @@
     WORKDIR/checkpoints/STEP.damaged/          one that could not be read, set aside
 """
 
+import contextlib
+import errno
 import glob
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from fsq_jax.runtime import checkpoint_checks as checks
 from fsq_jax.runtime import manifest
 from fsq_jax.runtime.best_checkpoint import Best
+from fsq_jax.runtime.bounded import names_path
 from fsq_jax.runtime.checkpoint_checks import Damaged, OtherModel
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
@@ -81,18 +84,19 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        self._manager.wait_until_finished()  # whose manifest is written by then
-        metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        self._saving = step, metrics
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave({name: getattr(state, name) for name in _SAVED}),
-                data=ocp.args.JsonSave(dict(data_state)),
-            ),
-            metrics=metrics or None,
-            force=True,
-        )
+        with _writing(self._directory):
+            self._manager.wait_until_finished()  # whose manifest is written by then
+            metrics = {name: float(value) for name, value in (metrics or {}).items()}
+            self._saving = step, metrics
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave({name: getattr(state, name) for name in _SAVED}),
+                    data=ocp.args.JsonSave(dict(data_state)),
+                ),
+                metrics=metrics or None,
+                force=True,
+            )
 
     def restore(self, shapes: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The latest whole (state, data_state), each array read straight into its place.
@@ -149,10 +153,27 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything that `save` has begun is on disk."""
-        self._manager.wait_until_finished()
+        with _writing(self._directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with _writing(self._directory):
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _writing(directory: str) -> Iterator[None]:
+    """What the filesystem refuses, and Orbax may have wrapped, as an OSError with the path."""
+    try:
+        with names_path(directory):
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), directory) from error
+        raise
 
 
 def saved_steps(workdir: str) -> list[int]:

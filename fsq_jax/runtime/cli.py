@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -27,10 +28,22 @@ def run(main: Callable[[list[str]], None], takes_arguments: bool = False) -> Non
     FSQ_JAX_TRACEBACK=1 in the environment shows where a mistake was found, too.
     """
     called = _called(main, takes_arguments)
+    quiet_threads()
     app.run(
         _one_sentence(called, (UserError, OSError)),
         flags_parser=_one_sentence(_parse, _FLAG_MISTAKES),
     )
+
+
+def quiet_threads() -> None:
+    """Lets threads say nothing of the filesystem's errors: who waits for them raises them again."""
+
+    def hook(args):
+        by_filesystem = "os_error_code=" in str(args.exc_value)  # TensorStore's
+        if not isinstance(args.exc_value, OSError) and not by_filesystem:
+            threading.__excepthook__(args)
+
+    threading.excepthook = hook
 
 
 def define_config_flag() -> None:
@@ -70,8 +83,9 @@ def _called(main: Callable, takes_arguments: bool) -> Callable:
     def wrapped(argv):
         if len(argv) > 1 and not takes_arguments:
             raise UserError(f"Arguments {argv[1:]} are not understood; flags begin with --.")
-        if not flags.FLAGS["verbosity"].present:  # Orbax has much to say at the level of INFO
-            logging.set_verbosity(logging.ERROR)
+        if not flags.FLAGS["verbosity"].present:
+            # Orbax has much to say, and raises what it logs as an error.
+            logging.set_verbosity(logging.FATAL)
         main(argv)
 
     return wrapped

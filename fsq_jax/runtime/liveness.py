@@ -102,7 +102,7 @@ class Watch:
             return []
 
     def _on_abort(self, number: int) -> None:
-        """JAX gives up: process 0, where its service ran, is gone, unless others are known to be."""
+        """JAX gives up: process 0, where its service ran, is gone, or those known to be."""
         del number
         self._end(self._noted() or self._late(3 * BEAT_SECONDS) or [0])
 

@@ -83,7 +83,8 @@ class MetricWriter:
     def close(self) -> None:
         if self._active:
             self._file.close()
-            self._tensorboard.close()
+            with bounded.names_path(os.path.dirname(self._path)):
+                self._tensorboard.close()
             if self._wandb:
                 self._wandb.close()
 

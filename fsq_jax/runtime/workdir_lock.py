@@ -1,8 +1,8 @@
 """One training in a workdir at a time: WORKDIR/lock says whose it is.
 
-The filesystem's own lock is let go of when its holder dies, however that was. Where a filesystem has
-none, or another host's is not seen, the file's holder counts as alive while it is on this host and
-its process is there, or while it goes on refreshing the file.
+The filesystem's own lock is let go of when its holder dies, however that was. Where a filesystem
+has none, or another host's is not seen, the file's holder counts as alive while it is on this host
+and its process is there, or while it goes on refreshing the file.
 """
 
 import contextlib
