@@ -9,7 +9,6 @@ Parameter names are those of the published checkpoints.
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -251,7 +250,7 @@ class Tokenizer(nn.Module):
     def setup(self):
         if self.shortcut not in SHORTCUTS:
             raise UserError(f"shortcut={self.shortcut!r} is not one of {SHORTCUTS}.")
-        settings: dict[str, Any] = dict(
+        settings: dict = dict(
             filters=self.filters,
             channel_multipliers=tuple(self.channel_multipliers),
             num_res_blocks=self.num_res_blocks,
