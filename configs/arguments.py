@@ -32,7 +32,8 @@ def text(values) -> str:
     """The argument string that `parse` reads these values from; what is empty is left out."""
     written = {
         name: "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        for name, value in values.items() if value not in ("", 0, (0,))
+        for name, value in values.items()
+        if value not in ("", 0, (0,))
     }
     return ",".join(f"{name}={value}" for name, value in written.items())
 

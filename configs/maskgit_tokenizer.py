@@ -57,24 +57,37 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(dict(stage="maskgit_tokenizer", seed=42))
     config.quantizer = quantizer(args)
     config.model = dict(
-        filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2, num_groups=32,
+        filters=128,
+        channel_multipliers=(1, 1, 2, 2, 4),
+        num_res_blocks=2,
+        num_groups=32,
         shortcut="output",  # as in MaskGIT's code and checkpoints; "input" is a true residual
-        remat=False, dense_layers=0, dtype=args["dtype"],
+        remat=False,
+        dense_layers=0,
+        dtype=args["dtype"],
     )
-    config.discriminator = dict(
-        channel_multiplier=1, max_width=512, blur=True, dtype=args["dtype"]
-    )
+    config.discriminator = dict(channel_multiplier=1, max_width=512, blur=True, dtype=args["dtype"])
     config.loss = dict(
-        reconstruction=1.0, adversarial=0.1, perceptual=0.1, r1=10.0, lecam=0.0,
+        reconstruction=1.0,
+        adversarial=0.1,
+        perceptual=0.1,
+        r1=10.0,
+        lecam=0.0,
         lecam_decay=0.99,
         r1_every=1,  # 16 is StyleGAN2's lazy schedule: as strong on average, and cheaper
-        adversarial_start=0, discriminator_start=0,  # steps before which a side is switched off
+        adversarial_start=0,
+        discriminator_start=0,  # steps before which a side is switched off
     )
     # The paper's is name="resnet50" with path=FILE, an ImageNet ResNet-50 in torchvision's names.
     config.perceptual = dict(name="efficientnet", path="")
     config.optim = dict(
-        learning_rate=1e-4, b1=0.0, b2=0.99, warmup_steps=0, schedule="constant",
-        weight_decay=0.0, clip_norm=0.0,
+        learning_rate=1e-4,
+        b1=0.0,
+        b2=0.99,
+        warmup_steps=0,
+        schedule="constant",
+        weight_decay=0.0,
+        clip_norm=0.0,
     )
     config.discriminator_optim = dict(learning_rate=1e-4)  # over the values of `optim`
     config.ema_decay = 0.999
@@ -101,7 +114,10 @@ def quantizer(args) -> dict:
     codebook = dict(codebook_size=args["codebook_size"] or 1024, channels=256)
     if args["quantizer"] == "vq":
         return dict(
-            name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1,
+            name="vq",
+            **codebook,
+            commitment_weight=0.25,
+            entropy_weight=0.1,
             entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
         )
     return dict(name="vq_ema", **codebook)
@@ -125,14 +141,22 @@ def data(args) -> dict:
     """What is read and how it is augmented."""
     paper = args["scale"] == "paper"
     return dict(
-        source=args["data"], data_dir=args["data_dir"], size=args["size"],
-        train_split="train", eval_split="validation",
+        source=args["data"],
+        data_dir=args["data_dir"],
+        size=args["size"],
+        train_split="train",
+        eval_split="validation",
         # Random resized crop and mirror image. MaskGIT's own augmentation was never published;
         # those who compared call it weak, hence the large area. At scale=paper images are evaluated
         # as ADM crops them, since FID is measured against ADM's reference.
-        transform="adm" if paper else "square", min_area=0.8, aspect=(3 / 4, 4 / 3), flip=True,
+        transform="adm" if paper else "square",
+        min_area=0.8,
+        aspect=(3 / 4, 4 / 3),
+        flip=True,
         eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
-        workers=0, cache=False, eval_limit=0,
+        workers=0,
+        cache=False,
+        eval_limit=0,
     )
 
 
@@ -142,12 +166,19 @@ def paper(size: int) -> dict:
         raise UserError(f"scale=paper is of 256 or 128 pixels, not of {size=}.")
     steps, batch_size = (500_000, 256) if size == 128 else (1_000_000, 512)
     return dict(
-        steps=steps, batch_size=batch_size, eval_batch_size=128,
-        log_every=100, preview_every=5_000, checkpoint_every=5_000, keep=3,
+        steps=steps,
+        batch_size=batch_size,
+        eval_batch_size=128,
+        log_every=100,
+        preview_every=5_000,
+        checkpoint_every=5_000,
+        keep=3,
         data=dict(workers=16),
         perceptual=dict(name="resnet50", path="resnet50.pth"),
         evals=evals(
-            every=50_000, features="inception", limit=0,
+            every=50_000,
+            features="inception",
+            limit=0,
             published_reference=f"VIRTUAL_imagenet{size}_labeled.npz",
         ),
     )
@@ -156,21 +187,32 @@ def paper(size: int) -> dict:
 def bench(size: int) -> dict:
     del size
     return dict(
-        steps=5_000, batch_size=256, eval_batch_size=500,
+        steps=5_000,
+        batch_size=256,
+        eval_batch_size=500,
         model=dict(
-            filters=96, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=24,
+            filters=96,
+            channel_multipliers=(1, 1, 2),
+            num_res_blocks=1,
+            num_groups=24,
             shortcut="input",
         ),
         discriminator=dict(max_width=96),
         # No perceptual loss, so that EfficientNet can judge what was not trained to please it.
         loss=dict(
-            reconstruction=5.0, perceptual=0.0, r1_every=4, adversarial_start=1_000,
+            reconstruction=5.0,
+            perceptual=0.0,
+            r1_every=4,
+            adversarial_start=1_000,
         ),
         # Pictures of clothes are not cropped: where a sleeve ends is part of what it is.
         data=dict(eval_split="test", workers=6, cache=True, min_area=1.0, aspect=(1.0, 1.0)),
         optim=dict(learning_rate=4e-4, warmup_steps=200),
         discriminator_optim=dict(learning_rate=4e-4),
-        log_every=50, preview_every=2_500, checkpoint_every=2_500, keep=2,
+        log_every=50,
+        preview_every=2_500,
+        checkpoint_every=2_500,
+        keep=2,
         evals=evals(every=5_000, features="efficientnet", limit=0),
     )
 
@@ -178,15 +220,23 @@ def bench(size: int) -> dict:
 def smoke(size: int) -> dict:
     del size
     return dict(
-        steps=20, batch_size=8, eval_batch_size=8,
+        steps=20,
+        batch_size=8,
+        eval_batch_size=8,
         model=dict(
-            filters=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, num_groups=2,
+            filters=8,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            num_groups=2,
             shortcut="input",
         ),
         discriminator=dict(max_width=16),
         loss=dict(perceptual=0.0),
         data=dict(train_split="train[:64]", eval_split="validation[:20]"),
-        log_every=5, preview_every=10, checkpoint_every=10, keep=2,
+        log_every=5,
+        preview_every=10,
+        checkpoint_every=10,
+        keep=2,
         evals=evals(every=20, features="random", limit=0),
     )
 
@@ -211,5 +261,6 @@ def distance(features: str, limit: int, published_reference: str = "") -> dict:
         reference="",  # an .npz of ADM's or of fsq_jax.reference, in place of the split
         # What published numbers are against: those of another are called fid_own_reference.
         published_reference=published_reference,
-        reference_split="train", reference_limit=limit,
+        reference_split="train",
+        reference_limit=limit,
     )

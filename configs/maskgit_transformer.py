@@ -34,26 +34,42 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.stage_1 = dict(
         workdir=workdir,
         fingerprint="",  # of its weights; written by the run, and held against them ever after
-        model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict()
+        model=stage_1.model.to_dict(),
+        quantizer=stage_1.quantizer.to_dict(),
     )
     config.token_cache = token_cache
     config.model = dict(
-        width=768, depth=24, num_heads=16, mlp_dim=3072, dropout=0.1, attention_dropout=0.1,
-        attention="auto", remat="none", dtype=stage_1.model.dtype,
+        width=768,
+        depth=24,
+        num_heads=16,
+        mlp_dim=3072,
+        dropout=0.1,
+        attention_dropout=0.1,
+        attention="auto",
+        remat="none",
+        dtype=stage_1.model.dtype,
     )
     config.num_classes = 0  # 0: as many as the data has
     config.label_dropping = 0.1  # of the labels become the mask token, for guidance (section 4.3)
     config.masking = dict(
-        schedule="cosine", label_smoothing=0.1,
+        schedule="cosine",
+        label_smoothing=0.1,
         min_ratio=0.45,  # appendix A.4.2: more than this share of the tokens is always masked
     )
     config.sampling = dict(
-        num_steps=12, schedule="cosine", choice_temperature=4.5,
+        num_steps=12,
+        schedule="cosine",
+        choice_temperature=4.5,
         guidance=0.0,  # -1: what figure 4 found best for the tokenizer that is loaded
     )
     config.optim = dict(
-        learning_rate=1e-4, b1=0.9, b2=0.96, weight_decay=0.045, warmup_steps=5_000,
-        schedule="constant", clip_norm=0.0,
+        learning_rate=1e-4,
+        b1=0.9,
+        b2=0.96,
+        weight_decay=0.045,
+        warmup_steps=5_000,
+        schedule="constant",
+        clip_norm=0.0,
     )
     config.ema_decay = 0.999
     config.init_from = ""  # weights to start from: a published file, an export, a run's workdir
@@ -77,10 +93,18 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
 def paper(size: int) -> dict:
     """Sections 4.2 (128 px, 200 epochs) and 4.3 (256 px, 2.5M steps)."""
     return dict(
-        steps=1_000_000 if size == 128 else 2_500_000, batch_size=256, eval_batch_size=128,
-        log_every=100, preview_every=10_000, checkpoint_every=5_000, keep=3,
+        steps=1_000_000 if size == 128 else 2_500_000,
+        batch_size=256,
+        eval_batch_size=128,
+        log_every=100,
+        preview_every=10_000,
+        checkpoint_every=5_000,
+        keep=3,
         evals=evals(
-            every=100_000, features="inception", num_samples=50_000, limit=0,
+            every=100_000,
+            features="inception",
+            num_samples=50_000,
+            limit=0,
             published_reference=f"VIRTUAL_imagenet{size}_labeled.npz",
         ),
     )
@@ -89,11 +113,16 @@ def paper(size: int) -> dict:
 def bench(size: int) -> dict:
     del size
     return dict(
-        steps=7_000, batch_size=256, eval_batch_size=500,
+        steps=7_000,
+        batch_size=256,
+        eval_batch_size=500,
         model=dict(width=384, depth=8, num_heads=8, mlp_dim=1536, attention_dropout=0.0),
         sampling=dict(choice_temperature=2.0),  # for 64 tokens; 4.5 is the paper's, for 256
         optim=dict(learning_rate=5e-4, warmup_steps=500, schedule="cosine"),
-        log_every=50, preview_every=3_000, checkpoint_every=3_000, keep=2,
+        log_every=50,
+        preview_every=3_000,
+        checkpoint_every=3_000,
+        keep=2,
         evals=evals(every=7_000, features="efficientnet", num_samples=10_000, limit=0),
     )
 
@@ -101,11 +130,16 @@ def bench(size: int) -> dict:
 def smoke(size: int) -> dict:
     del size
     return dict(
-        steps=20, batch_size=8, eval_batch_size=8,
+        steps=20,
+        batch_size=8,
+        eval_batch_size=8,
         model=dict(width=32, depth=2, num_heads=2, mlp_dim=64),
         optim=dict(warmup_steps=5),
         sampling=dict(num_steps=4),
-        log_every=5, preview_every=10, checkpoint_every=10, keep=2,
+        log_every=5,
+        preview_every=10,
+        checkpoint_every=10,
+        keep=2,
         evals=evals(every=20, features="random", num_samples=20, limit=0),
     )
 
@@ -120,7 +154,8 @@ def evals(
     return dict(
         compression=dict(every=every),
         generation=dict(
-            every=every, num_samples=num_samples,
+            every=every,
+            num_samples=num_samples,
             **maskgit_tokenizer.distance(features, limit, published_reference),
         ),
     )

@@ -53,16 +53,31 @@ DEFAULTS = {
 # Section C.4 of UViM's recipe: training set, its size, epochs, learning rate, weight decay.
 PAPER: dict[str, dict[str, Any]] = {
     "depth": dict(
-        data="tfds:nyu_depth_v2", train_split="train", eval_split="validation",
-        num_records=47_584, epochs=200, learning_rate=1e-3, weight_decay=1e-5,
+        data="tfds:nyu_depth_v2",
+        train_split="train",
+        eval_split="validation",
+        num_records=47_584,
+        epochs=200,
+        learning_rate=1e-3,
+        weight_decay=1e-5,
     ),
     "colorization": dict(
-        data="tfds:imagenet2012", train_split="train[4096:]", eval_split="validation",
-        num_records=1_277_071, epochs=100, learning_rate=4e-4, weight_decay=4e-5,
+        data="tfds:imagenet2012",
+        train_split="train[4096:]",
+        eval_split="validation",
+        num_records=1_277_071,
+        epochs=100,
+        learning_rate=4e-4,
+        weight_decay=4e-5,
     ),
     "panoptic": dict(
-        data="tfds:coco/2017_panoptic", train_split="train[4096:]", eval_split="validation",
-        num_records=114_191, epochs=1000, learning_rate=4e-4, weight_decay=4e-5,
+        data="tfds:coco/2017_panoptic",
+        train_split="train[4096:]",
+        eval_split="validation",
+        num_records=114_191,
+        epochs=1000,
+        learning_rate=4e-4,
+        weight_decay=4e-5,
     ),
 }
 
@@ -71,19 +86,29 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
     _refuse_unused(args)
-    for name, value in (DEFAULTS[scale] | dict(data=PAPER[args["task"]]["data"])
-                        if scale == "paper" else DEFAULTS[scale]).items():
+    for name, value in (
+        DEFAULTS[scale] | dict(data=PAPER[args["task"]]["data"])
+        if scale == "paper"
+        else DEFAULTS[scale]
+    ).items():
         if not args[name] or args[name] == (0,):
             args[name] = value
     config = ml_collections.ConfigDict(dict(stage="uvim_base", seed=0))
     config.task = task(args["task"], scale, args["data"])
     config.quantizer = quantizer(args, codeword_width=WIDTHS[scale])
     config.model = dict(
-        patch=16, width=768, encoder_depth=6, decoder_depth=12, num_heads=12, mlp_dim=3072,
+        patch=16,
+        width=768,
+        encoder_depth=6,
+        decoder_depth=12,
+        num_heads=12,
+        mlp_dim=3072,
         code_side=16,  # so many codes along a side, whatever the number of patches
         encoder_context=args["context"] in ("both", "encoder"),
         decoder_context=args["context"] in ("both", "decoder"),
-        code_dropout="random", remat=False, dtype=args["dtype"],
+        code_dropout="random",
+        remat=False,
+        dtype=args["dtype"],
     )
     config.optim = optimizer()
     config.ema_decay = 0.0  # UViM averages no weights: evaluation takes the weights themselves
@@ -130,11 +155,18 @@ def quantizer(args, codeword_width: int) -> dict:
     codebook = dict(codebook_size=args["codebook_size"], channels=codeword_width)
     if args["quantizer"] == "vq":
         return dict(
-            name="vq", **codebook, commitment_weight=0.25, entropy_weight=0.1,
+            name="vq",
+            **codebook,
+            commitment_weight=0.25,
+            entropy_weight=0.1,
             entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
         )
     return dict(
-        name="vq_ema", **codebook, momentum=0.995, commitment_weight=0.0, standardize=True,
+        name="vq_ema",
+        **codebook,
+        momentum=0.995,
+        commitment_weight=0.0,
+        standardize=True,
         split_threshold=0.0 if args["splitting"] == "false" else 0.1,
     )
 
@@ -160,19 +192,33 @@ def _refuse_unused(args) -> None:
 def optimizer() -> dict:
     """big_vision's Adafactor with UViM's schedule; weight decay is not times the learning rate."""
     return dict(
-        name="adafactor", learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=1e-5, clip_norm=1.0,
-        warmup_steps=4_000, schedule="cosine",
+        name="adafactor",
+        learning_rate=1e-3,
+        b1=0.9,
+        b2=0.95,
+        weight_decay=1e-5,
+        clip_norm=1.0,
+        warmup_steps=4_000,
+        schedule="cosine",
     )
 
 
 def data(args) -> dict:
     """What is read and how it is augmented: UViM's inception crop and mirror image."""
     return dict(
-        source=args["data"], data_dir=args["data_dir"], size=args["size"],
-        train_split="train", eval_split="validation",
-        transform="uvim", min_area=0.05, aspect=(0.75, 1.33), flip=True,
+        source=args["data"],
+        data_dir=args["data_dir"],
+        size=args["size"],
+        train_split="train",
+        eval_split="validation",
+        transform="uvim",
+        min_area=0.05,
+        aspect=(0.75, 1.33),
+        flip=True,
         eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
-        workers=0, cache=False, eval_limit=0,
+        workers=0,
+        cache=False,
+        eval_limit=0,
     )
 
 
@@ -180,19 +226,27 @@ def paper(task: str) -> dict:
     """UViM's own numbers (section 4.4 retrains it as it is); steps = epochs x records / batch."""
     of_task = PAPER[task]
     return dict(
-        steps=round(of_task["epochs"] * of_task["num_records"] / 1024), batch_size=1024,
+        steps=round(of_task["epochs"] * of_task["num_records"] / 1024),
+        batch_size=1024,
         eval_batch_size=32,  # segments take 0.35 GB of logits and masks an image
-        optim=dict(
-            learning_rate=of_task["learning_rate"], weight_decay=of_task["weight_decay"]
-        ),
-        log_every=50, preview_every=5_000, checkpoint_every=1_000, keep=3,
+        optim=dict(learning_rate=of_task["learning_rate"], weight_decay=of_task["weight_decay"]),
+        log_every=50,
+        preview_every=5_000,
+        checkpoint_every=1_000,
+        keep=3,
         data=dict(
-            train_split=of_task["train_split"], eval_split=of_task["eval_split"],
-            eval_crop=(54, 480, 41, 601) if task == "depth" else (), workers=16,
+            train_split=of_task["train_split"],
+            eval_split=of_task["eval_split"],
+            eval_crop=(54, 480, 41, 601) if task == "depth" else (),
+            workers=16,
         ),
-        evals={"codebook": dict(every=10_000)} | evals(
+        evals={"codebook": dict(every=10_000)}
+        | evals(
             # ColTran's protocol, in the order of the records: 5,000 against 5,000 others.
-            task, every=10_000, features="inception", num_images=5_000,
+            task,
+            every=10_000,
+            features="inception",
+            num_images=5_000,
             reference_split="validation[10000:15000]",
         ),
     )
@@ -200,31 +254,51 @@ def paper(task: str) -> dict:
 
 def bench(task: str) -> dict:
     return dict(
-        steps=1_500, batch_size=64, eval_batch_size=64,
+        steps=1_500,
+        batch_size=64,
+        eval_batch_size=64,
         model=dict(
-            patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024,
+            patch=8,
+            width=256,
+            encoder_depth=4,
+            decoder_depth=6,
+            num_heads=8,
+            mlp_dim=1024,
             code_side=8,
         ),
         optim=dict(warmup_steps=150),
         # A scene is seen from one place, and its objects stand on the floor: no crop.
         data=dict(workers=2, min_area=1.0, aspect=(1.0, 1.0)),
-        log_every=50, preview_every=1_500, checkpoint_every=1_500, keep=1,
+        log_every=50,
+        preview_every=1_500,
+        checkpoint_every=1_500,
+        keep=1,
         evals={"codebook": dict(every=1_500)} | evals(task, every=1_500, features="efficientnet"),
     )
 
 
 def smoke(task: str) -> dict:
     return dict(
-        steps=20, batch_size=8, eval_batch_size=8,
+        steps=20,
+        batch_size=8,
+        eval_batch_size=8,
         model=dict(
-            patch=4, width=32, encoder_depth=1, decoder_depth=1, num_heads=2, mlp_dim=64,
+            patch=4,
+            width=32,
+            encoder_depth=1,
+            decoder_depth=1,
+            num_heads=2,
+            mlp_dim=64,
             code_side=4,
         ),
         optim=dict(warmup_steps=5),
         data=dict(
             train_split="train[:64]", eval_split="validation[:20]", min_area=1.0, aspect=(1.0, 1.0)
         ),
-        log_every=5, preview_every=10, checkpoint_every=10, keep=2,
+        log_every=5,
+        preview_every=10,
+        checkpoint_every=10,
+        keep=2,
         evals={"codebook": dict(every=20)} | evals(task, every=20, features="random"),
     )
 
@@ -238,9 +312,15 @@ def evals(
     """The task's evaluator; colours are also held against real images, over these features."""
     if task != "colorization":
         return {task: dict(every=every)}
-    return {task: dict(
-        every=every, features=features, weights="", num_images=num_images,
-        names="",  # file of the names of the images that are coloured, one a line
-        reference_split=reference_split, reference_limit=5_000,
-        reference_names="",  # the same of the real images, in place of the split
-    )}
+    return {
+        task: dict(
+            every=every,
+            features=features,
+            weights="",
+            num_images=num_images,
+            names="",  # file of the names of the images that are coloured, one a line
+            reference_split=reference_split,
+            reference_limit=5_000,
+            reference_names="",  # the same of the real images, in place of the split
+        )
+    }

@@ -43,21 +43,30 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.stage_1 = dict(
         workdir=workdir,
         fingerprint="",  # of its weights; written by the run, and held against them ever after
-        model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict(),
+        model=stage_1.model.to_dict(),
+        quantizer=stage_1.quantizer.to_dict(),
     )
     config.token_cache = token_cache
     config.model = dict(
-        patch=16, width=1024, encoder_depth=24, decoder_depth=24, num_heads=16, mlp_dim=4096,
-        remat=False, dtype=stage_1.model.dtype,
+        patch=16,
+        width=1024,
+        encoder_depth=24,
+        decoder_depth=24,
+        num_heads=16,
+        mlp_dim=4096,
+        remat=False,
+        dtype=stage_1.model.dtype,
     )
     config.sampling = dict(temperature=0.0)  # 0: the likeliest code, as UViM's evaluators do
     encoder = encoder or (ENCODER if scale == "paper" else "none")
     config.optim = uvim_base.optimizer() | dict(
-        learning_rate=1e-3, weight_decay=1e-6, clip_norm=0.0,
+        learning_rate=1e-3,
+        weight_decay=1e-6,
+        clip_norm=0.0,
         # What starts from trained weights learns ten times more slowly.
-        rate_multipliers=() if encoder == "none" else (
-            ("encoder/.*|EmbedPatches/.*|pos_embedding_encoder", 0.1),
-        ),
+        rate_multipliers=()
+        if encoder == "none"
+        else (("encoder/.*|EmbedPatches/.*|pos_embedding_encoder", 0.1),),
     )
     config.ema_decay = 0.0
     # Weights to start from: a published file, an export, a run's workdir, or an encoder's alone.
@@ -81,33 +90,43 @@ def paper(task: str) -> dict:
     """UViM's own numbers; steps = epochs x records / batch."""
     of_task = uvim_base.PAPER[task]
     return dict(
-        steps=round(EPOCHS[task] * of_task["num_records"] / 512), batch_size=512,
+        steps=round(EPOCHS[task] * of_task["num_records"] / 512),
+        batch_size=512,
         eval_batch_size=32,
-        log_every=50, preview_every=5_000, checkpoint_every=1_000, keep=3,
+        log_every=50,
+        preview_every=5_000,
+        checkpoint_every=1_000,
+        keep=3,
     )
 
 
 def bench(task: str) -> dict:
     del task
     return dict(
-        steps=1_500, batch_size=64, eval_batch_size=64,
-        model=dict(
-            patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024
-        ),
+        steps=1_500,
+        batch_size=64,
+        eval_batch_size=64,
+        model=dict(patch=8, width=256, encoder_depth=4, decoder_depth=6, num_heads=8, mlp_dim=1024),
         optim=dict(warmup_steps=150, clip_norm=1.0),
-        log_every=50, preview_every=1_500, checkpoint_every=1_500, keep=1,
+        log_every=50,
+        preview_every=1_500,
+        checkpoint_every=1_500,
+        keep=1,
     )
 
 
 def smoke(task: str) -> dict:
     del task
     return dict(
-        steps=20, batch_size=8, eval_batch_size=8,
-        model=dict(
-            patch=4, width=32, encoder_depth=1, decoder_depth=1, num_heads=2, mlp_dim=64
-        ),
+        steps=20,
+        batch_size=8,
+        eval_batch_size=8,
+        model=dict(patch=4, width=32, encoder_depth=1, decoder_depth=1, num_heads=2, mlp_dim=64),
         optim=dict(warmup_steps=5),
-        log_every=5, preview_every=10, checkpoint_every=10, keep=2,
+        log_every=5,
+        preview_every=10,
+        checkpoint_every=10,
+        keep=2,
     )
 
 

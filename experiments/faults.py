@@ -55,8 +55,14 @@ def tiny_config():
     """A tokenizer that trains in seconds, saves every fourth step, and fits 1 to 4 devices."""
     config = maskgit_tokenizer.get_config("scale=smoke,size=8,levels=4-3")
     config.update(
-        steps=20, batch_size=12, eval_batch_size=5, log_every=1, preview_every=20,
-        checkpoint_every=4, keep=2, best="codebook/perplexity",
+        steps=20,
+        batch_size=12,
+        eval_batch_size=5,
+        log_every=1,
+        preview_every=20,
+        checkpoint_every=4,
+        keep=2,
+        best="codebook/perplexity",
     )
     config.model.update(filters=8, channel_multipliers=(1, 1), num_res_blocks=0)
     config.loss.adversarial = 0.0
@@ -88,7 +94,8 @@ class Run:
                 environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
                 if processes > 1:
                     environment |= {
-                        "JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(number),
+                        "JAX_COORDINATOR_ADDRESS": address,
+                        "JAX_PROCESS_ID": str(number),
                         "JAX_NUM_PROCESSES": str(processes),
                     }
                 os.environ.update(environment)
@@ -173,9 +180,12 @@ class Disk:
 
     def read_only(self, on: bool) -> bool:
         mode = "remount,ro" if on else "remount,rw"
-        return self.own and not subprocess.run(
-            ["mount", "-o", mode, self.folder], capture_output=True
-        ).returncode
+        return (
+            self.own
+            and not subprocess.run(
+                ["mount", "-o", mode, self.folder], capture_output=True
+            ).returncode
+        )
 
     def close(self) -> None:
         if self.own:
@@ -234,13 +244,17 @@ def in_a_child(function, *arguments) -> dict:
 
 def largest_difference(first: dict, second: dict) -> float:
     """The largest relative difference of two trainings' metrics; infinite for other lines."""
-    keys = [[(line["step"], line["split"], *sorted(line)) for line in s["lines"]]
-            for s in (first, second)]
+    keys = [
+        [(line["step"], line["split"], *sorted(line)) for line in s["lines"]]
+        for s in (first, second)
+    ]
     if keys[0] != keys[1] or first["results"].keys() != second["results"].keys():
         return float("inf")
     pairs = [
-        (a[k], b[k]) for a, b in zip(first["lines"], second["lines"], strict=True)
-        for k in a if isinstance(a[k], float)
+        (a[k], b[k])
+        for a, b in zip(first["lines"], second["lines"], strict=True)
+        for k in a
+        if isinstance(a[k], float)
     ]
     pairs += [(value, second["results"][name]) for name, value in first["results"].items()]
     return max(abs(a - b) / max(abs(a), abs(b), 1e-6) for a, b in pairs)
@@ -345,10 +359,13 @@ class Scenario:
     def report(self) -> dict:
         """What results.json has of the scenario."""
         return {
-            "faults": dict(self.faults), "starts": self.starts, "trainings": self.trainings,
+            "faults": dict(self.faults),
+            "starts": self.starts,
+            "trainings": self.trainings,
             "equal_to_the_last_bit": self.equal,
             "largest_relative_difference": max(self.differences, default=None),
-            "starts_with_a_traceback": self.tracebacks, "endings": dict(self.endings),
+            "starts_with_a_traceback": self.tracebacks,
+            "endings": dict(self.endings),
             "seconds_until_survivors_of_a_loss_ended": round(self.slowest, 1),
             "disk": "tmpfs" if self.disk.own else "limit on files",
             "sentences": self.sentences,
@@ -380,11 +397,17 @@ def main(argv) -> None:
 
     def note(scenario):  # after each fault: this program may be disturbed, too
         results[scenario.name] = scenario.report()
-        record(options.out, {
-            "seed": options.seed, "scenarios": results, "seconds": round(time.monotonic() - begin),
-            "stop_seconds": options.stop_seconds, "jax": jax.__version__,
-            "platform": platform.platform(),
-        })
+        record(
+            options.out,
+            {
+                "seed": options.seed,
+                "scenarios": results,
+                "seconds": round(time.monotonic() - begin),
+                "stop_seconds": options.stop_seconds,
+                "jax": jax.__version__,
+                "platform": platform.platform(),
+            },
+        )
 
     shares = dict(zip(options.scenarios, map(int, options.shares), strict=True))
     for name in options.scenarios:
@@ -399,8 +422,11 @@ def main(argv) -> None:
         scenario.finish()
         note(scenario)
     print(json.dumps(results, indent=2))
-    failed = [n for n, r in results.items()
-              if (r["largest_relative_difference"] or 0) > (TOLERANCE if n == "devices" else 0)]
+    failed = [
+        n
+        for n, r in results.items()
+        if (r["largest_relative_difference"] or 0) > (TOLERANCE if n == "devices" else 0)
+    ]
     sys.exit(f"Not the same as undisturbed: {failed}" if failed else 0)
 
 

@@ -26,8 +26,13 @@ QUANTIZERS = ("fsq", "vq")
 BITS = {"paper": 10, "bench": 10, "smoke": 8}
 PICTURES = ("soup", "constant", "stitched")
 SCENES = {
-    "model.channel_multipliers": (1, 1, 2, 2), "model.filters": 48, "model.num_groups": 12,
-    "batch_size": 64, "eval_batch_size": 50, "data.size": 128, "data.eval_split": "validation",
+    "model.channel_multipliers": (1, 1, 2, 2),
+    "model.filters": 48,
+    "model.num_groups": 12,
+    "batch_size": 64,
+    "eval_batch_size": 50,
+    "data.size": 128,
+    "data.eval_split": "validation",
     "data.workers": 2,
 }
 
@@ -41,15 +46,20 @@ def runs(options: Options) -> list[Run]:
         name = f"representation_of_{stage_1.name}"
         path = os.path.join(options.workdir, name)
         command = (
-            "-m", "experiments.representation",
+            "-m",
+            "experiments.representation",
             f"--workdir={os.path.join(options.workdir, stage_1.name, stage_1.weights)}",
-            f"--out={path}", f"--references={options.workdir}",
+            f"--out={path}",
+            f"--references={options.workdir}",
             f"--num={20 if options.scale == 'smoke' else 1_000}",
         )
         files = [(f"{picture}.png", command) for picture in PICTURES]
         study = Run(
-            name, (*files, (entries.SEVERAL, command)), dict(stage_1.facts) | {"stage": "study"},
-            needs=(stage_1.name, *stage_1.needs), rank=25,
+            name,
+            (*files, (entries.SEVERAL, command)),
+            dict(stage_1.facts) | {"stage": "study"},
+            needs=(stage_1.name, *stage_1.needs),
+            rank=25,
         )
         made += [stage_1, study]
     return made
@@ -120,13 +130,15 @@ CLAIMS = (
     Claim(
         "Codes drawn at random decode to a soup of patches, for FSQ as for VQ (A.3, Figure 8)",
         "confirmed: for both the Fréchet distance of such images to real ones is at least twice "
-        "that of reconstructions; refuted: for both at most 1.2 times", soup,
+        "that of reconstructions; refuted: for both at most 1.2 times",
+        soup,
     ),
     Claim(
         "Both decoders blend the seam of two images stitched in code space (A.3, Figure 9)",
         "the step across the seam over that across other rows, less 1: confirmed where it is for "
         "both at most three quarters of that of glued pixels; refuted where for both it is no "
-        "smaller", blend,
+        "smaller",
+        blend,
     ),
 )
 
@@ -137,7 +149,8 @@ def write(found: Sequence[Entry], out: str, options: Options) -> None:
     studies = {q.upper(): entries.select(found, quantizer=q, stage="study") for q in QUANTIZERS}
     names = sorted({n for g in studies.values() for e in g for n in e if "/" in n})
     tables.write(
-        out, {"table": tables.by_group(studies, names), "claims": claims.table(CLAIMS, found)},
+        out,
+        {"table": tables.by_group(studies, names), "claims": claims.table(CLAIMS, found)},
         {name: picture(out, found, name) for name in PICTURES},
     )
 

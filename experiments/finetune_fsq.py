@@ -35,22 +35,30 @@ def make_config(quantizer: str, steps: int, size: int):
     config = maskgit_tokenizer.get_config(
         f"scale=smoke,size={size},quantizer={quantizer},{codes},data=scenes"
     )
-    config.model.update(
-        filters=16, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=4
-    )
+    config.model.update(filters=16, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=4)
     if quantizer == "vq":
         config.quantizer.channels = 16
     config.loss.update(reconstruction=10.0, adversarial=0.0, perceptual=0.0)
     config.optim.update(learning_rate=2e-3, b1=0.9, warmup_steps=min(20, steps // 2))
     config.ema_decay = 0.95
     config.data.update(
-        train_split="train[:1000]", eval_split="validation[:128]", cache=True,
-        min_area=1.0, aspect=(1.0, 1.0),
+        train_split="train[:1000]",
+        eval_split="validation[:128]",
+        cache=True,
+        min_area=1.0,
+        aspect=(1.0, 1.0),
     )
-    config.update(dict(
-        steps=steps, batch_size=16, eval_batch_size=64, log_every=max(1, steps // 40),
-        preview_every=steps, checkpoint_every=steps, keep=1,
-    ))
+    config.update(
+        dict(
+            steps=steps,
+            batch_size=16,
+            eval_batch_size=64,
+            log_every=max(1, steps // 40),
+            preview_every=steps,
+            checkpoint_every=steps,
+            keep=1,
+        )
+    )
     config.evals = dict(
         codebook=dict(every=steps),
         reconstruction=dict(every=steps, features="", reference_split="train"),
@@ -110,8 +118,7 @@ def record(path: str, folders: dict[str, str]) -> dict:
         "losses": curves,
         "step_at_which_from_vq_is_at_the_lowest_loss_from_scratch": min(reached, default=None),
         "results": {name: load_results(folder) for name, folder in folders.items()},
-        "config": load_config(folders["from_vq"]).to_dict()
-        | {"init_from": os.path.basename(path)},
+        "config": load_config(folders["from_vq"]).to_dict() | {"init_from": os.path.basename(path)},
         "device": jax.devices()[0].device_kind,
     }
 

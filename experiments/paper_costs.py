@@ -35,29 +35,67 @@ ENCODER = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz"
 # Arguments of a config that say where something is, and change nothing that is counted.
 PATHS = ("tokenizer", "base", "data_dir", "reference", "encoder")
 STEPS = {  # the measured step whose rate of arithmetic a stage's is taken to have
-    "maskgit_tokenizer": "tokenizer_step.jsonl", "maskgit_transformer": "transformer_step.jsonl",
-    "uvim_base": "uvim_base_step.jsonl", "uvim_lm": "uvim_lm_step.jsonl",
+    "maskgit_tokenizer": "tokenizer_step.jsonl",
+    "maskgit_transformer": "transformer_step.jsonl",
+    "uvim_base": "uvim_base_step.jsonl",
+    "uvim_lm": "uvim_lm_step.jsonl",
 }
 # Name, bytes, SHA-256 (TFDS's own list, except where another is named), what needs it.
 FILES = (
-    ("ILSVRC2012_img_train.tar", 147_897_477_120,
-     "b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb", "all but depth, panoptic"),
-    ("ILSVRC2012_img_val.tar", 6_744_924_160,
-     "c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0", "all but depth, panoptic"),
-    ("nyudepthv2.tar.gz", 34_276_493_134,
-     "063b5762eeb3041614bf40722ea5cf805cb8ca052e56f3d1c63cfd229e7ff7b3", "depth"),
-    ("train2017.zip", 19_336_861_798,
-     "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929", "panoptic"),
-    ("val2017.zip", 815_585_330,
-     "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05", "panoptic"),
-    ("panoptic_annotations_trainval2017.zip", 860_725_834,
-     "c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370", "panoptic"),
-    ("VIRTUAL_imagenet256_labeled.npz, VIRTUAL_imagenet128_labeled.npz (ADM)", 0, "not known here",
-     "FID of Figures 3 and 4"),
-    ("weights-inception-2015-12-05-6726825d.pth", 0, "begins with 6726825d (in its name)",
-     "FID and its relatives"),
-    ("a ResNet-50 of ImageNet in torchvision's names, such as resnet50-0676ba61.pth", 0,
-     "begins with 0676ba61 (in its name)", "the tokenizers' perceptual loss"),
+    (
+        "ILSVRC2012_img_train.tar",
+        147_897_477_120,
+        "b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb",
+        "all but depth, panoptic",
+    ),
+    (
+        "ILSVRC2012_img_val.tar",
+        6_744_924_160,
+        "c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0",
+        "all but depth, panoptic",
+    ),
+    (
+        "nyudepthv2.tar.gz",
+        34_276_493_134,
+        "063b5762eeb3041614bf40722ea5cf805cb8ca052e56f3d1c63cfd229e7ff7b3",
+        "depth",
+    ),
+    (
+        "train2017.zip",
+        19_336_861_798,
+        "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+        "panoptic",
+    ),
+    (
+        "val2017.zip",
+        815_585_330,
+        "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+        "panoptic",
+    ),
+    (
+        "panoptic_annotations_trainval2017.zip",
+        860_725_834,
+        "c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
+        "panoptic",
+    ),
+    (
+        "VIRTUAL_imagenet256_labeled.npz, VIRTUAL_imagenet128_labeled.npz (ADM)",
+        0,
+        "not known here",
+        "FID of Figures 3 and 4",
+    ),
+    (
+        "weights-inception-2015-12-05-6726825d.pth",
+        0,
+        "begins with 6726825d (in its name)",
+        "FID and its relatives",
+    ),
+    (
+        "a ResNet-50 of ImageNet in torchvision's names, such as resnet50-0676ba61.pth",
+        0,
+        "begins with 0676ba61 (in its name)",
+        "the tokenizers' perceptual loss",
+    ),
     (f"{ENCODER} (AugReg, gs://vit_models/augreg)", 0, "not known here", "Table 2, stage II"),
 )
 
@@ -96,7 +134,7 @@ def _variant(run: Run) -> str:
 
 
 def config_of(run: Run) -> str:
-    """"FILE:ARGUMENTS" of the config that a run trains, without paths; "" if it trains nothing."""
+    """ "FILE:ARGUMENTS" of the config that a run trains, without paths; "" if it trains nothing."""
     for _, command in run.commands:
         for argument in command:
             if argument.startswith("--config=configs/"):
@@ -110,8 +148,18 @@ def count(config: str) -> dict:
     """What `fsq_jax.describe` says of a config."""
     file, _, arguments = config.partition(":")
     facts = describe.describe(importlib.import_module(f"configs.{file}").get_config(arguments))
-    kept = ("parameters", "weight_bytes", "optimizer_bytes", "ema_bytes", "steps", "batch_size",
-            "examples", "epochs", "tokens", "flops_per_step")
+    kept = (
+        "parameters",
+        "weight_bytes",
+        "optimizer_bytes",
+        "ema_bytes",
+        "steps",
+        "batch_size",
+        "examples",
+        "epochs",
+        "tokens",
+        "flops_per_step",
+    )
     return {name: facts[name] for name in kept}
 
 
@@ -145,29 +193,44 @@ def table(made: Sequence[Row], facts: Mapping[str, Mapping], rate: Mapping[str, 
             flops = known["flops_per_step"] * known["steps"]
             seconds = flops / (GPUS * rate[stage]) if stage in rate else None
             state = sum(known[f"{n}_bytes"] for n in ("weight", "optimizer", "ema"))
-            lines.append((
-                row.name, stage, times,
-                " + ".join(f"{n:,}" for n in known["parameters"].values()),
-                f"{known['steps']:,} x {known['batch_size']}", f"{flops:.2e}",
-                "not measured" if seconds is None else f"{seconds * times / 86_400:,.1f}",
-                f"{3 * state * times / 2**30:,.0f}",
-            ))
-    header = ("row", "stage", "runs", "parameters", "steps x batch", "FLOPs of a run",
-              f"days on {GPUS} H100", "checkpoints, GiB")
+            lines.append(
+                (
+                    row.name,
+                    stage,
+                    times,
+                    " + ".join(f"{n:,}" for n in known["parameters"].values()),
+                    f"{known['steps']:,} x {known['batch_size']}",
+                    f"{flops:.2e}",
+                    "not measured" if seconds is None else f"{seconds * times / 86_400:,.1f}",
+                    f"{3 * state * times / 2**30:,.0f}",
+                )
+            )
+    header = (
+        "row",
+        "stage",
+        "runs",
+        "parameters",
+        "steps x batch",
+        "FLOPs of a run",
+        f"days on {GPUS} H100",
+        "checkpoints, GiB",
+    )
     return html.Table(header, lines).text()
 
 
 def section(facts: Mapping[str, Mapping], rate: Mapping[str, float]) -> str:
     """The section of the document."""
     made = rows()
-    files = html.Table(("file", "bytes", "SHA-256", "needed for"), [
-        (name, f"{size:,}" if size else "", checksum, use) for name, size, checksum, use in FILES
-    ])
+    files = html.Table(
+        ("file", "bytes", "SHA-256", "needed for"),
+        [(name, f"{size:,}" if size else "", checksum, use) for name, size, checksum, use in FILES],
+    )
     text = [
         "FLOPs are those of `fsq_jax.describe`: of the program as it is written, nothing "
         f"recomputed. Days are for all runs of a line, on {GPUS} H100, at the rate of arithmetic "
         "that one H100 reached in this stage's measured step (experiments/results/speed/h100, "
-        "bfloat16: " + ", ".join(f"{name} {r / 1e12:.0f} TFLOP/s" for name, r in rate.items())
+        "bfloat16: "
+        + ", ".join(f"{name} {r / 1e12:.0f} TFLOP/s" for name, r in rate.items())
         + f"), times {GPUS}: neither communication nor evaluation is in them. Parameters of a "
         "tokenizer are the discriminator's and its own. Checkpoints are the three that a run "
         "keeps.",

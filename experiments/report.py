@@ -36,16 +36,20 @@ __all__ = [
 def environment_table() -> html.Table:
     """Device and versions of the process that calls it."""
     devices = jax.devices()
-    return html.Table(("", ""), [
-        ("device", f"{len(devices)} x {devices[0].device_kind}; {os.cpu_count()} CPU cores"),
-        ("platform", platform.platform()),
-        ("Python", platform.python_version()),
-        ("jax, flax, numpy", f"{jax.__version__}, {flax.__version__}, {np.__version__}"),
-    ])
+    return html.Table(
+        ("", ""),
+        [
+            ("device", f"{len(devices)} x {devices[0].device_kind}; {os.cpu_count()} CPU cores"),
+            ("platform", platform.platform()),
+            ("Python", platform.python_version()),
+            ("jax, flax, numpy", f"{jax.__version__}, {flax.__version__}, {np.__version__}"),
+        ],
+    )
 
 
 def times_table(seconds: Mapping[str, float]) -> html.Table:
     """Minutes of each part, and their sum."""
+
     def cell(value):
         return f"{int(value) // 60}:{int(value) % 60:02d}"
 

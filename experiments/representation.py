@@ -79,8 +79,7 @@ def study(run: Predictor, number: int) -> tuple[dict[str, np.ndarray], dict, dic
     counts_K = codebook.count_codes(run)
     batch, out = next(iter(run.outputs("reconstruct")))
     real, indices, rebuilt = (
-        sharding.to_host(array)
-        for array in (batch["image"], out["indices"], out["reconstruction"])
+        sharding.to_host(array) for array in (batch["image"], out["indices"], out["reconstruction"])
     )
     side, pairs = indices.shape[1], len(indices) // 2
     drawn = soups(counts_K, number, side, run.seed)
@@ -90,16 +89,21 @@ def study(run: Predictor, number: int) -> tuple[dict[str, np.ndarray], dict, dic
     decoded = images_of(stitch(indices[:pairs], indices[pairs : 2 * pairs]))
 
     values, told = reconstruction.evaluate(
-        run, settings.features, settings.reference_split, settings.reference_limit,
-        reference=settings.reference, protocol=settings.protocol, weights=settings.weights,
+        run,
+        settings.features,
+        settings.reference_split,
+        settings.reference_limit,
+        reference=settings.reference,
+        protocol=settings.protocol,
+        weights=settings.weights,
     )
     network = RunScorer(run, settings.features, settings.protocol, settings.weights)
     seen = network.no_images()
     for start in range(0, number, run.batch_size):
         index = np.arange(start, start + run.batch_size)
-        rows = run.put({
-            "image": images_of(drawn[index % number]).astype(np.float32), "mask": index < number
-        })
+        rows = run.put(
+            {"image": images_of(drawn[index % number]).astype(np.float32), "mask": index < number}
+        )
         seen = network.add(seen, rows, rows["image"])
     real_moments = network.reference(
         settings.reference_split, settings.reference_limit, settings.reference
@@ -109,8 +113,9 @@ def study(run: Predictor, number: int) -> tuple[dict[str, np.ndarray], dict, dic
     measured = {
         f"reconstruction/{metric}": values[f"reconstruction/{metric}"],
         f"soup/{metric}": soup[metric],
-        "seam/real": seam(real), "seam/glued_pixels": seam(glued), "seam/stitched_codes":
-        seam(decoded),
+        "seam/real": seam(real),
+        "seam/glued_pixels": seam(glued),
+        "seam/stitched_codes": seam(decoded),
     }
     shown = min(SHOWN // 2, pairs)
     pictures = {

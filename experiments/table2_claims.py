@@ -8,8 +8,11 @@ from experiments.entries import Entry
 
 TASKS = ("depth", "panoptic", "colorization")
 VARIANTS = {
-    "fsq": "FSQ", "vq": "VQ", "vq_no_splitting": "VQ without splitting",
-    "fsq_no_context": "FSQ without context", "vq_no_context": "VQ without context",
+    "fsq": "FSQ",
+    "vq": "VQ",
+    "vq_no_splitting": "VQ without splitting",
+    "fsq_no_context": "FSQ without context",
+    "vq_no_context": "VQ without context",
 }
 
 
@@ -53,7 +56,8 @@ def collapse(found: Sequence[Entry]) -> Finding:
     """Usage of VQ with and without splitting, on depth."""
     shares = {
         e["variant"]: e["codebook/usage"]
-        for e in entries.select(found, task="depth", stage="base") if "codebook/usage" in e
+        for e in entries.select(found, task="depth", stage="base")
+        if "codebook/usage" in e
     }
     if not {"vq", "vq_no_splitting"} <= set(shares):
         return Finding(claims.NOT_RUN)
@@ -72,16 +76,19 @@ def context(found: Sequence[Entry]) -> Finding:
     losses = []
     for quantizer in ("fsq", "vq"):
         spreads = [
-            entries.spread(entries.values(
-                entries.select(found, task="panoptic", stage="lm", variant=variant), "panoptic/pq"
-            ))
+            entries.spread(
+                entries.values(
+                    entries.select(found, task="panoptic", stage="lm", variant=variant),
+                    "panoptic/pq",
+                )
+            )
             for variant in (quantizer, f"{quantizer}_no_context")
         ]
         known = [s.deviation for s in spreads if s.deviation is not None]
         errors = None if len(known) < 2 else sum(d**2 for d in known) ** 0.5
-        losses.append(entries.Spread(
-            spreads[0].mean - spreads[1].mean, errors, min(s.count for s in spreads)
-        ))
+        losses.append(
+            entries.Spread(spreads[0].mean - spreads[1].mean, errors, min(s.count for s in spreads))
+        )
     text = f"PQ lost: FSQ {losses[0].text()}, VQ {losses[1].text()}"
     return claims.by_signs([claims.compare(*losses, None)], -1, text)
 
@@ -90,15 +97,18 @@ CLAIMS = (
     Claim(
         "FSQ comes close to VQ on depth and segments, and loses on colour (5.3, Table 2)",
         "confirmed: worse on colour by more than twice the standard error, and not on the others; "
-        "refuted: better on colour by more than that", colour,
+        "refuted: better on colour by more than that",
+        colour,
     ),
     Claim(
         "Without codebook splitting VQ collapses (5.3, Table 2: 0.78 % of the codes)",
         "confirmed: below 5 % of the codes, and less than a tenth of what is used with splitting; "
-        "refuted: no less than with splitting", collapse,
+        "refuted: no less than with splitting",
+        collapse,
     ),
     Claim(
         "Without context FSQ loses less than VQ (5.3, Table 2: 3.0 and 4.4 PQ)",
-        f"a smaller loss of PQ; {SIGNS_RULE}", context,
+        f"a smaller loss of PQ; {SIGNS_RULE}",
+        context,
     ),
 )

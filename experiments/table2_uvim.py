@@ -71,17 +71,35 @@ ROWS = (
 PAPER_METRICS = {"depth": "RMSE, m ↓", "panoptic": "PQ ↑", "colorization": "FID-5k ↓"}
 # Of all that is evaluated, what the table shows: usage, the tasks' metrics, how codes are modelled.
 SHOWN = {
-    "base": ("codebook/usage", "codebook/used", "depth/rmse", "panoptic/pq", "colorization/psnr",
-             "colorization/fid5k", "colorization/fd_efficientnet", "colorization/fd_random"),
-    "lm": ("depth/rmse", "panoptic/pq", "colorization/psnr", "colorization/fid5k",
-           "colorization/fd_efficientnet", "colorization/fd_random", "validation/loss",
-           "validation/accuracy"),
+    "base": (
+        "codebook/usage",
+        "codebook/used",
+        "depth/rmse",
+        "panoptic/pq",
+        "colorization/psnr",
+        "colorization/fid5k",
+        "colorization/fd_efficientnet",
+        "colorization/fd_random",
+    ),
+    "lm": (
+        "depth/rmse",
+        "panoptic/pq",
+        "colorization/psnr",
+        "colorization/fid5k",
+        "colorization/fd_efficientnet",
+        "colorization/fd_random",
+        "validation/loss",
+        "validation/accuracy",
+    ),
 }
 STAGES = {"base": "stage I", "lm": "stage II"}
 SAMPLES = 8
 DATA = "scenes128"
 BASE = {
-    "steps": 6_000, "preview_every": 6_000, "checkpoint_every": 2_000, "evals.codebook.every": 6_000
+    "steps": 6_000,
+    "preview_every": 6_000,
+    "checkpoint_every": 2_000,
+    "evals.codebook.every": 6_000,
 }
 # Images a second of one H100 (experiments/results/speed/h100).
 PAPER_SPEED = {"base": 236.0, "lm": 132.0}
@@ -97,10 +115,17 @@ def data_run(options: Options) -> list[Run]:
         return []
     out = os.path.join(options.workdir, DATA)
     commands = tuple(
-        (f"{name}/meta.json", (
-            "-m", "fsq_jax.prepare", "--data=scenes", "--size=128", f"--out={out}",
-            f"--splits={split}",
-        ))
+        (
+            f"{name}/meta.json",
+            (
+                "-m",
+                "fsq_jax.prepare",
+                "--data=scenes",
+                "--size=128",
+                f"--out={out}",
+                f"--splits={split}",
+            ),
+        )
         for name, split in (("train", "train[:20000]"), ("validation", "validation"))
     )
     return [Run(DATA, commands, weights="validation/meta.json", carried=False)]
@@ -118,7 +143,8 @@ def runs(options: Options) -> list[Run]:
 def _arguments(options: Options, row: Row) -> str:
     data = {
         "paper": f"data_dir={options.data_dir}" if options.data_dir else "",
-        "bench": f"data=arrays:{os.path.join(options.workdir, DATA)}", "smoke": "",
+        "bench": f"data=arrays:{os.path.join(options.workdir, DATA)}",
+        "smoke": "",
     }[options.scale]
     parts = (f"scale={options.scale}", f"task={row.task}", row.arguments, data)
     return ",".join(filter(None, parts))
@@ -131,17 +157,28 @@ def _base(options: Options, row: Row) -> Run:
     if options.scale == "bench":
         own |= BASE | {f"evals.{row.task}.every": BASE["steps"]}
     train = (
-        "-m", "fsq_jax.train", f"--config=configs/uvim_base.py:{_arguments(options, row)}",
-        f"--workdir={path}", *maskgit_runs.config_flags(own), *options.changes,
+        "-m",
+        "fsq_jax.train",
+        f"--config=configs/uvim_base.py:{_arguments(options, row)}",
+        f"--workdir={path}",
+        *maskgit_runs.config_flags(own),
+        *options.changes,
     )
     facts = row.codes(options.scale) | {
-        "stage": "base", "seed": 0, "task": row.task, "variant": row.variant,
+        "stage": "base",
+        "seed": 0,
+        "task": row.task,
+        "variant": row.variant,
         "data": _data_name(options, row),
     }
     return Run(
-        name, (("results.json", train), (maskgit_runs.WEIGHTS, maskgit_runs.export_command(path))),
-        facts, needs=tuple(run.name for run in data_run(options)), weights=maskgit_runs.WEIGHTS,
-        rank=10, gpu_hours=_hours(options, row, "base"),
+        name,
+        (("results.json", train), (maskgit_runs.WEIGHTS, maskgit_runs.export_command(path))),
+        facts,
+        needs=tuple(run.name for run in data_run(options)),
+        weights=maskgit_runs.WEIGHTS,
+        rank=10,
+        gpu_hours=_hours(options, row, "base"),
     )
 
 
@@ -151,26 +188,45 @@ def _lm(options: Options, row: Row, base: Run, seed: int) -> Run:
     weights = os.path.join(options.workdir, base.name, maskgit_runs.WEIGHTS)
     encoder = f",encoder={options.encoder}" if options.encoder else ""
     train = (
-        "-m", "fsq_jax.train",
+        "-m",
+        "fsq_jax.train",
         f"--config=configs/uvim_lm.py:{_arguments(options, row)},base={weights}{encoder}",
-        f"--workdir={path}", f"--config.seed={seed}", *options.changes,
+        f"--workdir={path}",
+        f"--config.seed={seed}",
+        *options.changes,
     )
     commands = [("results.json", train)]
     if seed == 0:
         samples = os.path.join(path, "samples.npz")
-        commands.append(("samples.npz", (
-            "-m", "fsq_jax.sample", f"--workdir={path}", f"--num={SAMPLES}", f"--npz={samples}",
-        )))
+        commands.append(
+            (
+                "samples.npz",
+                (
+                    "-m",
+                    "fsq_jax.sample",
+                    f"--workdir={path}",
+                    f"--num={SAMPLES}",
+                    f"--npz={samples}",
+                ),
+            )
+        )
     facts = dict(base.facts) | {"stage": "lm", "seed": seed, "stage_1": base.name}
     return Run(
-        name, tuple(commands), facts, needs=(base.name, *base.needs), rank=20 + seed,
+        name,
+        tuple(commands),
+        facts,
+        needs=(base.name, *base.needs),
+        rank=20 + seed,
         gpu_hours=_hours(options, row, "lm"),
     )
 
 
 def _data_name(options: Options, row: Row) -> str:
-    paper = {"depth": "tfds:nyu_depth_v2", "panoptic": "tfds:coco/2017_panoptic",
-             "colorization": "tfds:imagenet2012"}
+    paper = {
+        "depth": "tfds:nyu_depth_v2",
+        "panoptic": "tfds:coco/2017_panoptic",
+        "colorization": "tfds:imagenet2012",
+    }
     return paper[row.task] if options.scale == "paper" else "scenes"
 
 
@@ -184,7 +240,9 @@ def table(found: Sequence[Entry], task: str) -> html.Table:
     """One row per variant: metrics of both stages over seeds, and the paper's beside them."""
     of_task = entries.select(found, task=task)
     shown = [
-        (stage, metric) for stage, metrics in SHOWN.items() for metric in metrics
+        (stage, metric)
+        for stage, metrics in SHOWN.items()
+        for metric in metrics
         if any(metric in entry for entry in entries.select(of_task, stage=stage))
     ]
     cells = []
@@ -198,8 +256,13 @@ def table(found: Sequence[Entry], task: str) -> html.Table:
         cells.append((*line, str(count), row.paper, row.paper_usage))
     header = [f"{STAGES[stage]}: {tables.title(metric)}" for stage, metric in shown]
     return html.Table(
-        (task, *header, "seeds of stage II", f"paper's stage II, {PAPER_METRICS[task]}",
-         "paper's usage"),
+        (
+            task,
+            *header,
+            "seeds of stage II",
+            f"paper's stage II, {PAPER_METRICS[task]}",
+            "paper's usage",
+        ),
         cells,
     )
 

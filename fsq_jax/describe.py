@@ -31,9 +31,7 @@ _NUM_RECORDS = {
     "tfds:coco/2017_panoptic": 118_287,
 }
 # What the one network of a stage is called.
-_NETWORKS = {
-    "maskgit_transformer": "transformer", "uvim_base": "base", "uvim_lm": "language model"
-}
+_NETWORKS = {"maskgit_transformer": "transformer", "uvim_base": "base", "uvim_lm": "language model"}
 
 
 def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
@@ -62,7 +60,8 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
         "parameters": {name: _count(params) for name, params in networks.items()},
         "modules": {
             f"{name}/{module}": _count(tree)
-            for name, params in networks.items() for module, tree in params.items()
+            for name, params in networks.items()
+            for module, tree in params.items()
         },
         "weight_bytes": _bytes(state.params),
         "optimizer_bytes": _bytes(state.opt_state),

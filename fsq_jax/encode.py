@@ -71,11 +71,17 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
         labels_N = np.concatenate(labels)
     if jax.process_index() == 0:
         meta = {
-            "fingerprint": trained.fingerprint, "workdir": workdir, "step": trained.step,
-            "codebook_size": trained.facts.codebook_size, "levels": trained.facts.levels,
+            "fingerprint": trained.fingerprint,
+            "workdir": workdir,
+            "step": trained.step,
+            "codebook_size": trained.facts.codebook_size,
+            "levels": trained.facts.levels,
             "downsampling": trained.facts.downsampling,
-            "num_classes": dataset.num_classes, "class_names": dataset.class_names,
-            "data": data.source, "split": "train", "views": views,
+            "num_classes": dataset.num_classes,
+            "class_names": dataset.class_names,
+            "data": data.source,
+            "split": "train",
+            "views": views,
             "seed": config.seed,
         }
         _write(folder, np.stack(tokens_NVL, axis=1), labels_N, meta)

@@ -28,8 +28,12 @@ from fsq_jax.runtime.workdir import save_results, with_overrides
 
 
 def evaluate(
-    path: str, names: list[str] | None = None, step: int | None = None, overrides=None,
-    stage_1: str = "", out: str = "",
+    path: str,
+    names: list[str] | None = None,
+    step: int | None = None,
+    overrides=None,
+    stage_1: str = "",
+    out: str = "",
 ) -> dict[str, dict]:
     """{metric: {"value", "protocol", "step"}} of weights; a run keeps them in its results.json.
 
@@ -84,9 +88,7 @@ def main(argv) -> None:
     options = flags.FLAGS
     overrides = data_overrides(options.data, options.data_dir, options.size)
     overrides |= parse_overrides(options.set)
-    evaluate(
-        options.workdir, options.evals, options.step, overrides, options.stage_1, options.out
-    )
+    evaluate(options.workdir, options.evals, options.step, overrides, options.stage_1, options.out)
 
 
 if __name__ == "__main__":
@@ -98,6 +100,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "", "JSON file for the results.")
     flags.DEFINE_list("evals", [], "Which of the config's evaluators; all by default.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
-    flags.DEFINE_multi_string("set", [], "KEY=VALUE over the config, such as "
-                              "sampling.guidance=1.0; may be given several times.")
+    flags.DEFINE_multi_string(
+        "set",
+        [],
+        "KEY=VALUE over the config, such as sampling.guidance=1.0; may be given several times.",
+    )
     cli.run(main)

@@ -86,14 +86,18 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
 
 def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: str) -> None:
     """Writes all arrays by path, and what is known of them as metadata."""
-    weights_file.write_safetensors(path, weights_file.flatten(loaded.variables), {
-        "format": "fsq_jax",
-        "config": json.dumps(loaded.config.to_dict()),
-        "step": str(loaded.step),
-        "fingerprint": loaded.fingerprint,
-        "results": json.dumps(results),
-        "model_card": card,
-    })
+    weights_file.write_safetensors(
+        path,
+        weights_file.flatten(loaded.variables),
+        {
+            "format": "fsq_jax",
+            "config": json.dumps(loaded.config.to_dict()),
+            "step": str(loaded.step),
+            "fingerprint": loaded.fingerprint,
+            "results": json.dumps(results),
+            "model_card": card,
+        },
+    )
 
 
 def results_of(workdir: str, step: int) -> dict[str, dict]:
@@ -161,7 +165,9 @@ def _transformer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable,
     rows = np.shape(embed["word_embeddings"]["embedding"])[0]
     length = np.shape(embed["position_embeddings"]["embedding"])[0]
     model = MaskedTransformer(
-        vocab_size=rows, num_positions=length, num_logits=rows - config.num_classes - 1,
+        vocab_size=rows,
+        num_positions=length,
+        num_logits=rows - config.num_classes - 1,
         **config.model.to_dict() | {"attention": "xla"},  # runs on every platform
     )
 
@@ -172,7 +178,8 @@ def _transformer_functions(loaded: weights.Weights) -> dict[str, tuple[Callable,
 
 
 FUNCTIONS = {
-    "maskgit_tokenizer": _tokenizer_functions, "maskgit_transformer": _transformer_functions
+    "maskgit_tokenizer": _tokenizer_functions,
+    "maskgit_transformer": _transformer_functions,
 }
 
 

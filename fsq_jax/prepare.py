@@ -73,14 +73,24 @@ def prepare(
 def main(argv) -> None:
     del argv
     values = flags.FLAGS
-    print(*prepare(
-        values.data, values.size, values.out, values.splits, data_dir=values.data_dir,
-        transform=values.transform, workers=values.workers,
-    ), sep="\n")
+    print(
+        *prepare(
+            values.data,
+            values.size,
+            values.out,
+            values.splits,
+            data_dir=values.data_dir,
+            transform=values.transform,
+            workers=values.workers,
+        ),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data", "scenes", "What to write: scenes, tfds:NAME, folder:PATH, wds:PATTERN.")
+    flags.DEFINE_string(
+        "data", "scenes", "What to write: scenes, tfds:NAME, folder:PATH, wds:PATTERN."
+    )
     flags.DEFINE_integer("size", None, "Side of the pictures in pixels.", required=True)
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_list("splits", ["train", "validation"], "Which splits, such as train[:20000].")

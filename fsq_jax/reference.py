@@ -57,9 +57,19 @@ class Subset:
 
 
 def build(
-    data: str, size: int, out: str, protocol: protocols.Protocol, *, split: str = "train",
-    data_dir: str = "", images: int = 10_000, first: bool = False, weights: str = "",
-    batch_size: int = 128, workers: int = 0, transform: str = "adm",
+    data: str,
+    size: int,
+    out: str,
+    protocol: protocols.Protocol,
+    *,
+    split: str = "train",
+    data_dir: str = "",
+    images: int = 10_000,
+    first: bool = False,
+    weights: str = "",
+    batch_size: int = 128,
+    workers: int = 0,
+    transform: str = "adm",
 ) -> str:
     """Writes the reference of a data set's images; returns what was written, as a sentence.
 
@@ -84,9 +94,11 @@ def build(
     outputs.check_file(out)
     mesh = sharding.make_mesh()
     # The metrics that need more than moments are measured later, on the images.
-    scorer = Scorer(mesh, protocol.replace(
-        inception_score="", precision_recall=False, kernel_distance=False
-    ), weights)
+    scorer = Scorer(
+        mesh,
+        protocol.replace(inception_score="", precision_recall=False, kernel_distance=False),
+        weights,
+    )
     source = open_dataset(data, split, size, data_dir)
     if len(source) < 2:
         raise UserError(f"A reference needs at least 2 images; {data} {split} has {len(source)}.")
@@ -95,11 +107,11 @@ def build(
     seen = gather(scorer, mesh, source, plain, subset, batch_size, workers)
     kept = subset.images()
     which = f"{0 if kept is None else len(kept)} {'first' if first else 'balanced'}"
-    split = source.split + split[len(split.partition("[")[0]):]  # by the data's own name
+    split = source.split + split[len(split.partition("[")[0]) :]  # by the data's own name
     seen = seen.with_source(data, split=split, subset=which)
     if jax.process_index() == 0:
-        record = {**scorer.record(seen, seen, class_balance="data"), "size": size, "transform": transform}
-        seen.save(out, record, kept)
+        record = scorer.record(seen, seen, class_balance="data")
+        seen.save(out, {**record, "size": size, "transform": transform}, kept)
     return (
         f"{out}: statistics of {seen.count} images of {data} {split} at {size} pixels, and {which} "
         "of the images"
@@ -107,14 +119,23 @@ def build(
 
 
 def gather(
-    scorer: Scorer, mesh: jax.sharding.Mesh, source: Dataset, transform: transforms.Transform,
-    subset: Subset, batch_size: int, workers: int,
+    scorer: Scorer,
+    mesh: jax.sharding.Mesh,
+    source: Dataset,
+    transform: transforms.Transform,
+    subset: Subset,
+    batch_size: int,
+    workers: int,
 ) -> Statistics:
     """The statistics of all images of a source, of which `subset` gets its share."""
     batches = pipeline.eval_batches(
-        source, transform, batch_size=batch_size, workers=workers,
+        source,
+        transform,
+        batch_size=batch_size,
+        workers=workers,
         rows=sharding.padded(batch_size, mesh),
-        process_index=jax.process_index(), process_count=jax.process_count(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     seen = scorer.empty()
     for batch in tracked(batches, "reference", batch_size):
@@ -129,13 +150,22 @@ def main(argv) -> None:
     del argv
     options = flags.FLAGS
     sharding.initialize_distributed()
-    print(build(
-        options.data, options.size, options.out,
-        protocols.named(options.protocol).over(options.features), split=options.split,
-        data_dir=options.data_dir, images=options.images, first=options.first,
-        weights=options.weights, batch_size=options.batch_size, workers=options.workers,
-        transform=options.transform,
-    ))
+    print(
+        build(
+            options.data,
+            options.size,
+            options.out,
+            protocols.named(options.protocol).over(options.features),
+            split=options.split,
+            data_dir=options.data_dir,
+            images=options.images,
+            first=options.first,
+            weights=options.weights,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            transform=options.transform,
+        )
+    )
 
 
 if __name__ == "__main__":
@@ -143,7 +173,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("size", None, "Side of the images in pixels.", 1, required=True)
     flags.DEFINE_string("out", None, "The .npz to write.", required=True)
     flags.DEFINE_enum(
-        "transform", "adm", transforms.KINDS,
+        "transform",
+        "adm",
+        transforms.KINDS,
         "How images get that size; a run whose data.transform is another refuses the file.",
     )
     flags.DEFINE_string("split", "train", "Of the data, such as train[:10000].")

@@ -59,7 +59,9 @@ def sample(
         batch = {"label": labels_N[np.where(given, start + rows, start)].astype(np.int32)}
         for name, value_L in (known or {}).items():
             batch[name] = np.broadcast_to(value_L, (len(rows), len(value_L)))
-        out = predictor.predict["sample"](predictor.state, predictor.put(batch), jax.random.fold_in(key, i))
+        out = predictor.predict["sample"](
+            predictor.state, predictor.put(batch), jax.random.fold_in(key, i)
+        )
         images.append(sharding.to_host(out["image"])[: predictor.batch_size])
     return np.concatenate(images)[: len(labels_N)]
 
@@ -145,11 +147,20 @@ def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> di
         raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
     image = as_evaluated(predictor.config, read_image(image_path))
     rows = np.array(predictor.own_rows)
-    batch = predictor.put({
-        "image": np.broadcast_to(image, (len(rows), *image.shape)), "mask": rows == 0
-    })
-    return _pictures(predictor.config, [(batch, predictor.predict["prediction"](predictor.state, batch,
-                                                               jax.random.key(predictor.seed)))])
+    batch = predictor.put(
+        {"image": np.broadcast_to(image, (len(rows), *image.shape)), "mask": rows == 0}
+    )
+    return _pictures(
+        predictor.config,
+        [
+            (
+                batch,
+                predictor.predict["prediction"](
+                    predictor.state, batch, jax.random.key(predictor.seed)
+                ),
+            )
+        ],
+    )
 
 
 def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
@@ -249,7 +260,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("stage_1", "", "Stage I that a stage II reads; a run names its own.")
     flags.DEFINE_string("labels", "", "Classes, as numbers or names; all by default.")
     flags.DEFINE_integer(
-        "num", 0, "How many images in all, dealt out over the labels; 8 a label, 8 of UViM.",
+        "num",
+        0,
+        "How many images in all, dealt out over the labels; 8 a label, 8 of UViM.",
         lower_bound=0,
     )
     flags.DEFINE_string("out", "", "Picture to write.")
@@ -258,6 +271,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("mask", "", "Picture whose white part is drawn anew.")
     flags.DEFINE_integer("seed", 0, "Another seed, other images.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
-    flags.DEFINE_multi_string("set", [], "KEY=VALUE over the run's config, such as "
-                              "sampling.num_steps=16; may be given several times.")
+    flags.DEFINE_multi_string(
+        "set",
+        [],
+        "KEY=VALUE over the run's config, such as "
+        "sampling.num_steps=16; may be given several times.",
+    )
     cli.run(main)

@@ -27,7 +27,10 @@ from fsq_jax.scoring.scorer import NETWORKS, Scorer
 
 
 def score(
-    samples: str, reference: str, protocol: protocols.Protocol, weights: str = "",
+    samples: str,
+    reference: str,
+    protocol: protocols.Protocol,
+    weights: str = "",
     batch_size: int = 64,
 ) -> dict[str, dict]:
     """{metric: {"value", "protocol"}} of images held against others, over all devices.
@@ -57,9 +60,13 @@ def score(
             f"{seen.count}: the numbers don't compare with published ones."
         )
     # Which samples these are doesn't belong to how they are measured.
-    record = dict(scorer.record(seen, real)) | {"size": list(size), "samples": {
-        "name": os.path.basename(os.path.normpath(samples)), "channels": images.channels,
-    }}
+    record = dict(scorer.record(seen, real)) | {
+        "size": list(size),
+        "samples": {
+            "name": os.path.basename(os.path.normpath(samples)),
+            "channels": images.channels,
+        },
+    }
     values = scorer.measure(seen, real)
     return {name: {"value": value, "protocol": record} for name, value in values.items()}
 
@@ -86,8 +93,10 @@ def gather(
             f"{size[0]} x {size[1]}."
         )
     bar = tqdm.tqdm(
-        images.blocks(batch_size), "reference" if reference else "samples",
-        -(-images.num_images // batch_size), disable=None,
+        images.blocks(batch_size),
+        "reference" if reference else "samples",
+        -(-images.num_images // batch_size),
+        disable=None,
     )
     seen = scorer.add_blocks(scorer.empty(reference), bar, batch_size)
     name = os.path.basename(os.path.normpath(path))
@@ -106,9 +115,9 @@ def table(results: dict[str, dict[str, dict]]) -> html.Table:
     for metric in metrics:
         has = {name: column[metric] for name, column in results.items() if metric in column}
         protocols.check_comparable(metric, {n: result["protocol"] for n, result in has.items()})
-        rows.append([metric] + [
-            f"{has[name]['value']:.6g}" if name in has else "" for name in results
-        ])
+        rows.append(
+            [metric] + [f"{has[name]['value']:.6g}" if name in has else "" for name in results]
+        )
     return html.Table(("", *results), rows)
 
 

@@ -1,8 +1,9 @@
 """What users get wrong, and the sentence that each mistake gets, before it has cost anything.
 
 The list is the contract: a name, what is done wrong, and what is said. None of these is a stack of
-frames; the letter says which kind of fault it stands for: A data that doesn't fit, B data that would
-be read as something else, C settings, D what would come to light late, E messages, F faults, G files.
+frames; the letter says which kind of fault it stands for: A data that doesn't fit, B data that
+would be read as something else, C settings, D what would come to light late, E messages, F faults,
+G files.
 """
 
 import json
@@ -42,8 +43,17 @@ def train_with(at, changes, **more):
 def sample_with(at, **options):
     """`fsq_jax.sample` with these flags."""
     values = dict(
-        workdir=at.transformer, stage_1="", labels="", num=0, out="", npz="", image="", mask="",
-        seed=0, step=None, set=[],
+        workdir=at.transformer,
+        stage_1="",
+        labels="",
+        num=0,
+        out="",
+        npz="",
+        image="",
+        mask="",
+        seed=0,
+        step=None,
+        set=[],
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flags, "FLAGS", type("Flags", (), values | options))
@@ -82,7 +92,8 @@ def arrays(at, **features):
             np.save(folder / f"{name}.npy", value)
         (folder / "meta.json").write_text(json.dumps({"class_names": ["a", "b"]}))
     return {
-        "data.source": f"arrays:{at.tmp / 'arrays'}", "data.train_split": "train",
+        "data.source": f"arrays:{at.tmp / 'arrays'}",
+        "data.train_split": "train",
         "data.eval_split": "validation",
     }
 
@@ -134,158 +145,358 @@ def metres(at, depth, **changes):
 # name: (kind of fault, what is done, what is said)
 CASES = {
     # The config: before anything is read.
-    "batch over devices": ("C", lambda at: train_with(at, {"batch_size": 12}),
-        "batch_size=12 is not a multiple of 8 devices x accumulate=1; the nearest that is: 16."),
-    "no batch": ("C", lambda at: train_with(at, {"batch_size": 0}),
-        "batch_size=0 must be at least 1."),
-    "no evaluation batch": ("C", lambda at: train_with(at, {"eval_batch_size": 0}),
-        "eval_batch_size=0 must be at least 1."),
+    "batch over devices": (
+        "C",
+        lambda at: train_with(at, {"batch_size": 12}),
+        "batch_size=12 is not a multiple of 8 devices x accumulate=1; the nearest that is: 16.",
+    ),
+    "no batch": (
+        "C",
+        lambda at: train_with(at, {"batch_size": 0}),
+        "batch_size=0 must be at least 1.",
+    ),
+    "no evaluation batch": (
+        "C",
+        lambda at: train_with(at, {"eval_batch_size": 0}),
+        "eval_batch_size=0 must be at least 1.",
+    ),
     "64 bits": ("C", in_64_bits, "JAX_ENABLE_X64 is set, and the networks here are of 32 bits"),
-    "a level of 1": ("C", lambda at: train_with(at, {"quantizer.levels": (8, 1, 5)}),
-        "Every level must be at least 2, but levels are (8, 1, 5)."),
-    "size and tokens": ("C", lambda at: train_with(at, {"data.size": 9}),
-        "Images of 9x9 pixels do not divide into tokens of 2x2 (2 channel_multipliers)."),
-    "dtype": ("C", lambda at: train_with(at, {"model.dtype": "bf16"}),
-        "model.dtype='bf16' must be one of ('float32', 'bfloat16', 'float16')."),
-    "stage": ("C", lambda at: train_with(at, {"stage": "tokeniser"}),
-        "stage='tokeniser' is unknown; did you mean 'maskgit_tokenizer'?"),
-    "warm-up": ("C", lambda at: train_with(at, {"optim.warmup_steps": 50}),
-        "warmup_steps=50 leaves nothing of total_steps=12 to train on."),
-    "argument": ("C", lambda at: maskgit_tokenizer.get_config("quantiser=vq"),
-        "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
-    "override": ("C", lambda at: runs.load(at.transformer, overrides={"sampling.guidnce": 1.0}),
-        "The config has no 'sampling.guidnce'; did you mean 'sampling.guidance'?"),
-    "type of an override": ("C",
+    "a level of 1": (
+        "C",
+        lambda at: train_with(at, {"quantizer.levels": (8, 1, 5)}),
+        "Every level must be at least 2, but levels are (8, 1, 5).",
+    ),
+    "size and tokens": (
+        "C",
+        lambda at: train_with(at, {"data.size": 9}),
+        "Images of 9x9 pixels do not divide into tokens of 2x2 (2 channel_multipliers).",
+    ),
+    "dtype": (
+        "C",
+        lambda at: train_with(at, {"model.dtype": "bf16"}),
+        "model.dtype='bf16' must be one of ('float32', 'bfloat16', 'float16').",
+    ),
+    "stage": (
+        "C",
+        lambda at: train_with(at, {"stage": "tokeniser"}),
+        "stage='tokeniser' is unknown; did you mean 'maskgit_tokenizer'?",
+    ),
+    "warm-up": (
+        "C",
+        lambda at: train_with(at, {"optim.warmup_steps": 50}),
+        "warmup_steps=50 leaves nothing of total_steps=12 to train on.",
+    ),
+    "argument": (
+        "C",
+        lambda at: maskgit_tokenizer.get_config("quantiser=vq"),
+        "Config argument 'quantiser' is unknown; did you mean 'quantizer'?",
+    ),
+    "override": (
+        "C",
+        lambda at: runs.load(at.transformer, overrides={"sampling.guidnce": 1.0}),
+        "The config has no 'sampling.guidnce'; did you mean 'sampling.guidance'?",
+    ),
+    "type of an override": (
+        "C",
         lambda at: runs.load(at.transformer, overrides={"sampling.num_steps": 2.5}),
-        "sampling.num_steps=2.5 is not of type int, as 4 is."),
-    "form of an override": ("C", lambda at: parse_overrides(["sampling.guidance"]),
-        "'sampling.guidance' is not of the form KEY=VALUE."),
-    "negative guard": ("F", lambda at: train_with(at, {"guard.max_loss": -1.0}),
-        "max_loss=-1.0 and max_logit_gap=0.0 must be at least 0"),
+        "sampling.num_steps=2.5 is not of type int, as 4 is.",
+    ),
+    "form of an override": (
+        "C",
+        lambda at: parse_overrides(["sampling.guidance"]),
+        "'sampling.guidance' is not of the form KEY=VALUE.",
+    ),
+    "negative guard": (
+        "F",
+        lambda at: train_with(at, {"guard.max_loss": -1.0}),
+        "max_loss=-1.0 and max_logit_gap=0.0 must be at least 0",
+    ),
     # Data.
-    "kind of data": ("A", lambda at: train_with(at, {"data.source": "folders:cats"}),
-        "Unknown data 'folders:cats': a spec starts with arrays, folder,"),
-    "no such folder": ("A", lambda at: train_with(at, {"data.source": "folder:/no/such/folder"}),
-        "folder:/no/such/folder is not a folder."),
-    "TFDS not prepared": ("A",
-        lambda at: train_with(at, {"data.source": "tfds:fashion_mnist", "data.data_dir": "/no/such"}),
-        "tfds:fashion_mnist is not prepared under /no/such; prepare it with TFDS"),
-    "TFDS knows no such": ("A", lambda at: train_with(at, {"data.source": "tfds:fashion_mnst"}),
-        "Did you mean 'fashion_mnist'?"),
-    "no such split": ("A", lambda at: train_with(at, {"data.train_split": "trian"}),
-        "scenes has no split 'trian'; it has train, validation. Did you mean 'train'?"),
-    "cut of nothing": ("A", lambda at: open_dataset("scenes:train[9:9]", "train", 8),
-        "'train[9:9]' keeps records 9 to 9 of scenes train"),
-    "no split at all": ("A", lambda at: open_dataset("scenes", "train[", 8),
-        "'train[' is not a split; write train, train[:1000] or train[:10%]."),
-    "cut image": ("G", lambda at: train_with(at, {
-            "data.source": f"folder:{pathlib.Path(picture(at, 'd/cat/1.png', cut=100)).parent.parent}",
-            "data.train_split": "train", "data.eval_split": "train"}),
-        "1.png is not a whole, readable image"),
-    "images of 400": ("A", lambda at: train_with(
-            at, arrays(at, image=PIXELS.astype(np.float32) * 2)), "image.npy"),
-    "a label of 999": ("A", lambda at: train_with(
-            at, arrays(at, label=np.full(24, 999, np.int32))), "label.npy"),
-    "a label of -1": ("A", lambda at: train_with(
-            at, arrays(at, label=np.full(24, -1, np.int32))), "label.npy"),
-    "depth in millimetres": ("A", lambda at: metres(
-            at, np.full((24, 8, 8), 4000, np.float32)), "task.max_depth is 10 metres"),
-    "depth of another size": ("A", lambda at: metres(
-            at, np.full((24, 4, 4), 4, np.float32)),
-        "depth of 4 x 4 and an image of 8 x 8 pixels; expected the same height and width."),
-    "classes that the config hasn't": ("A", lambda at: train.train(
-            tiny.transformer(at.tokenizer, {"data.size": 16, "num_classes": 2}), str(at.tmp / "r")),
-        "scenes train has 30 classes and the config's num_classes is 2"),
-    "arrays of two lengths": ("B", lambda at: train_with(
-            at, arrays(at, label=np.zeros(23, np.int32))), "has arrays of different lengths"),
-    "labels beyond int32": ("B", lambda at: train_with(
-            at, arrays(at, label=np.full(24, 2**40))), "label.npy"),
+    "kind of data": (
+        "A",
+        lambda at: train_with(at, {"data.source": "folders:cats"}),
+        "Unknown data 'folders:cats': a spec starts with arrays, folder,",
+    ),
+    "no such folder": (
+        "A",
+        lambda at: train_with(at, {"data.source": "folder:/no/such/folder"}),
+        "folder:/no/such/folder is not a folder.",
+    ),
+    "TFDS not prepared": (
+        "A",
+        lambda at: train_with(
+            at, {"data.source": "tfds:fashion_mnist", "data.data_dir": "/no/such"}
+        ),
+        "tfds:fashion_mnist is not prepared under /no/such; prepare it with TFDS",
+    ),
+    "TFDS knows no such": (
+        "A",
+        lambda at: train_with(at, {"data.source": "tfds:fashion_mnst"}),
+        "Did you mean 'fashion_mnist'?",
+    ),
+    "no such split": (
+        "A",
+        lambda at: train_with(at, {"data.train_split": "trian"}),
+        "scenes has no split 'trian'; it has train, validation. Did you mean 'train'?",
+    ),
+    "cut of nothing": (
+        "A",
+        lambda at: open_dataset("scenes:train[9:9]", "train", 8),
+        "'train[9:9]' keeps records 9 to 9 of scenes train",
+    ),
+    "no split at all": (
+        "A",
+        lambda at: open_dataset("scenes", "train[", 8),
+        "'train[' is not a split; write train, train[:1000] or train[:10%].",
+    ),
+    "cut image": (
+        "G",
+        lambda at: train_with(
+            at,
+            {
+                "data.source": "folder:"
+                f"{pathlib.Path(picture(at, 'd/cat/1.png', cut=100)).parent.parent}",
+                "data.train_split": "train",
+                "data.eval_split": "train",
+            },
+        ),
+        "1.png is not a whole, readable image",
+    ),
+    "images of 400": (
+        "A",
+        lambda at: train_with(at, arrays(at, image=PIXELS.astype(np.float32) * 2)),
+        "image.npy",
+    ),
+    "a label of 999": (
+        "A",
+        lambda at: train_with(at, arrays(at, label=np.full(24, 999, np.int32))),
+        "label.npy",
+    ),
+    "a label of -1": (
+        "A",
+        lambda at: train_with(at, arrays(at, label=np.full(24, -1, np.int32))),
+        "label.npy",
+    ),
+    "depth in millimetres": (
+        "A",
+        lambda at: metres(at, np.full((24, 8, 8), 4000, np.float32)),
+        "task.max_depth is 10 metres",
+    ),
+    "depth of another size": (
+        "A",
+        lambda at: metres(at, np.full((24, 4, 4), 4, np.float32)),
+        "depth of 4 x 4 and an image of 8 x 8 pixels; expected the same height and width.",
+    ),
+    "classes that the config hasn't": (
+        "A",
+        lambda at: train.train(
+            tiny.transformer(at.tokenizer, {"data.size": 16, "num_classes": 2}), str(at.tmp / "r")
+        ),
+        "scenes train has 30 classes and the config's num_classes is 2",
+    ),
+    "arrays of two lengths": (
+        "B",
+        lambda at: train_with(at, arrays(at, label=np.zeros(23, np.int32))),
+        "has arrays of different lengths",
+    ),
+    "labels beyond int32": (
+        "B",
+        lambda at: train_with(at, arrays(at, label=np.full(24, 2**40))),
+        "label.npy",
+    ),
     # What evaluation would refuse after training.
-    "unknown evaluator": ("D", lambda at: train_with(at, {}, evals={"codebok": {"every": 0}}),
-        "Evaluators ['codebok'] are unknown; there are ['codebook',"),
-    "evaluator's argument": ("D",
+    "unknown evaluator": (
+        "D",
+        lambda at: train_with(at, {}, evals={"codebok": {"every": 0}}),
+        "Evaluators ['codebok'] are unknown; there are ['codebook',",
+    ),
+    "evaluator's argument": (
+        "D",
         lambda at: train_with(at, {}, evals={"codebook": {"every": 0, "limt": 3}}),
-        "evals.codebook: got an unexpected keyword argument 'limt'."),
-    "evaluator of another stage": ("D", lambda at: train_with(at, {}, evals={"depth": {"every": 0}}),
+        "evals.codebook: got an unexpected keyword argument 'limt'.",
+    ),
+    "evaluator of another stage": (
+        "D",
+        lambda at: train_with(at, {}, evals={"depth": {"every": 0}}),
         "evals.depth can't measure what this stage does; it is evaluated by codebook, "
-        "reconstruction."),
-    "features": ("D",
+        "reconstruction.",
+    ),
+    "features": (
+        "D",
         lambda at: train_with(at, {}, evals={"reconstruction": {"every": 0, "features": "vgg"}}),
-        "evals.reconstruction: There are no features named 'vgg'; choose one of"),
-    "reference of another protocol": ("D", lambda at: train_with(at, {}, evals={"reconstruction": {
-            "every": 0, "features": "random", "reference": written(at, "ref.npz", "no archive")}}),
-        "ref.npz is truncated or damaged (File is not a zip file); expected an .npz file."),
-    "perceptual weights": ("D",
+        "evals.reconstruction: There are no features named 'vgg'; choose one of",
+    ),
+    "reference of another protocol": (
+        "D",
+        lambda at: train_with(
+            at,
+            {},
+            evals={
+                "reconstruction": {
+                    "every": 0,
+                    "features": "random",
+                    "reference": written(at, "ref.npz", "no archive"),
+                }
+            },
+        ),
+        "ref.npz is truncated or damaged (File is not a zip file); expected an .npz file.",
+    ),
+    "perceptual weights": (
+        "D",
         lambda at: train_with(at, {"loss.perceptual": 0.1, "perceptual.name": "resnet50"}),
-        "The perceptual network resnet50 needs the path of its weights"),
-    "stage I isn't named": ("D",
+        "The perceptual network resnet50 needs the path of its weights",
+    ),
+    "stage I isn't named": (
+        "D",
         lambda at: train.train(maskgit_transformer.get_config("scale=smoke"), str(at.tmp / "run")),
-        "maskgit_transformer needs a trained stage I: --config=configs/maskgit_transformer.py:"),
-    "a size that tokens don't fit": ("D", lambda at: train.train(
-            tiny.transformer(at.tokenizer, {"data.size": 18, "num_classes": 30}), str(at.tmp / "run")),
-        "data.size=18 is not a multiple of the 4 pixels that a token of "),
+        "maskgit_transformer needs a trained stage I: --config=configs/maskgit_transformer.py:",
+    ),
+    "a size that tokens don't fit": (
+        "D",
+        lambda at: train.train(
+            tiny.transformer(at.tokenizer, {"data.size": 18, "num_classes": 30}),
+            str(at.tmp / "run"),
+        ),
+        "data.size=18 is not a multiple of the 4 pixels that a token of ",
+    ),
     # Workdirs.
-    "no run": ("D", lambda at: evaluate.evaluate(str(at.tmp / "nowhere")),
-        "nowhere is not a file; expected a flax msgpack, an .npz or a safetensors file of weights"),
-    "a run of another stage": ("D", lambda at: encode.encode(at.transformer, str(at.tmp / "out")),
-        "is of stage 'maskgit_transformer'; one of stage 'maskgit_tokenizer' or 'uvim_base' is"),
-    "a workdir of another run": ("D", lambda at: train.train(
-            tiny.transformer(at.tokenizer, {"num_classes": 30}), at.tokenizer),
-        "holds a run of another config (stage: maskgit_tokenizer there, maskgit_transformer here)."),
+    "no run": (
+        "D",
+        lambda at: evaluate.evaluate(str(at.tmp / "nowhere")),
+        "nowhere is not a file; expected a flax msgpack, an .npz or a safetensors file of weights",
+    ),
+    "a run of another stage": (
+        "D",
+        lambda at: encode.encode(at.transformer, str(at.tmp / "out")),
+        "is of stage 'maskgit_transformer'; one of stage 'maskgit_tokenizer' or 'uvim_base' is",
+    ),
+    "a workdir of another run": (
+        "D",
+        lambda at: train.train(tiny.transformer(at.tokenizer, {"num_classes": 30}), at.tokenizer),
+        "holds a run of another config (stage: maskgit_tokenizer there, maskgit_transformer here).",
+    ),
     "two trainings in a workdir": ("F", locked, "is being trained in by process "),
-    "no such checkpoint": ("D", lambda at: evaluate.evaluate(at.tokenizer, None, 99),
-        "has no checkpoint of step 99; there are [3]."),
-    "evaluator of a run": ("D", lambda at: evaluate.evaluate(at.tokenizer, ["codebok"]),
-        "This run has no evaluator 'codebok'; did you mean 'codebook'?"),
-    "config.json cut": ("G",
-        lambda at: evaluate.evaluate(damaged_run(at, "config.json", b'{"stage": ')), "config.json"),
+    "no such checkpoint": (
+        "D",
+        lambda at: evaluate.evaluate(at.tokenizer, None, 99),
+        "has no checkpoint of step 99; there are [3].",
+    ),
+    "evaluator of a run": (
+        "D",
+        lambda at: evaluate.evaluate(at.tokenizer, ["codebok"]),
+        "This run has no evaluator 'codebok'; did you mean 'codebook'?",
+    ),
+    "config.json cut": (
+        "G",
+        lambda at: evaluate.evaluate(damaged_run(at, "config.json", b'{"stage": ')),
+        "config.json",
+    ),
     # Outputs, before anything is computed.
-    "a workdir that is a file": ("D", lambda at: train.train(
-            tiny.tokenizer(), written(at, "file", "x")), "file' is a file, not a folder to write to."),
-    "a workdir that can't be made": ("D", lambda at: train.train(tiny.tokenizer(), "/proc/none/run"),
-        "'/proc/none/run' can't be written to ("),
-    "results in a folder": ("D", lambda at: evaluate.evaluate(at.tokenizer, out=str(at.tmp)),
-        "is a folder; give the name of a file to write."),
-    "nothing to write": ("D", lambda at: sample_with(at),
-        "Nothing would be written: give --out=grid.png, --npz=FILE, or both."),
-    "a picture without a suffix": ("D", lambda at: sample_with(at, out=str(at.tmp / "grid")),
-        "grid' ends in no suffix of a picture (none); give .png, .jpg or .webp, for example."),
-    "arrays in a folder": ("D", lambda at: sample_with(at, npz=str(at.tmp)),
-        "is a folder; give the name of a file to write."),
-    "one file for two": ("D", lambda at: sample_with(
-            at, npz=str(at.tmp / "a.png"), out=str(at.tmp / "a.png")),
-        "--out and --npz are one file"),
-    "tokens that are there": ("D", lambda at: (
-            os.makedirs(at.tmp / "cache" / "train"), encode.encode(at.tokenizer, str(at.tmp / "cache"))),
-        "is there already; remove it, or name another --out."),
-    "an export into a file": ("D", lambda at: export.export(
-            at.tokenizer, "safetensors", written(at, "file", "x")),
-        "file' is a file, not a folder to write to."),
-    "a reference that can't be written": ("D", lambda at: reference.build(
-            "scenes", 8, "/proc/none/ref.npz", protocols.named("adm").over("random")),
-        "'/proc/none' can't be written to ("),
+    "a workdir that is a file": (
+        "D",
+        lambda at: train.train(tiny.tokenizer(), written(at, "file", "x")),
+        "file' is a file, not a folder to write to.",
+    ),
+    "a workdir that can't be made": (
+        "D",
+        lambda at: train.train(tiny.tokenizer(), "/proc/none/run"),
+        "'/proc/none/run' can't be written to (",
+    ),
+    "results in a folder": (
+        "D",
+        lambda at: evaluate.evaluate(at.tokenizer, out=str(at.tmp)),
+        "is a folder; give the name of a file to write.",
+    ),
+    "nothing to write": (
+        "D",
+        lambda at: sample_with(at),
+        "Nothing would be written: give --out=grid.png, --npz=FILE, or both.",
+    ),
+    "a picture without a suffix": (
+        "D",
+        lambda at: sample_with(at, out=str(at.tmp / "grid")),
+        "grid' ends in no suffix of a picture (none); give .png, .jpg or .webp, for example.",
+    ),
+    "arrays in a folder": (
+        "D",
+        lambda at: sample_with(at, npz=str(at.tmp)),
+        "is a folder; give the name of a file to write.",
+    ),
+    "one file for two": (
+        "D",
+        lambda at: sample_with(at, npz=str(at.tmp / "a.png"), out=str(at.tmp / "a.png")),
+        "--out and --npz are one file",
+    ),
+    "tokens that are there": (
+        "D",
+        lambda at: (
+            os.makedirs(at.tmp / "cache" / "train"),
+            encode.encode(at.tokenizer, str(at.tmp / "cache")),
+        ),
+        "is there already; remove it, or name another --out.",
+    ),
+    "an export into a file": (
+        "D",
+        lambda at: export.export(at.tokenizer, "safetensors", written(at, "file", "x")),
+        "file' is a file, not a folder to write to.",
+    ),
+    "a reference that can't be written": (
+        "D",
+        lambda at: reference.build(
+            "scenes", 8, "/proc/none/ref.npz", protocols.named("adm").over("random")
+        ),
+        "'/proc/none' can't be written to (",
+    ),
     "a full disk": ("E", full_disk, "metrics.jsonl"),
     # Sampling.
-    "label": ("D", lambda at: sample.parse_labels("trousr", ["top", "trouser"]),
-        "Label 'trousr' is neither a number below 2 nor one of top, trouser."),
-    "an image without a mask": ("D", lambda at: sample_with(at, out="x.png", image="x.png"),
-        "--image and --mask go together: what to complete, and where."),
-    "samples of a tokenizer": ("D", lambda at: sample_with(at, out="x.png", workdir=at.tokenizer),
-        "is of stage 'maskgit_tokenizer'; samples are drawn from 'maskgit_transformer',"),
-    "no such image": ("D", lambda at: sample.known_tokens(at.run, picture(at), "no.png"),
-        "There is no image 'no.png'."),
-    "no picture": ("G", lambda at: sample.known_tokens(
-            at.run, picture(at), written(at, "mask.png", "no picture")),
-        "mask.png is not a whole, readable image (unknown format; 10 bytes)."),
+    "label": (
+        "D",
+        lambda at: sample.parse_labels("trousr", ["top", "trouser"]),
+        "Label 'trousr' is neither a number below 2 nor one of top, trouser.",
+    ),
+    "an image without a mask": (
+        "D",
+        lambda at: sample_with(at, out="x.png", image="x.png"),
+        "--image and --mask go together: what to complete, and where.",
+    ),
+    "samples of a tokenizer": (
+        "D",
+        lambda at: sample_with(at, out="x.png", workdir=at.tokenizer),
+        "is of stage 'maskgit_tokenizer'; samples are drawn from 'maskgit_transformer',",
+    ),
+    "no such image": (
+        "D",
+        lambda at: sample.known_tokens(at.run, picture(at), "no.png"),
+        "There is no image 'no.png'.",
+    ),
+    "no picture": (
+        "G",
+        lambda at: sample.known_tokens(at.run, picture(at), written(at, "mask.png", "no picture")),
+        "mask.png is not a whole, readable image (unknown format; 10 bytes).",
+    ),
     # Scores.
-    "images above 1": ("E", lambda at: score_of(at, np.full((4, 8, 8, 3), 200, np.float32)),
-        "are floats from 200 to 200; floats must be in [0, 1], and images from 0 to 255 must be"),
-    "one image": ("E", lambda at: score_of(at, np.zeros((1, 8, 8, 3), np.uint8)),
-        "holds one image; a distance of distributions needs more."),
-    "no images": ("E", lambda at: score_of(at, np.zeros((4, 8), np.uint8)), "arr_0 is uint8 of shape"),
-    "a text for an archive": ("G", lambda at: score.score(
-            written(at, "a.npz", "text"), at.tokenizer, protocols.named("adm").over("random")),
-        "a.npz is neither a folder nor a whole .npz file."),
+    "images above 1": (
+        "E",
+        lambda at: score_of(at, np.full((4, 8, 8, 3), 200, np.float32)),
+        "are floats from 200 to 200; floats must be in [0, 1], and images from 0 to 255 must be",
+    ),
+    "one image": (
+        "E",
+        lambda at: score_of(at, np.zeros((1, 8, 8, 3), np.uint8)),
+        "holds one image; a distance of distributions needs more.",
+    ),
+    "no images": (
+        "E",
+        lambda at: score_of(at, np.zeros((4, 8), np.uint8)),
+        "arr_0 is uint8 of shape",
+    ),
+    "a text for an archive": (
+        "G",
+        lambda at: score.score(
+            written(at, "a.npz", "text"), at.tokenizer, protocols.named("adm").over("random")
+        ),
+        "a.npz is neither a folder nor a whole .npz file.",
+    ),
     "a protocol": ("E", lambda at: protocols.named("admm"), "There is no protocol 'admm'; choose"),
 }
 
@@ -318,8 +529,12 @@ PROGRAMS = {
         "scale='benhc' is unknown; did you mean 'bench'?",
     ),
     "misspelt override": (
-        ["train", "--workdir=unused", "--config=configs/maskgit_tokenizer.py:scale=smoke",
-         "--config.optim.learning_rat=1"],
+        [
+            "train",
+            "--workdir=unused",
+            "--config=configs/maskgit_tokenizer.py:scale=smoke",
+            "--config.optim.learning_rat=1",
+        ],
         "The config has no 'learning_rat'. Did you mean \"learning_rate\" instead of "
         '"learning_rat"?',
     ),
@@ -330,8 +545,11 @@ def test_programs_end_with_a_sentence_and_status_1():
     environment = {k: v for k, v in os.environ.items() if k != "FSQ_JAX_TRACEBACK"}
     processes = {
         name: subprocess.Popen(
-            [sys.executable, "-m", f"fsq_jax.{program}", *options], cwd=tiny.ROOT, text=True,
-            env=environment | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
+            [sys.executable, "-m", f"fsq_jax.{program}", *options],
+            cwd=tiny.ROOT,
+            text=True,
+            env=environment | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         for name, ((program, *options), _) in PROGRAMS.items()
@@ -355,7 +573,8 @@ def test_kid_of_few_images_does_not_cost_the_frechet_distance(tmp_path):
     np.savez(tmp_path / "a.npz", images)
     np.savez(tmp_path / "b.npz", 255 - images)
     scores = score.score(
-        str(tmp_path / "a.npz"), str(tmp_path / "b.npz"),
+        str(tmp_path / "a.npz"),
+        str(tmp_path / "b.npz"),
         protocols.named("torch-fidelity").over("random"),
     )
     assert {"fd_random", "kid_random", "precision_random"} <= set(scores)

@@ -20,7 +20,9 @@ from fsq_jax.stages import stage_1
 from tests import tiny
 
 CONFIGS = {
-    "tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer, "uvim_base": uvim_base,
+    "tokenizer": maskgit_tokenizer,
+    "transformer": maskgit_transformer,
+    "uvim_base": uvim_base,
     "uvim_lm": uvim_lm,
 }
 SCALES = ("bench", "smoke", "paper")
@@ -40,9 +42,7 @@ def test_every_documented_argument_is_an_argument(module):
 def test_every_argument_arrives(module, scale, quantizer):
     codes = "levels=7-5-5-5-5" if quantizer == "fsq" else "codebook_size=77"
     text = f"scale={scale},quantizer={quantizer},{codes}"
-    config = module.get_config(
-        f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16"
-    )
+    config = module.get_config(f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16")
     stage_1 = config.get("stage_1", config)
     assert stage_1.quantizer.name == quantizer
     if quantizer == "fsq":
@@ -83,36 +83,75 @@ def flat(config, prefix: str = "") -> dict:
         prefix + name: value
         for key, inner in config.to_dict().items()
         for name, value in (
-            {f"{key}.{k}": v for k, v in inner.items()} if isinstance(inner, dict)
-            else {key: inner}
+            {f"{key}.{k}": v for k, v in inner.items()} if isinstance(inner, dict) else {key: inner}
         ).items()
     }
 
 
 PAPER_TOKENIZER = {
-    "model.filters": 128, "model.channel_multipliers": (1, 1, 2, 2, 4), "model.num_res_blocks": 2,
-    "model.shortcut": "output", "model.dtype": "float32", "model.num_groups": 32,
-    "discriminator.channel_multiplier": 1, "discriminator.blur": True,
-    "discriminator.max_width": 512, "discriminator.dtype": "float32",
-    "loss.reconstruction": 1.0, "loss.adversarial": 0.1, "loss.perceptual": 0.1,
-    "loss.r1": 10.0, "loss.r1_every": 1, "loss.lecam": 0.0,
-    "loss.adversarial_start": 0, "loss.discriminator_start": 0,
+    "model.filters": 128,
+    "model.channel_multipliers": (1, 1, 2, 2, 4),
+    "model.num_res_blocks": 2,
+    "model.shortcut": "output",
+    "model.dtype": "float32",
+    "model.num_groups": 32,
+    "discriminator.channel_multiplier": 1,
+    "discriminator.blur": True,
+    "discriminator.max_width": 512,
+    "discriminator.dtype": "float32",
+    "loss.reconstruction": 1.0,
+    "loss.adversarial": 0.1,
+    "loss.perceptual": 0.1,
+    "loss.r1": 10.0,
+    "loss.r1_every": 1,
+    "loss.lecam": 0.0,
+    "loss.adversarial_start": 0,
+    "loss.discriminator_start": 0,
     "perceptual.name": "resnet50",
-    "optim.learning_rate": 1e-4, "optim.b1": 0.0, "optim.b2": 0.99, "optim.warmup_steps": 0,
-    "optim.schedule": "constant", "optim.weight_decay": 0.0, "optim.clip_norm": 0.0,
-    "discriminator_optim.learning_rate": 1e-4, "ema_decay": 0.999, "seed": 42,
-    "accumulate": 1, "data.source": "tfds:imagenet2012", "data.eval_split": "validation",
-    "data.train_split": "train", "data.eval_limit": 0, "data.flip": True,
+    "optim.learning_rate": 1e-4,
+    "optim.b1": 0.0,
+    "optim.b2": 0.99,
+    "optim.warmup_steps": 0,
+    "optim.schedule": "constant",
+    "optim.weight_decay": 0.0,
+    "optim.clip_norm": 0.0,
+    "discriminator_optim.learning_rate": 1e-4,
+    "ema_decay": 0.999,
+    "seed": 42,
+    "accumulate": 1,
+    "data.source": "tfds:imagenet2012",
+    "data.eval_split": "validation",
+    "data.train_split": "train",
+    "data.eval_limit": 0,
+    "data.flip": True,
 }
 PAPER_TRANSFORMER = {
-    "model.width": 768, "model.depth": 24, "model.num_heads": 16, "model.mlp_dim": 3072,
-    "model.dropout": 0.1, "model.attention_dropout": 0.1, "model.dtype": "float32",
-    "num_classes": 1000, "label_dropping": 0.1,
-    "masking.schedule": "cosine", "masking.label_smoothing": 0.1, "masking.min_ratio": 0.45,
-    "sampling.num_steps": 12, "sampling.schedule": "cosine", "sampling.choice_temperature": 4.5,
-    "optim.learning_rate": 1e-4, "optim.b1": 0.9, "optim.b2": 0.96, "optim.weight_decay": 0.045,
-    "optim.warmup_steps": 5_000, "optim.schedule": "constant", "optim.clip_norm": 0.0,
-    "ema_decay": 0.999, "seed": 42, "accumulate": 1, "data.source": "tfds:imagenet2012",
+    "model.width": 768,
+    "model.depth": 24,
+    "model.num_heads": 16,
+    "model.mlp_dim": 3072,
+    "model.dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "model.dtype": "float32",
+    "num_classes": 1000,
+    "label_dropping": 0.1,
+    "masking.schedule": "cosine",
+    "masking.label_smoothing": 0.1,
+    "masking.min_ratio": 0.45,
+    "sampling.num_steps": 12,
+    "sampling.schedule": "cosine",
+    "sampling.choice_temperature": 4.5,
+    "optim.learning_rate": 1e-4,
+    "optim.b1": 0.9,
+    "optim.b2": 0.96,
+    "optim.weight_decay": 0.045,
+    "optim.warmup_steps": 5_000,
+    "optim.schedule": "constant",
+    "optim.clip_norm": 0.0,
+    "ema_decay": 0.999,
+    "seed": 42,
+    "accumulate": 1,
+    "data.source": "tfds:imagenet2012",
 }
 
 
@@ -124,10 +163,17 @@ def check(config, expected: dict) -> None:
 @pytest.mark.parametrize("size, steps, batch_size", [(256, 10**6, 512), (128, 500_000, 256)])
 def test_paper_tokenizer(size, steps, batch_size):
     config = maskgit_tokenizer.get_config(f"scale=paper,size={size}")
-    check(config, PAPER_TOKENIZER | {
-        "steps": steps, "batch_size": batch_size, "data.size": size, "quantizer.name": "fsq",
-        "quantizer.levels": (8, 5, 5, 5),
-    })
+    check(
+        config,
+        PAPER_TOKENIZER
+        | {
+            "steps": steps,
+            "batch_size": batch_size,
+            "data.size": size,
+            "quantizer.name": "fsq",
+            "quantizer.levels": (8, 5, 5, 5),
+        },
+    )
     # All validation images against the whole training set, in ADM's suite (section 4.2).
     assert config.evals.reconstruction.features == "inception"
     assert config.evals.reconstruction.protocol == "adm"
@@ -135,7 +181,11 @@ def test_paper_tokenizer(size, steps, batch_size):
     assert config.evals.reconstruction.reference_limit == 0
     vq = maskgit_tokenizer.get_config(f"scale=paper,size={size},quantizer=vq")
     assert vq.quantizer.to_dict() == dict(
-        name="vq", codebook_size=1024, channels=256, commitment_weight=0.25, entropy_weight=0.1,
+        name="vq",
+        codebook_size=1024,
+        channels=256,
+        commitment_weight=0.25,
+        entropy_weight=0.1,
         entropy_group=vq.quantizer.entropy_group,  # not the paper's: docs/fidelity.md
     )
     assert config.data.transform == "adm"
@@ -148,22 +198,42 @@ def test_paper_tokenizer(size, steps, batch_size):
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])
 def test_paper_transformer(size, steps, quantizer):
     config = maskgit_transformer.get_config(f"scale=paper,size={size},quantizer={quantizer}")
-    check(config, PAPER_TRANSFORMER | {
-        "steps": steps, "batch_size": 256, "data.size": size, "sampling.guidance": -1,
-    })
+    check(
+        config,
+        PAPER_TRANSFORMER
+        | {
+            "steps": steps,
+            "batch_size": 256,
+            "data.size": size,
+            "sampling.guidance": -1,
+        },
+    )
     assert config.evals.generation.to_dict() == dict(
-        every=100_000, features="inception", protocol="adm", weights="", reference="",
-        num_samples=50_000, reference_split="train", reference_limit=0,
+        every=100_000,
+        features="inception",
+        protocol="adm",
+        weights="",
+        reference="",
+        num_samples=50_000,
+        reference_split="train",
+        reference_limit=0,
         published_reference=f"VIRTUAL_imagenet{size}_labeled.npz",
     )
     given = maskgit_transformer.get_config(f"scale=paper,size={size},reference=a/b.npz")
     assert given.evals.generation.reference == "a/b.npz"
 
 
-@pytest.mark.parametrize("size, guidance, quantizer, stands_for", [
-    (256, -1, "fsq", 0.2), (256, -1, "vq", 0.1), (128, -1, "fsq", 0.0), (128, -1, "vq", 0.0),
-    (256, 0.0, "fsq", 0.0), (128, 1.5, "vq", 1.5),
-])
+@pytest.mark.parametrize(
+    "size, guidance, quantizer, stands_for",
+    [
+        (256, -1, "fsq", 0.2),
+        (256, -1, "vq", 0.1),
+        (128, -1, "fsq", 0.0),
+        (128, -1, "vq", 0.0),
+        (256, 0.0, "fsq", 0.0),
+        (128, 1.5, "vq", 1.5),
+    ],
+)
 def test_guidance_is_that_of_the_tokenizer_that_is_loaded(size, guidance, quantizer, stands_for):
     """Whatever the argument `quantizer` says: figure 4's, and none where the paper states none."""
     said = "vq" if quantizer == "fsq" else "fsq"
@@ -188,10 +258,15 @@ TASKS = ("depth", "colorization", "panoptic")
 
 @pytest.mark.parametrize("module", [uvim_base, uvim_lm])
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("context, seen", [
-    ("both", (True, True)), ("encoder", (True, False)), ("decoder", (False, True)),
-    ("none", (False, False)),
-])
+@pytest.mark.parametrize(
+    "context, seen",
+    [
+        ("both", (True, True)),
+        ("encoder", (True, False)),
+        ("decoder", (False, True)),
+        ("none", (False, False)),
+    ],
+)
 def test_tasks_and_contexts_arrive(module, task, context, seen):
     config = module.get_config(f"task={task},context={context},quantizer=vq_ema,splitting=false")
     stage_1 = config.stage_1 if module is uvim_lm else config
@@ -215,47 +290,97 @@ def test_language_model_takes_base_cache_and_weights():
 
 
 PAPER_BASE = {
-    "model.patch": 16, "model.width": 768, "model.encoder_depth": 6, "model.decoder_depth": 12,
-    "model.num_heads": 12, "model.mlp_dim": 3072, "model.code_side": 16,
-    "model.encoder_context": True, "model.decoder_context": True, "model.code_dropout": "random",
-    "model.dtype": "float32", "optim.name": "adafactor", "optim.b1": 0.9, "optim.b2": 0.95,
-    "optim.clip_norm": 1.0, "optim.warmup_steps": 4_000, "optim.schedule": "cosine",
-    "ema_decay": 0.0, "seed": 0, "batch_size": 1024, "accumulate": 1, "data.size": 512,
-    "data.transform": "uvim", "data.min_area": 0.05, "data.aspect": (0.75, 1.33), "data.flip": True,
-    "data.eval_split": "validation", "data.eval_limit": 0,
+    "model.patch": 16,
+    "model.width": 768,
+    "model.encoder_depth": 6,
+    "model.decoder_depth": 12,
+    "model.num_heads": 12,
+    "model.mlp_dim": 3072,
+    "model.code_side": 16,
+    "model.encoder_context": True,
+    "model.decoder_context": True,
+    "model.code_dropout": "random",
+    "model.dtype": "float32",
+    "optim.name": "adafactor",
+    "optim.b1": 0.9,
+    "optim.b2": 0.95,
+    "optim.clip_norm": 1.0,
+    "optim.warmup_steps": 4_000,
+    "optim.schedule": "cosine",
+    "ema_decay": 0.0,
+    "seed": 0,
+    "batch_size": 1024,
+    "accumulate": 1,
+    "data.size": 512,
+    "data.transform": "uvim",
+    "data.min_area": 0.05,
+    "data.aspect": (0.75, 1.33),
+    "data.flip": True,
+    "data.eval_split": "validation",
+    "data.eval_limit": 0,
 }
 PAPER_LM = {
-    "model.patch": 16, "model.width": 1024, "model.encoder_depth": 24, "model.decoder_depth": 24,
-    "model.num_heads": 16, "model.mlp_dim": 4096, "model.dtype": "float32",
-    "sampling.temperature": 0.0, "optim.name": "adafactor", "optim.learning_rate": 1e-3,
-    "optim.weight_decay": 1e-6, "optim.clip_norm": 0.0, "optim.warmup_steps": 4_000,
-    "optim.schedule": "cosine", "ema_decay": 0.0, "seed": 0, "batch_size": 512, "data.size": 512,
+    "model.patch": 16,
+    "model.width": 1024,
+    "model.encoder_depth": 24,
+    "model.decoder_depth": 24,
+    "model.num_heads": 16,
+    "model.mlp_dim": 4096,
+    "model.dtype": "float32",
+    "sampling.temperature": 0.0,
+    "optim.name": "adafactor",
+    "optim.learning_rate": 1e-3,
+    "optim.weight_decay": 1e-6,
+    "optim.clip_norm": 0.0,
+    "optim.warmup_steps": 4_000,
+    "optim.schedule": "cosine",
+    "ema_decay": 0.0,
+    "seed": 0,
+    "batch_size": 512,
+    "data.size": 512,
 }
 
 
-@pytest.mark.parametrize("task, source, split, steps, lm_steps, rate, decay", [
-    ("depth", "tfds:nyu_depth_v2", "train", 9_294, 4_647, 1e-3, 1e-5),
-    ("colorization", "tfds:imagenet2012", "train[4096:]", 124_714, 124_714, 4e-4, 4e-5),
-    ("panoptic", "tfds:coco/2017_panoptic", "train[4096:]", 111_515, 44_606, 4e-4, 4e-5),
-])
+@pytest.mark.parametrize(
+    "task, source, split, steps, lm_steps, rate, decay",
+    [
+        ("depth", "tfds:nyu_depth_v2", "train", 9_294, 4_647, 1e-3, 1e-5),
+        ("colorization", "tfds:imagenet2012", "train[4096:]", 124_714, 124_714, 4e-4, 4e-5),
+        ("panoptic", "tfds:coco/2017_panoptic", "train[4096:]", 111_515, 44_606, 4e-4, 4e-5),
+    ],
+)
 def test_paper_uvim(task, source, split, steps, lm_steps, rate, decay):
     data = {"data.source": source, "data.train_split": split}
     config = uvim_base.get_config(f"scale=paper,task={task}")
-    check(config, PAPER_BASE | data | {
-        "steps": steps, "optim.learning_rate": rate, "optim.weight_decay": decay,
-        "data.eval_crop": (54, 480, 41, 601) if task == "depth" else (),
-    })
+    check(
+        config,
+        PAPER_BASE
+        | data
+        | {
+            "steps": steps,
+            "optim.learning_rate": rate,
+            "optim.weight_decay": decay,
+            "data.eval_crop": (54, 480, 41, 601) if task == "depth" else (),
+        },
+    )
     assert config.quantizer.to_dict() == dict(name="fsq", levels=(7, 5, 5, 5, 5))
     vq = uvim_base.get_config(f"scale=paper,task={task},quantizer=vq_ema")
     assert vq.quantizer.to_dict() == dict(
-        name="vq_ema", codebook_size=4096, channels=768, momentum=0.995, commitment_weight=0.0,
-        standardize=True, split_threshold=0.1,
+        name="vq_ema",
+        codebook_size=4096,
+        channels=768,
+        momentum=0.995,
+        commitment_weight=0.0,
+        standardize=True,
+        split_threshold=0.1,
     )
     lm = uvim_lm.get_config(f"scale=paper,task={task}")
     check(lm, PAPER_LM | data | {"steps": lm_steps})
     assert lm.task == config.task and lm.stage_1.model == config.model
-    assert lm.init_from == uvim_lm.ENCODER == (
-        "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz"
+    assert (
+        lm.init_from
+        == uvim_lm.ENCODER
+        == ("L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz")
     )
     scratch = uvim_lm.get_config(f"scale=paper,task={task},encoder=none")
     assert (scratch.init_from, scratch.optim.rate_multipliers) == ("", ())
@@ -274,19 +399,27 @@ def test_paper_panoptic_has_cocos_classes():
 
 
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("text, message", [
-    ("quantiser=vq", "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
-    ("scale=papr", "scale='papr' is unknown; did you mean 'paper'?"),
-    ("dtype=half", "dtype='half' is unknown; there are bfloat16, float32."),
-    ("dtype=float16", "dtype='float16' is unknown; did you mean 'bfloat16'?"),
-    ("size=big", "size='big' can't be read as a whole number."),
-    ("size=-32", "size='-32' can't be read as a whole number."),
-    ("levels=8-x", "levels='8-x' can't be read as numbers such as 8-5-5-5."),
-    ("levels=8,5,5,5", "Config argument '5' is not of the form NAME=VALUE, as in "
-                       "scale=bench,levels=8-5-5-5."),
-    ("bench", "Config argument 'bench' is not of the form NAME=VALUE, as in "
-              "scale=bench,levels=8-5-5-5."),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("quantiser=vq", "Config argument 'quantiser' is unknown; did you mean 'quantizer'?"),
+        ("scale=papr", "scale='papr' is unknown; did you mean 'paper'?"),
+        ("dtype=half", "dtype='half' is unknown; there are bfloat16, float32."),
+        ("dtype=float16", "dtype='float16' is unknown; did you mean 'bfloat16'?"),
+        ("size=big", "size='big' can't be read as a whole number."),
+        ("size=-32", "size='-32' can't be read as a whole number."),
+        ("levels=8-x", "levels='8-x' can't be read as numbers such as 8-5-5-5."),
+        (
+            "levels=8,5,5,5",
+            "Config argument '5' is not of the form NAME=VALUE, as in scale=bench,levels=8-5-5-5.",
+        ),
+        (
+            "bench",
+            "Config argument 'bench' is not of the form NAME=VALUE, as in "
+            "scale=bench,levels=8-5-5-5.",
+        ),
+    ],
+)
 def test_unknown_arguments_name_the_nearest(module, text, message):
     with pytest.raises(ValueError) as error:
         module.get_config(text)
@@ -359,9 +492,15 @@ def three_steps(config) -> list[dict]:
     return metrics
 
 
-@pytest.mark.parametrize("quantizer, dtype", [
-    ("fsq", "float32"), ("vq", "float32"), ("vq_ema", "float32"), ("fsq", "bfloat16"),
-])
+@pytest.mark.parametrize(
+    "quantizer, dtype",
+    [
+        ("fsq", "float32"),
+        ("vq", "float32"),
+        ("vq_ema", "float32"),
+        ("fsq", "bfloat16"),
+    ],
+)
 @pytest.mark.usefixtures("quickly")
 def test_smoke_tokenizer_trains(quantizer, dtype):
     changes = {"model.dtype": dtype, "discriminator.dtype": dtype, "optim.learning_rate": 1e-3}
@@ -408,10 +547,13 @@ def test_resolve_counts_classes_and_refuses_what_can_only_fail_later(monkeypatch
             resolve_config(changed)
     paper = maskgit_transformer.get_config("scale=paper")
     monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
-    with pytest.raises(ValueError, match=(
-        "evals.generation: FID needs Inception's weights.*"
-        "--config.evals.generation.features=efficientnet needs no file"
-    )):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "evals.generation: FID needs Inception's weights.*"
+            "--config.evals.generation.features=efficientnet needs no file"
+        ),
+    ):
         resolve_config(paper)
     config.evals.fid = dict(every=5)
     with pytest.raises(ValueError, match=r"Evaluators \['fid'\] are unknown; there are"):

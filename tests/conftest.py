@@ -52,23 +52,39 @@ def trained(tmp_path_factory, compiled):
 
     folder = tmp_path_factory.mktemp("trained")
     data = {
-        "data.size": 16, "data.train_split": "train[:32]", "data.eval_split": "validation[:20]",
-        "ema_decay": 0.0, "log_every": 10, "optim.warmup_steps": 0,
+        "data.size": 16,
+        "data.train_split": "train[:32]",
+        "data.eval_split": "validation[:20]",
+        "ema_decay": 0.0,
+        "log_every": 10,
+        "optim.warmup_steps": 0,
     }
-    tokenizer = tiny.tokenizer(data | {
-        "steps": 3, "loss.adversarial": 0.0, "quantizer.levels": (5, 3),
-        "model.channel_multipliers": (1, 1, 1), "optim.learning_rate": 1e-3,
-    })
-    transformer = tiny.transformer(folder / "tokenizer", data | {
-        "steps": 40, "checkpoint_every": 20, "num_classes": 0, "optim.learning_rate": 1e-2,
-        "model.dropout": 0.0, "model.attention_dropout": 0.0,
-    })
+    tokenizer = tiny.tokenizer(
+        data
+        | {
+            "steps": 3,
+            "loss.adversarial": 0.0,
+            "quantizer.levels": (5, 3),
+            "model.channel_multipliers": (1, 1, 1),
+            "optim.learning_rate": 1e-3,
+        }
+    )
+    transformer = tiny.transformer(
+        folder / "tokenizer",
+        data
+        | {
+            "steps": 40,
+            "checkpoint_every": 20,
+            "num_classes": 0,
+            "optim.learning_rate": 1e-2,
+            "model.dropout": 0.0,
+            "model.attention_dropout": 0.0,
+        },
+    )
     distance = dict(every=5, features="random", reference_split="train", reference_limit=0)
     evals = {
         "tokenizer": dict(codebook=dict(every=5), reconstruction=distance),
-        "transformer": dict(
-            compression=dict(every=5), generation=distance | dict(num_samples=36)
-        ),
+        "transformer": dict(compression=dict(every=5), generation=distance | dict(num_samples=36)),
     }
     with tiny.quick_compile(compiled):
         for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):

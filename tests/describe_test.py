@@ -26,24 +26,30 @@ def facts(stage: str, quantizer: str) -> dict:
         return describe.describe(config, gpus=8, images_per_second=500.0)
 
 
-@pytest.mark.parametrize("stage, quantizer, parameters", [
-    ("tokenizer", "vq", {"tokenizer": 54_515_587, "discriminator": 23_998_017}),
-    ("tokenizer", "fsq", {"tokenizer": 52_962_951, "discriminator": 23_998_017}),
-    ("transformer", "vq", {"transformer": 172_457_193}),
-    ("transformer", "fsq", {"transformer": 172_438_737}),
-])
+@pytest.mark.parametrize(
+    "stage, quantizer, parameters",
+    [
+        ("tokenizer", "vq", {"tokenizer": 54_515_587, "discriminator": 23_998_017}),
+        ("tokenizer", "fsq", {"tokenizer": 52_962_951, "discriminator": 23_998_017}),
+        ("transformer", "vq", {"transformer": 172_457_193}),
+        ("transformer", "fsq", {"transformer": 172_438_737}),
+    ],
+)
 def test_parameters_are_the_published_ones(stage, quantizer, parameters):
     described = facts(stage, quantizer)
     assert described["parameters"] == parameters
     assert sum(described["modules"].values()) == sum(parameters.values())
 
 
-@pytest.mark.parametrize("module, task, count, records", [
-    (uvim_base, "depth", 232_249_600, 47_584),
-    (uvim_base, "colorization", 132_701_184, 1_277_071),
-    (uvim_base, "panoptic", 223_593_984, 114_191),
-    (uvim_lm, "depth", 715_729_921, 47_584),
-])
+@pytest.mark.parametrize(
+    "module, task, count, records",
+    [
+        (uvim_base, "depth", 232_249_600, 47_584),
+        (uvim_base, "colorization", 132_701_184, 1_277_071),
+        (uvim_base, "panoptic", 223_593_984, 114_191),
+        (uvim_lm, "depth", 715_729_921, 47_584),
+    ],
+)
 def test_uvim_has_the_published_parameters_and_the_papers_data(module, task, count, records):
     config = module.get_config(f"scale=paper,task={task},quantizer=vq_ema")
     _, state, _ = describe.shapes_of(config)
@@ -66,9 +72,13 @@ def test_bytes_are_those_of_adam_in_float32():
     assert described["frozen_bytes"] == 4 * 52_962_951
 
 
-@pytest.mark.parametrize("stage, steps, batch_size, epochs", [
-    ("tokenizer", 1_000_000, 512, 399.6), ("transformer", 2_500_000, 256, 499.5),
-])
+@pytest.mark.parametrize(
+    "stage, steps, batch_size, epochs",
+    [
+        ("tokenizer", 1_000_000, 512, 399.6),
+        ("transformer", 2_500_000, 256, 499.5),
+    ],
+)
 def test_schedule_and_days(stage, steps, batch_size, epochs):
     described = facts(stage, "fsq")
     assert (described["steps"], described["batch_size"]) == (steps, batch_size)
@@ -139,10 +149,20 @@ def test_lines_for_people():
 
 def test_json_of_the_program():
     done = subprocess.run(
-        [sys.executable, "-m", "fsq_jax.describe", "--json", "--gpus=2", "--images_per_second=10",
-         "--config=configs/maskgit_transformer.py:scale=smoke,quantizer=vq,codebook_size=64",
-         "--config.steps=100"],
-        cwd=tiny.ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        [
+            sys.executable,
+            "-m",
+            "fsq_jax.describe",
+            "--json",
+            "--gpus=2",
+            "--images_per_second=10",
+            "--config=configs/maskgit_transformer.py:scale=smoke,quantizer=vq,codebook_size=64",
+            "--config.steps=100",
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr
     described = json.loads(done.stdout)

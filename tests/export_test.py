@@ -74,8 +74,13 @@ def test_safetensors_say_what_they_are(trained, tmp_path):
     assert metadata["step"] == "3"
     text = open(card).read()
     assert text.endswith("---\n\n" + metadata["model_card"])
-    for said in ("levels=(5, 3)", "scenes, train[:32], 16 pixels", "| codebook/usage | 0.5 |",
-                 '"split": "validation"', "3 of 3"):
+    for said in (
+        "levels=(5, 3)",
+        "scenes, train[:32], 16 pixels",
+        "| codebook/usage | 0.5 |",
+        '"split": "validation"',
+        "3 of 3",
+    ):
         assert said in text
     assert "7.25" not in text  # measured at another step
 
@@ -133,7 +138,9 @@ def test_exported_functions_run_without_this_package(trained, loaded, tmp_path):
     np.savez(tmp_path / "in.npz", encode=images, decode=indices, logits=tokens)
     done = subprocess.run(
         [sys.executable, "-I", "-c", ALONE, str(tmp_path / "out"), str(tmp_path / "in.npz")],
-        cwd=tmp_path, capture_output=True, text=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,10 @@ from tests import tiny
 
 PATH = tiny.ROOT / "docs" / "fidelity.md"
 MODULES = {
-    "maskgit_tokenizer": maskgit_tokenizer, "maskgit_transformer": maskgit_transformer,
-    "uvim_base": uvim_base, "uvim_lm": uvim_lm,
+    "maskgit_tokenizer": maskgit_tokenizer,
+    "maskgit_transformer": maskgit_transformer,
+    "uvim_base": uvim_base,
+    "uvim_lm": uvim_lm,
 }
 REPEATED = ("stage_1.model.", "stage_1.quantizer.")  # in stage II, of stage I's own table
 
@@ -45,11 +47,13 @@ def read_tables() -> dict[str, list[Table]]:
                 if not row.startswith("|"):
                     break
                 rows.append(cells_of(row))
-            tables.setdefault(module, []).append(Table(
-                columns,
-                {row[0].strip("`"): row[1:-2] for row in rows},
-                {row[0].strip("`"): row[-2] for row in rows},
-            ))
+            tables.setdefault(module, []).append(
+                Table(
+                    columns,
+                    {row[0].strip("`"): row[1:-2] for row in rows},
+                    {row[0].strip("`"): row[-2] for row in rows},
+                )
+            )
     return tables
 
 
@@ -71,7 +75,10 @@ def said(table: Table, option: str, column: int):
 
 def test_there_is_a_table_of_every_config():
     assert {name: len(tables) for name, tables in TABLES.items()} == {
-        "maskgit_tokenizer": 2, "maskgit_transformer": 1, "uvim_base": 2, "uvim_lm": 1,
+        "maskgit_tokenizer": 2,
+        "maskgit_transformer": 1,
+        "uvim_base": 2,
+        "uvim_lm": 1,
     }
 
 

@@ -19,8 +19,17 @@ LAYERS = [
     {"runs"},
     {"reports"},
     {
-        "train", "evaluate", "sample", "encode", "describe", "prepare", "score", "reference",
-        "export", "compare", "sweep",
+        "train",
+        "evaluate",
+        "sample",
+        "encode",
+        "describe",
+        "prepare",
+        "score",
+        "reference",
+        "export",
+        "compare",
+        "sweep",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

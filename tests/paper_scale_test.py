@@ -44,17 +44,17 @@ def shrink(config):
 
 
 def base_config(data_dir, task, more=""):
-    config = shrink(uvim_base.get_config(
-        f"scale=paper,task={task},size=16,data_dir={data_dir}{more}"
-    ))
+    config = shrink(
+        uvim_base.get_config(f"scale=paper,task={task},size=16,data_dir={data_dir}{more}")
+    )
     config.model.update(UVIM, code_side=2)
     return config
 
 
 def lm_config(data_dir, task, base, more=",encoder=none"):
-    config = shrink(uvim_lm.get_config(
-        f"scale=paper,task={task},size=16,data_dir={data_dir},base={base}{more}"
-    ))
+    config = shrink(
+        uvim_lm.get_config(f"scale=paper,task={task},size=16,data_dir={data_dir},base={base}{more}")
+    )
     config.model.update(UVIM)
     return config
 
@@ -125,8 +125,13 @@ def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
         return colourful(split, limit, transform)
 
     predictor = dataclasses.replace(predictor, batches=batches)
-    arguments = dict(every=0, features="random", num_images=6,
-                     reference_split="validation[10:18]", reference_limit=8)
+    arguments = dict(
+        every=0,
+        features="random",
+        num_images=6,
+        reference_split="validation[10:18]",
+        reference_limit=8,
+    )
     first = evaluators.evaluate({"colorization": arguments}, predictor)
     told = first["colorization/fd_random"]["protocol"]
     assert seen == {"coloured": names[:6], "real": names[10:18]}
@@ -146,12 +151,12 @@ def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
 
 
 def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(data_dir, tmp_path):
-    config = shrink(maskgit_tokenizer.get_config(
-        f"scale=paper,size=128,data_dir={data_dir},quantizer=vq,codebook_size=16"
-    ))
-    config.model.update(
-        filters=8, channel_multipliers=(1, 1), num_res_blocks=0, num_groups=2
+    config = shrink(
+        maskgit_tokenizer.get_config(
+            f"scale=paper,size=128,data_dir={data_dir},quantizer=vq,codebook_size=16"
+        )
     )
+    config.model.update(filters=8, channel_multipliers=(1, 1), num_res_blocks=0, num_groups=2)
     config.loss.update(adversarial=0.0, perceptual=0.0)
     config.evals.reconstruction.every = config.evals.codebook.every = 0
     config.data.size = 16
@@ -179,15 +184,23 @@ def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(data_di
     assert set(network.measure(seen, adms, published)[0]) == {"fid"}
     assert set(network.measure(seen, own, "")[0]) == {"fid"}  # other data has no such file
 
-    transformer = shrink(maskgit_transformer.get_config(
-        f"scale=paper,size=128,data_dir={data_dir},tokenizer={stage_1}"
-    ))
+    transformer = shrink(
+        maskgit_transformer.get_config(
+            f"scale=paper,size=128,data_dir={data_dir},tokenizer={stage_1}"
+        )
+    )
     transformer.model.update(width=16, depth=1, num_heads=2, mlp_dim=32)
     transformer.data.size = 16
-    transformer.evals = {"generation": dict(
-        every=0, features="random", num_samples=8, reference_split="eval", reference_limit=0,
-        published_reference=published,
-    )}
+    transformer.evals = {
+        "generation": dict(
+            every=0,
+            features="random",
+            num_samples=8,
+            reference_split="eval",
+            reference_limit=0,
+            published_reference=published,
+        )
+    }
     workdir = str(tmp_path / "transformer")
     tiny.untrained(transformer, workdir)
     assert runs.load(workdir).facts.sampling["guidance"] == 0.0  # 128 pixels: none is stated

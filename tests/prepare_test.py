@@ -9,7 +9,9 @@ from tests import tiny
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "fsq_jax.prepare", *arguments], cwd=tiny.ROOT, text=True,
+        [sys.executable, "-m", "fsq_jax.prepare", *arguments],
+        cwd=tiny.ROOT,
+        text=True,
         capture_output=True,
     )
 

@@ -90,8 +90,17 @@ def test_settings_of_an_override_are_checked(trained):
 def run_sample(workdir: str, **options) -> None:
     """`fsq_jax.sample` with these flags."""
     values = dict(
-        workdir=workdir, stage_1="", labels="", num=0, out="", npz="", image="",
-        mask="", seed=0, step=None, set=[],
+        workdir=workdir,
+        stage_1="",
+        labels="",
+        num=0,
+        out="",
+        npz="",
+        image="",
+        mask="",
+        seed=0,
+        step=None,
+        set=[],
     )
     flags_given = type("Flags", (), values | options)
     with pytest.MonkeyPatch.context() as patch:
@@ -170,9 +179,7 @@ def test_inpainting_keeps_what_is_known(trained, generator, tmp_path):
     assert (drawn[0] != drawn[1]).any()
     assert len(np.unique(drawn[0], axis=0)) > 1  # eight completions, not one
     out = tmp_path / "filled.png"
-    run_sample(
-        trained.transformer, image=str(image), mask=str(mask), labels="2", out=str(out)
-    )
+    run_sample(trained.transformer, image=str(image), mask=str(mask), labels="2", out=str(out))
     assert Image.open(out).size == (8 * 18 + 2, 18 + 2)
 
 
@@ -238,12 +245,19 @@ def test_caches_of_something_else_are_refused(trained, cache, tmp_path):
 
 
 def test_a_workdir_belongs_to_one_run(trained):
-    with pytest.raises(ValueError, match=r"another config \(stage: maskgit_tokenizer there, maskgit_transformer here"):
+    with pytest.raises(
+        ValueError,
+        match=r"another config \(stage: maskgit_tokenizer there, maskgit_transformer here",
+    ):
         train.train(tiny.transformer(trained.tokenizer), trained.tokenizer)
     for folder in (trained.transformer,):
-        with pytest.raises(ValueError, match="is of stage 'maskgit_transformer'; one of stage 'maskgit_tok"):
+        with pytest.raises(
+            ValueError, match="is of stage 'maskgit_transformer'; one of stage 'maskgit_tok"
+        ):
             make_stage(tiny.transformer(folder))
-        with pytest.raises(ValueError, match="is of stage 'maskgit_transformer'; one of stage 'maskgit_tok"):
+        with pytest.raises(
+            ValueError, match="is of stage 'maskgit_transformer'; one of stage 'maskgit_tok"
+        ):
             encode.encode(folder, "unused")
 
 

@@ -72,15 +72,20 @@ class Coco(_Builder, skip_registration=True):
     def make_features(self):
         rgb = tfds.features.Image(shape=(None, None, 3))
         return {
-            "image": rgb, "image/filename": tfds.features.Text(),
+            "image": rgb,
+            "image/filename": tfds.features.Text(),
             "image/id": tfds.features.Scalar(np.int64),
-            "panoptic_image": rgb, "panoptic_image/filename": tfds.features.Text(),
-            "panoptic_objects": tfds.features.Sequence({
-                "id": tfds.features.Scalar(np.int64), "area": tfds.features.Scalar(np.int64),
-                "bbox": tfds.features.BBoxFeature(),
-                "label": tfds.features.ClassLabel(num_classes=133),
-                "is_crowd": tfds.features.Scalar(np.bool_),
-            }),
+            "panoptic_image": rgb,
+            "panoptic_image/filename": tfds.features.Text(),
+            "panoptic_objects": tfds.features.Sequence(
+                {
+                    "id": tfds.features.Scalar(np.int64),
+                    "area": tfds.features.Scalar(np.int64),
+                    "bbox": tfds.features.BBoxFeature(),
+                    "label": tfds.features.ClassLabel(num_classes=133),
+                    "is_crowd": tfds.features.Scalar(np.bool_),
+                }
+            ),
         }
 
     def _generate_examples(self, split):
@@ -94,11 +99,17 @@ class Coco(_Builder, skip_registration=True):
                 {"id": number, "area": 1, "bbox": box, "label": label, "is_crowd": label == 5}
                 for number, label in ((300 + i, 3), (70_000 + i, 5), (9, 120))
             ]
-            yield i, {
-                "image": encoded(picture(i, 60, 90)), "image/filename": f"{i}.jpg", "image/id": i,
-                "panoptic_image": encoded(png), "panoptic_image/filename": f"{i}.png",
-                "panoptic_objects": objects,
-            }
+            yield (
+                i,
+                {
+                    "image": encoded(picture(i, 60, 90)),
+                    "image/filename": f"{i}.jpg",
+                    "image/id": i,
+                    "panoptic_image": encoded(png),
+                    "panoptic_image/filename": f"{i}.png",
+                    "panoptic_objects": objects,
+                },
+            )
 
 
 def prepare(folder: str) -> None:

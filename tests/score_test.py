@@ -30,7 +30,13 @@ def folder(tmp_path_factory):
     """ref.npz of 40 scenes of 16 pixels, and samples.npz: 20 of them with noise."""
     folder = tmp_path_factory.mktemp("scores")
     said = reference.build(
-        "scenes", 16, str(folder / "ref.npz"), ADM, split="train[:40]", images=20, first=True,
+        "scenes",
+        16,
+        str(folder / "ref.npz"),
+        ADM,
+        split="train[:40]",
+        images=20,
+        first=True,
         batch_size=16,
     )
     assert said.endswith(
@@ -129,7 +135,8 @@ def test_what_can_not_be_scored(folder, tmp_path):
     np.savez(tmp_path / "small.npz", images[:, ::2, ::2])
     small, one = str(tmp_path / "small.npz"), str(tmp_path / "one.npz")
     for a, b, message in (
-        (one, ref, "one.npz holds one image"), (samples, one, "one.npz holds one image"),
+        (one, ref, "one.npz holds one image"),
+        (samples, one, "one.npz holds one image"),
         (small, ref, "ref.npz is of images of 16 x 16 pixels, not of 8 x 8"),
         (samples, small, "small.npz holds images of 8 x 8 pixels, the samples are of 16 x 16"),
         (samples, "/no/ref.npz", "There is no reference '/no/ref.npz'"),

@@ -21,7 +21,12 @@ from fsq_jax.stages.blank import blank_batch
 
 ROOT = pathlib.Path(__file__).parent.parent
 _COMMON = dict(
-    steps=12, batch_size=8, eval_batch_size=8, log_every=1, preview_every=12, checkpoint_every=3,
+    steps=12,
+    batch_size=8,
+    eval_batch_size=8,
+    log_every=1,
+    preview_every=12,
+    checkpoint_every=3,
     keep=2,
 )
 
@@ -151,13 +156,18 @@ def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
     )
     return subprocess.Popen(
         [sys.executable, *program, f"--config={file}", f"--workdir={workdir}"],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ
+        | {
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder, "compiled")),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        } | environment,
+        }
+        | environment,
     )
 
 

@@ -28,8 +28,13 @@ def small_and_quick(tmp_path_factory):
 
 
 def make_config(**changes):
-    changes = {"steps": 6, "checkpoint_every": 2, "preview_every": 4, "loss.adversarial": 0.0,
-               "evals.codebook.every": 3} | changes
+    changes = {
+        "steps": 6,
+        "checkpoint_every": 2,
+        "preview_every": 4,
+        "loss.adversarial": 0.0,
+        "evals.codebook.every": 3,
+    } | changes
     return tiny.tokenizer(changes)
 
 
@@ -48,7 +53,14 @@ def test_a_run_leaves_its_config_metrics_results_pictures_and_checkpoints(finish
     assert load_config(str(workdir)).to_dict() == make_config().to_dict()
     lines = tiny.lines(workdir)
     assert [(line["step"], line["split"][0]) for line in lines] == [
-        (1, "t"), (2, "t"), (3, "t"), (3, "e"), (4, "t"), (5, "t"), (6, "t"), (6, "e")
+        (1, "t"),
+        (2, "t"),
+        (3, "t"),
+        (3, "e"),
+        (4, "t"),
+        (5, "t"),
+        (6, "t"),
+        (6, "e"),
     ]
     assert {"loss", "reconstruction", "tokenizer_gradient_norm"} <= set(lines[0])
     assert {"codebook/usage", "codebook/perplexity"} <= set(lines[-1])

@@ -23,7 +23,10 @@ def run(
     try:
         done = subprocess.run(
             [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments],
-            capture_output=True, text=True, timeout=timeout, env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {timeout} s"}

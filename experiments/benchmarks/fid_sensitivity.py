@@ -30,9 +30,12 @@ from fsq_jax.metrics import frechet
 BASE = dict(resize="tf1", scaling="128", dtype="float32", rounding="uint8")
 CHANGES = (
     {},
-    {"resize": "bilinear"}, {"resize": "bilinear", "scaling": "127.5"}, {"resize": "bicubic-pil"},
+    {"resize": "bilinear"},
+    {"resize": "bilinear", "scaling": "127.5"},
+    {"resize": "bicubic-pil"},
     {"scaling": "127.5"},
-    {"dtype": "tf32"}, {"dtype": "bfloat16"},
+    {"dtype": "tf32"},
+    {"dtype": "bfloat16"},
     {"rounding": "none"},
 )
 
@@ -98,8 +101,10 @@ def rows(samples: np.ndarray, reference: np.ndarray) -> Iterator[dict]:
     for count in (len(ours) // divisor for divisor in (2, 5, 10, 20)):
         if count < 2:  # which has no covariance
             continue
-        yield {"change": {"num_samples": count},
-               "distance": frechet.distance(moments(ours[:count]), theirs)}
+        yield {
+            "change": {"num_samples": count},
+            "distance": frechet.distance(moments(ours[:count]), theirs),
+        }
 
 
 def main(argv) -> None:
@@ -113,8 +118,11 @@ def main(argv) -> None:
         "samples": f"{flags.FLAGS.data} test[:{len(samples)}], noise of {flags.FLAGS.noise}",
         "reference": f"{flags.FLAGS.data} train[:{len(reference)}]",
         "weights": network(BASE["dtype"], BASE["scaling"])[2],
-        "base": BASE, "num_images": len(samples), "rows": [],
-        "device": jax.devices()[0].device_kind, "jax": jax.__version__,
+        "base": BASE,
+        "num_images": len(samples),
+        "rows": [],
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
     }
     out = flags.FLAGS.out
     os.makedirs(os.path.dirname(out) or ".", exist_ok=True)

@@ -103,9 +103,7 @@ def main(argv) -> None:
     del argv
     device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     for size in _SIZES:
-        for name in (
-            "fsq_jax", "vector-quantize-pytorch", "vector-quantize-pytorch, compiled"
-        ):
+        for name in ("fsq_jax", "vector-quantize-pytorch", "vector-quantize-pytorch, compiled"):
             apart.record(measure(name, LEVELS[size]) | device, _OUT.value)
 
 

@@ -81,17 +81,24 @@ def our_metrics(first: dict, second: dict) -> dict[str, float]:
     kid = kernel_distance(*pools, subset_size=min(1000, *map(len, pools)))
     precision, recall = precision_recall(*pools)
     return {
-        "fid": frechet.distance(*moments), "inception_score": score[0],
-        "inception_score_deviation": score[1], "kid": kid[0], "kid_deviation": kid[1],
-        "precision": precision, "recall": recall,
+        "fid": frechet.distance(*moments),
+        "inception_score": score[0],
+        "inception_score_deviation": score[1],
+        "kid": kid[0],
+        "kid_deviation": kid[1],
+        "precision": precision,
+        "recall": recall,
     }
 
 
 def compare_metrics(got: dict, want: dict) -> dict:
     """Both sides and |got - want| / |want| of each metric."""
     return {
-        name: {"fsq_jax": got[name], "torch_fidelity": want[name],
-               "relative_error": abs(got[name] - want[name]) / max(abs(want[name]), 1e-12)}
+        name: {
+            "fsq_jax": got[name],
+            "torch_fidelity": want[name],
+            "relative_error": abs(got[name] - want[name]) / max(abs(want[name]), 1e-12),
+        }
         for name in want
     }
 
@@ -99,10 +106,19 @@ def compare_metrics(got: dict, want: dict) -> dict:
 def clean_fid_resize(images: np.ndarray) -> float:
     """Largest difference to PIL's bicubic of float channels, in units of 0 to 255."""
     got = np.asarray(resize(images, 299, "bicubic-pil"))
-    want = np.stack([
-        [np.asarray(Image.fromarray(x[..., c].astype(np.float32)).resize((299, 299), 3))
-         for c in range(3)] for x in images
-    ]).transpose(0, 2, 3, 1).clip(0, 255)
+    want = (
+        np.stack(
+            [
+                [
+                    np.asarray(Image.fromarray(x[..., c].astype(np.float32)).resize((299, 299), 3))
+                    for c in range(3)
+                ]
+                for x in images
+            ]
+        )
+        .transpose(0, 2, 3, 1)
+        .clip(0, 255)
+    )
     return float(np.abs(got - want).max())
 
 
@@ -111,12 +127,14 @@ def compare(work: Path) -> dict:
     sets = {split: load_images(split) for split in SPLITS}
     weights = str(work / "random.pth")
     sides = {
-        "torch": torch_side.torch_fidelity(weights), "jax": ours(),
+        "torch": torch_side.torch_fidelity(weights),
+        "jax": ours(),
     }
     begin = time.perf_counter()
     features = {
         side: [kept(work, side, split, apply, sets[split]) for split in SPLITS]
-        for side, apply in sides.items() if flags.FLAGS.only in ("", side)
+        for side, apply in sides.items()
+        if flags.FLAGS.only in ("", side)
     }
     if flags.FLAGS.only:
         return {"seconds": time.perf_counter() - begin}
@@ -127,11 +145,12 @@ def compare(work: Path) -> dict:
     )
     return {
         "images": f"{flags.FLAGS.data} train[:{flags.FLAGS.count}] and test[:{flags.FLAGS.count}], "
-                  f"{'x'.join(map(str, few.shape[1:]))}",
+        f"{'x'.join(map(str, few.shape[1:]))}",
         "weights": {"name": inception_weights.RANDOM, "sha256": inception_weights.RANDOM_SHA256},
         "features": {
-            name: difference(*(np.concatenate([s[name] for s in features[side]])
-                               for side in ("jax", "torch")))
+            name: difference(
+                *(np.concatenate([s[name] for s in features[side]]) for side in ("jax", "torch"))
+            )
             for name in ("pool", "logits")
         },
         "metrics": compare_metrics(
@@ -139,8 +158,10 @@ def compare(work: Path) -> dict:
         ),
         "pytorch_fid_features": {"images": len(few), **pytorch_fid},
         "clean_fid_resize_error_of_255": clean_fid_resize(few),
-        "versions": torch_side.versions() | {
-            "jax": jax.__version__, "device": jax.devices()[0].device_kind,
+        "versions": torch_side.versions()
+        | {
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
             "machine": platform.machine(),
         },
     }

@@ -23,9 +23,13 @@ from absl import app, flags
 from experiments.benchmarks import apart
 
 VARIANTS = (
-    ("fsq_jax", "float32"), ("fsq_jax", "tf32"), ("fsq_jax", "bfloat16"),
-    ("torch-fidelity", "float32"), ("torch-fidelity", "tf32"),
-    ("torch-fidelity compiled", "float32"), ("torch-fidelity compiled", "tf32"),
+    ("fsq_jax", "float32"),
+    ("fsq_jax", "tf32"),
+    ("fsq_jax", "bfloat16"),
+    ("torch-fidelity", "float32"),
+    ("torch-fidelity", "tf32"),
+    ("torch-fidelity compiled", "float32"),
+    ("torch-fidelity compiled", "tf32"),
 )
 TOOLS = tuple(dict.fromkeys(tool for tool, _ in VARIANTS))
 DTYPES = ("float32", "tf32", "bfloat16")
@@ -46,7 +50,8 @@ def plan(
         batches, sizes = [2], SMOKE
     features = [
         dict(kind="features", tool=tool, dtype=dtype, batch=batch, **sizes)
-        for tool, dtype in VARIANTS for batch in batches
+        for tool, dtype in VARIANTS
+        for batch in batches
         if not (smoke and "compiled" in tool)  # which takes minutes on a CPU
     ]
     whole = [
@@ -55,7 +60,8 @@ def plan(
     ]
     whole.append(dict(kind="precision_recall", tool="fsq_jax", dtype="float32", **sizes))
     return [
-        one for one in features + whole
+        one
+        for one in features + whole
         if one["kind"] in kinds and one["tool"] in tools and one["dtype"] in dtypes
     ]
 
@@ -75,8 +81,11 @@ def timed(call, seconds: float) -> dict:
         begin = time.perf_counter()
         call()
         taken.append(time.perf_counter() - begin)
-    return {"first_seconds": first, "call_ms": 1e3 * statistics.median(taken),
-            "call_ms_range": [1e3 * min(taken), 1e3 * max(taken)]}
+    return {
+        "first_seconds": first,
+        "call_ms": 1e3 * statistics.median(taken),
+        "call_ms_range": [1e3 * min(taken), 1e3 * max(taken)],
+    }
 
 
 def our_features(one: dict) -> dict:
@@ -93,7 +102,8 @@ def our_features(one: dict) -> dict:
     memory = jax.local_devices()[0].memory_stats() or {}
     return times | {
         "images_per_second": 1e3 * one["batch"] / times["call_ms"],
-        "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30, "jax": jax.__version__,
+        "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
 
@@ -125,7 +135,8 @@ def their_features(one: dict) -> dict:
     times = timed(call, one["seconds"])
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return times | {
-        "images_per_second": 1e3 * one["batch"] / times["call_ms"], "peak_gib": peak / 2**30,
+        "images_per_second": 1e3 * one["batch"] / times["call_ms"],
+        "peak_gib": peak / 2**30,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
@@ -162,10 +173,15 @@ def whole_fid(one: dict) -> dict:
     value = frechet.distance(moments, reference)
     end = time.perf_counter()
     return {
-        "seconds": end - begin, "features_seconds": extracted - begin,
-        "moments_seconds": gathered - extracted, "distance_seconds": end - gathered,
-        "count": len(rows_NF), "finite": bool(np.isfinite(value)), "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind, "cores": os.cpu_count(),
+        "seconds": end - begin,
+        "features_seconds": extracted - begin,
+        "moments_seconds": gathered - extracted,
+        "distance_seconds": end - gathered,
+        "count": len(rows_NF),
+        "finite": bool(np.isfinite(value)),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
     }
 
 
@@ -184,8 +200,11 @@ def whole_precision_recall(one: dict) -> dict:
         seconds.append(time.perf_counter() - begin)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
-        "first_seconds": seconds[0], "seconds": seconds[1], "values": values,
-        "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30, "jax": jax.__version__,
+        "first_seconds": seconds[0],
+        "seconds": seconds[1],
+        "values": values,
+        "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
 

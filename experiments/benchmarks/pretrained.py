@@ -33,8 +33,10 @@ def networks(smoke: bool) -> tuple[Tokenizer, MaskedTransformer]:
     """MaskGIT's two networks at 256 px, or tiny ones at 32 px."""
     if smoke:
         tokenizer = Tokenizer(
-            VectorQuantizer(codebook_size=16, channels=8), filters=32,
-            channel_multipliers=(1, 1, 2), num_res_blocks=1,
+            VectorQuantizer(codebook_size=16, channels=8),
+            filters=32,
+            channel_multipliers=(1, 1, 2),
+            num_res_blocks=1,
         )
         sizes = dict(width=32, depth=2, num_heads=2, mlp_dim=64)
         return tokenizer, MaskedTransformer(vocab_size=16 + 5 + 1, num_positions=65, **sizes)
@@ -68,9 +70,15 @@ def measure(
 ) -> dict:
     """What sampling with the pair reaches, with the transformer's activations in `dtype`."""
     begin = time.perf_counter()
-    run = runs.load(paths["transformer"], paths["tokenizer"], overrides={
-        "eval_batch_size": batch_size, "model.dtype": dtype, "sampling.num_steps": num_steps,
-    })
+    run = runs.load(
+        paths["transformer"],
+        paths["tokenizer"],
+        overrides={
+            "eval_batch_size": batch_size,
+            "model.dtype": dtype,
+            "sampling.num_steps": num_steps,
+        },
+    )
     config = run.config
     jax.block_until_ready(run.state.ema_params)
     assemble_seconds = time.perf_counter() - begin
@@ -89,9 +97,13 @@ def measure(
     median = statistics.median(seconds)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
-        "dtype": dtype, "batch_size": batch_size, "num_steps": config.sampling.num_steps,
-        "size": config.data.size, "assemble_seconds": assemble_seconds,
-        "compile_seconds": compile_seconds, "batch_seconds": median,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "num_steps": config.sampling.num_steps,
+        "size": config.data.size,
+        "assemble_seconds": assemble_seconds,
+        "compile_seconds": compile_seconds,
+        "batch_seconds": median,
         "batch_seconds_range": [min(seconds), max(seconds)],
         "images_per_second": batch_size / median,
         "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
@@ -111,7 +123,8 @@ def main(argv) -> None:
                 tokenizer, paths["tokenizer"], jnp.zeros((1, side, side, 3))
             ),
             "transformer_parameters": write_random(
-                transformer, paths["transformer"],
+                transformer,
+                paths["transformer"],
                 jnp.zeros((1, transformer.num_positions), jnp.int32),
             ),
         }

@@ -69,8 +69,11 @@ def measure(base, lm, size: int, batch: int, repeats: int) -> dict:
     compile_logits, logits = timed(lambda: base.decode(codes, images), repeats)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
-        "batch_size": batch, "size": size, "tokens": lm.model.num_codes,
-        "code_seconds": code, "logits_seconds": logits,
+        "batch_size": batch,
+        "size": size,
+        "tokens": lm.model.num_codes,
+        "code_seconds": code,
+        "logits_seconds": logits,
         "images_per_second": batch / (code + logits),
         "first_call_seconds": [compile_code, compile_logits],
         "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
@@ -89,7 +92,8 @@ def main(argv) -> None:
         middle = time.perf_counter()
         lm = load_uvim_lm(paths["lm"])
         device |= {
-            "load_base_seconds": middle - begin, "load_lm_seconds": time.perf_counter() - middle
+            "load_base_seconds": middle - begin,
+            "load_lm_seconds": time.perf_counter() - middle,
         }
         for batch in map(int, options.batches):
             line = measure(base, lm, size, batch, options.repeats) | device

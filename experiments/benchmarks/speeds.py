@@ -42,22 +42,47 @@ def step(name: str, variant: str, seconds: int) -> Measurement:
 MEASUREMENTS = (
     step("uvim_lm_step", f"configs/uvim_lm.py:{_FULL},task=depth batch_size=128 accumulate=4", 300),
     Measurement("decode", "decode", ("--repeats=3", f"configs/uvim_lm.py:{_FULL}"), 220),
-    step("tokenizer_step", f"configs/maskgit_tokenizer.py:{_FULL} accumulate=16 "
-         "perceptual.name=resnet50", 240),
-    step("uvim_base_step", f"configs/uvim_base.py:{_FULL},task=depth,quantizer=vq_ema "
-         "batch_size=256 accumulate=16", 160),
-    Measurement("inception", "inception_speed", (
-        "--only=features", "--batches=256", "--tools=fsq_jax,torch-fidelity", "--timeout=60",
-    ), 150),
+    step(
+        "tokenizer_step",
+        f"configs/maskgit_tokenizer.py:{_FULL} accumulate=16 perceptual.name=resnet50",
+        240,
+    ),
+    step(
+        "uvim_base_step",
+        f"configs/uvim_base.py:{_FULL},task=depth,quantizer=vq_ema batch_size=256 accumulate=16",
+        160,
+    ),
+    Measurement(
+        "inception",
+        "inception_speed",
+        (
+            "--only=features",
+            "--batches=256",
+            "--tools=fsq_jax,torch-fidelity",
+            "--timeout=60",
+        ),
+        150,
+    ),
     Measurement("pretrained_uvim", "pretrained_uvim", (), 180),
-    Measurement("inception_fid", "inception_speed", (
-        "--only=fid,precision_recall", "--batches=256", "--dtypes=float32,tf32", "--timeout=120",
-    ), 240),
+    Measurement(
+        "inception_fid",
+        "inception_speed",
+        (
+            "--only=fid,precision_recall",
+            "--batches=256",
+            "--dtypes=float32,tf32",
+            "--timeout=120",
+        ),
+        240,
+    ),
     Measurement("pretrained", "pretrained", (), 120),
     step("transformer_step", f"configs/maskgit_transformer.py:{_FULL} --tokens", 130),
     step("transformer_step_no_dropout", f"configs/maskgit_transformer.py:{_FULL} {_PLAIN}", 130),
-    step("transformer_step_8_heads",  # which is what other implementations were timed with
-         f"configs/maskgit_transformer.py:{_FULL} model.num_heads=8 {_PLAIN}", 130),
+    step(
+        "transformer_step_8_heads",  # which is what other implementations were timed with
+        f"configs/maskgit_transformer.py:{_FULL} model.num_heads=8 {_PLAIN}",
+        130,
+    ),
     Measurement("fsq_layer", "fsq_layer", (), 90),
     step("ceilings", "ceilings", 45),
 )
@@ -84,8 +109,13 @@ def measure(measurement: Measurement, out: str, gpu: str) -> str:
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
     begin = time.monotonic()
     with open(os.path.join(out, f"{measurement.name}.log"), "w") as log:
-        command = [sys.executable, "-m", f"experiments.benchmarks.{measurement.module}",
-                   *measurement.arguments, f"--out={partial}"]
+        command = [
+            sys.executable,
+            "-m",
+            f"experiments.benchmarks.{measurement.module}",
+            *measurement.arguments,
+            f"--out={partial}",
+        ]
         code = run(command, measurement.seconds, log, environment)
     if code == 0 and os.path.exists(partial):
         with open(partial) as file:
@@ -98,9 +128,7 @@ def main(argv) -> None:
     del argv
     out, end = flags.FLAGS.out, time.monotonic() + flags.FLAGS.seconds
     os.makedirs(out, exist_ok=True)
-    waiting = [
-        m for m in MEASUREMENTS if not os.path.exists(os.path.join(out, f"{m.name}.jsonl"))
-    ]
+    waiting = [m for m in MEASUREMENTS if not os.path.exists(os.path.join(out, f"{m.name}.jsonl"))]
     lock = threading.Lock()
 
     def work(gpu: str) -> None:

@@ -120,8 +120,12 @@ def time_step(dropout, size=256):
 
     for _ in range(4):
         update()
-    report("transformer_step" if dropout else "transformer_step_no_dropout", size,
-           seconds_of(lambda: [update() for _ in range(5)], 3) / 5, dropout=dropout)
+    report(
+        "transformer_step" if dropout else "transformer_step_no_dropout",
+        size,
+        seconds_of(lambda: [update() for _ in range(5)], 3) / 5,
+        dropout=dropout,
+    )
 
 
 class ResBlock(nn.Module):

@@ -131,7 +131,8 @@ def torch_fidelity_metrics(first: dict, second: dict) -> dict[str, float]:
         "inception_score_deviation": score["inception_score_std"],
         "kid": kid["kernel_inception_distance_mean"],
         "kid_deviation": kid["kernel_inception_distance_std"],
-        "precision": shares["precision"], "recall": shares["recall"],
+        "precision": shares["precision"],
+        "recall": shares["recall"],
     }
 
 

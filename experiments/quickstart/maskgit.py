@@ -35,9 +35,12 @@ CODEBOOK_SIZE = 240  # of FSQ and VQ alike
 SAMPLES_OF_A_CLASS = 6
 MOST_CLASSES = 30  # that samples are shown of
 TITLES = {
-    "fsq": "FSQ tokenizer", "vq": "VQ tokenizer",
-    "fsq_tokens": "images to FSQ tokens", "fsq_maskgit": "masked transformer on FSQ tokens",
-    "vq_tokens": "images to VQ tokens", "vq_maskgit": "masked transformer on VQ tokens",
+    "fsq": "FSQ tokenizer",
+    "vq": "VQ tokenizer",
+    "fsq_tokens": "images to FSQ tokens",
+    "fsq_maskgit": "masked transformer on FSQ tokens",
+    "vq_tokens": "images to VQ tokens",
+    "vq_maskgit": "masked transformer on VQ tokens",
     "report": "samples and report",
 }
 INTRODUCTION = (
@@ -65,9 +68,7 @@ def tokenizer_config(
     codes = f"levels={levels}" if quantizer == "fsq" else f"codebook_size={CODEBOOK_SIZE}"
     config = maskgit_tokenizer.get_config(f"scale=smoke,quantizer={quantizer},{codes},{data}")
     # Five channels a group: with one, what is lost is how bright and colourful the image is.
-    config.model.update(
-        filters=20, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=8
-    )
+    config.model.update(filters=20, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=8)
     config.loss.update(reconstruction=10.0, adversarial=0.0, perceptual=0.0)
     if quantizer == "vq":
         config.quantizer.update(channels=16)
@@ -148,7 +149,9 @@ def run(
     }
     seconds = load_times(workdir) | {"report": time.monotonic() - begin}
     return write_report(
-        workdir, sections, pictures,
+        workdir,
+        sections,
+        pictures,
         {q.upper(): [paths[q], paths[f"{q}_maskgit"]] for q in QUANTIZERS},
         {TITLES[name]: value for name, value in seconds.items()},
     )

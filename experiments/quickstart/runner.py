@@ -140,13 +140,21 @@ def write_report(
     with open(os.path.join(folder, "table.md"), "w") as file:
         file.write(table.text() + "\n")
     first, *rest = sections.items()
-    page = html.page("fsq_jax: quickstart", dict([
-        first,
-        ("FSQ beside VQ", [table]),
-        *rest,
-        ("Time", [minutes]),
-        ("How it was measured", [report.protocol_table(workdirs), report.environment_table()]),
-    ]))
+    page = html.page(
+        "fsq_jax: quickstart",
+        dict(
+            [
+                first,
+                ("FSQ beside VQ", [table]),
+                *rest,
+                ("Time", [minutes]),
+                (
+                    "How it was measured",
+                    [report.protocol_table(workdirs), report.environment_table()],
+                ),
+            ]
+        ),
+    )
     path = os.path.join(folder, "index.html")
     with open(path, "w") as file:
         file.write(page)

@@ -30,8 +30,10 @@ from fsq_jax.runtime.progress import log
 LEVELS = (8, 6, 5)
 CODES = {"fsq": "quantizer=fsq,levels=8-6-5", "vq": "quantizer=vq_ema,codebook_size=240"}
 TITLES = {
-    "fsq": "FSQ label autoencoder", "vq": "VQ label autoencoder",
-    "fsq_lm": "language model on FSQ codes", "vq_lm": "language model on VQ codes",
+    "fsq": "FSQ label autoencoder",
+    "vq": "VQ label autoencoder",
+    "fsq_lm": "language model on FSQ codes",
+    "vq_lm": "language model on VQ codes",
     "report": "predictions and report",
 }
 INTRODUCTION = (
@@ -111,10 +113,14 @@ def run(workdir: str, scale: float = 1.0, data: str = "data=scenes") -> str:
     # Stage II's metrics have stage I's names, so each stage is a column.
     columns = {
         f"{q.upper()}, {title}": paths[name]
-        for q in QUANTIZERS for title, name in (("true code", q), ("from the image", f"{q}_lm"))
+        for q in QUANTIZERS
+        for title, name in (("true code", q), ("from the image", f"{q}_lm"))
     }
     return write_report(
-        workdir, sections, pictures, columns,
+        workdir,
+        sections,
+        pictures,
+        columns,
         {TITLES[name]: value for name, value in seconds.items()},
     )
 
@@ -133,12 +139,12 @@ def draw(paths: dict[str, str]) -> dict[str, Figure]:
             if part == quantizer:
                 counts[name] = codebook.count_codes(run)
     curves = {
-        suffix: figures.curves_figure(
-            {q.upper(): paths[q + suffix] for q in QUANTIZERS}, metrics
-        )
+        suffix: figures.curves_figure({q.upper(): paths[q + suffix] for q in QUANTIZERS}, metrics)
         for suffix, metrics in (("", ("loss",)), ("_lm", ("loss", "accuracy")))
     }
     return {
-        "depth": figures.rows_figure(rows), "codes": html.codes_figure(counts, LEVELS),
-        "base_curves": curves[""], "lm_curves": curves["_lm"],
+        "depth": figures.rows_figure(rows),
+        "codes": html.codes_figure(counts, LEVELS),
+        "base_curves": curves[""],
+        "lm_curves": curves["_lm"],
     }

@@ -27,7 +27,10 @@ from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
 _TYPES = {
-    "image": np.uint8, "label": np.int32, "depth": np.float32, "segments": np.int16,
+    "image": np.uint8,
+    "label": np.int32,
+    "depth": np.float32,
+    "segments": np.int16,
     "crowd": np.int16,
 }
 _META = {"class_names": [str], "segment_names?": [str], "things?": [int]}
@@ -100,7 +103,10 @@ class _ArrayRecords:
 
 
 def write(
-    source: Dataset, folder: str | pathlib.Path, fit: Transform, meta: Mapping[str, Any],
+    source: Dataset,
+    folder: str | pathlib.Path,
+    fit: Transform,
+    meta: Mapping[str, Any],
     workers: int = 0,
 ) -> Iterator[int]:
     """Writes a source's records into a new folder, and yields how many more have been written.

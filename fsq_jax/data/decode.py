@@ -80,9 +80,7 @@ def _check_pixels(encoded: bytes, where: str) -> None:
     except Exception:  # it can't be read, which is said where it is decoded
         return
     if width * height > MAX_PIXELS:
-        raise RecordError(
-            f"{where} has {width} x {height} pixels; expected {MAX_PIXELS} at most."
-        )
+        raise RecordError(f"{where} has {width} x {height} pixels; expected {MAX_PIXELS} at most.")
 
 
 def _by_opencv(encoded: bytes, flags: int) -> np.ndarray | None:

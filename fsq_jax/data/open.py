@@ -76,8 +76,12 @@ def _open(kind: str, place: str, split: str, size: int, data_dir: str) -> Datase
     if kind == "tfds":
         return tfds_source.open_source(place, split, data_dir)
     by_path = {
-        "folder": folder_source, "wds": wds_source, "parquet": parquet_source, "hf": hf_source,
-        "arrays": array_source, "tokens": token_cache,
+        "folder": folder_source,
+        "wds": wds_source,
+        "parquet": parquet_source,
+        "hf": hf_source,
+        "arrays": array_source,
+        "tokens": token_cache,
     }
     if kind in by_path:
         return by_path[kind].open_source(place, split)

@@ -78,7 +78,9 @@ def scan(path: pathlib.Path) -> tuple[shard_index.Rows, dict[str, Any]]:
                     rows[name].append(values)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} can't be read as parquet ({str(error)[:100]}).") from None
-    rows = {name: np.concatenate(values) if values else np.empty(0) for name, values in rows.items()}
+    rows = {
+        name: np.concatenate(values) if values else np.empty(0) for name, values in rows.items()
+    }
     if not len(rows["row"]):
         raise UserError(f"{path} holds no row.")
     return rows, {"image": image, "list": names}

@@ -111,9 +111,9 @@ def eval_batches(
     """Batches of the first `limit` records (all by default) in their order, each exactly once.
 
     Each batch has `batch_size` of them, and is filled up to `rows` (as many, by default) with
-    copies whose mask is False, as is the last one. Every host gets the same number of batches; host h the
-    h-th block of rows of each. Iterate over the result as often as needed;
-    `len` is the number of batches. Raises as `train_batches` does.
+    copies whose mask is False, as is the last one. Every host gets the same number of batches;
+    host h the h-th block of rows of each. Iterate over the result as often as needed; `len` is
+    the number of batches. Raises as `train_batches` does.
     """
     if not 1 <= batch_size <= (rows or batch_size):
         raise UserError(f"{batch_size=} must be at least 1, and no more than {rows=}.")

@@ -91,8 +91,9 @@ class _TokenRecords:
         return {"tokens_VL": views.astype(np.int32), "label": int(labels[index])}
 
 
-def view(augment: transforms.Transform, plain: transforms.Transform, seed: int, number: int,
-         views: int) -> transforms.Transform:
+def view(
+    augment: transforms.Transform, plain: transforms.Transform, seed: int, number: int, views: int
+) -> transforms.Transform:
     """The transform of a cache's view: as in training, or, where it is the only one, as it is."""
     return plain if views == 1 else transforms.reseeded(augment, seed + number)
 
@@ -110,8 +111,9 @@ def paired(images: Dataset, tokens: Dataset) -> Dataset:
     return dataclasses.replace(images, records=_Paired(images, tokens), start=0, stop=len(images))
 
 
-def sample_image_and_tokens(augment: transforms.Transform, plain: transforms.Transform, seed: int,
-                views: int) -> transforms.Transform:
+def sample_image_and_tokens(
+    augment: transforms.Transform, plain: transforms.Transform, seed: int, views: int
+) -> transforms.Transform:
     """A record of `paired` as one of its views, drawn at random: "image" and "tokens" [L]."""
     each = tuple(view(augment, plain, seed, number, views) for number in range(views))
     return functools.partial(_sample_image_and_tokens, each)

@@ -80,7 +80,11 @@ def augment(
     crop = fit(size, kind)
     if kind != "uvim" or min_area < 1:
         crop = functools.partial(
-            random_resized_crop, size=size, area=(min_area, 1.0), aspect=(aspect[0], aspect[1]), kind=kind
+            random_resized_crop,
+            size=size,
+            area=(min_area, 1.0),
+            aspect=(aspect[0], aspect[1]),
+            kind=kind,
         )
     return compose(crop, *([random_flip] if flip else []), *_last(kind))
 
@@ -112,7 +116,8 @@ def _adm(record: Record, rng: np.random.Generator | None = None, *, size: int) -
     top, left = (height - size) // 2, (width - size) // 2
     maps = {
         name: resize_nearest(record[name], height, width)[top : top + size, left : left + size]
-        for name in MAPS if name in record and name != "image"
+        for name in MAPS
+        if name in record and name != "image"
     }
     return record | maps | {"image": adm_crop(record["image"], size)}
 

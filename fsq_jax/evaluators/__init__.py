@@ -34,10 +34,12 @@ EVALUATORS = {
 
 # The functions that a stage which an evaluator measures has.
 _NEEDS = {
-    "codebook": {"indices"}, "reconstruction": {"reconstruct"}, "compression": {"bits", "loss"},
-    "generation": {"sample", "tokens"}, "validation": {"loss"}, **{
-        task: {"prediction"} for task in ("depth", "colorization", "panoptic")
-    },
+    "codebook": {"indices"},
+    "reconstruction": {"reconstruct"},
+    "compression": {"bits", "loss"},
+    "generation": {"sample", "tokens"},
+    "validation": {"loss"},
+    **{task: {"prediction"} for task in ("depth", "colorization", "panoptic")},
 }
 
 
@@ -78,7 +80,8 @@ def check_stage(
       task: of UViM's stages, which have an evaluator of that name.
     """
     fitting = sorted(
-        name for name, needs in _NEEDS.items()
+        name
+        for name, needs in _NEEDS.items()
         if needs <= set(stage.predict) and (name == task or needs != {"prediction"})
     )
     for name, arguments in evals.items():
@@ -100,7 +103,9 @@ def _own(arguments: Mapping) -> dict:
     return {name: value for name, value in arguments.items() if name != "every"}
 
 
-def evaluate(evals: Mapping[str, Mapping], predictor: Predictor, step: int | None = None) -> dict[str, dict]:
+def evaluate(
+    evals: Mapping[str, Mapping], predictor: Predictor, step: int | None = None
+) -> dict[str, dict]:
     """{metric: {"value", "protocol", "step"}} of the evaluators that are due.
 
     Args:
@@ -120,6 +125,8 @@ def evaluate(evals: Mapping[str, Mapping], predictor: Predictor, step: int | Non
         values, protocol = EVALUATORS[name](predictor, **_own(arguments))
         for metric, value in values.items():
             results[metric] = {
-                "value": value, "protocol": predictor.protocol | protocol, "step": predictor.step
+                "value": value,
+                "protocol": predictor.protocol | protocol,
+                "step": predictor.step,
             }
     return results

@@ -45,7 +45,9 @@ def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], di
         "codebook/used": int((counts > 0).sum()),
     }
     protocol = {
-        "codebook_size": len(counts), "split": predictor.eval_split, "num_tokens": int(counts.sum()),
+        "codebook_size": len(counts),
+        "split": predictor.eval_split,
+        "num_tokens": int(counts.sum()),
     }
     if predictor.facts.levels:
         histograms = codebook.level_histograms(counts, predictor.facts.levels)

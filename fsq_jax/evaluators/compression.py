@@ -20,6 +20,8 @@ def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], di
     losses, _ = validation.evaluate(predictor, limit)
     values = {"compression/bits_per_token": means["bits"] / means["num_tokens"]} | losses
     return values, {
-        "split": predictor.eval_split, "num_images": count, "stage_1": predictor.facts.stage_1,
-        "schedule": f"m2t, {min(12, predictor.facts.grid ** 2)} steps, alpha 2.2",
+        "split": predictor.eval_split,
+        "num_images": count,
+        "stage_1": predictor.facts.stage_1,
+        "schedule": f"m2t, {min(12, predictor.facts.grid**2)} steps, alpha 2.2",
     }

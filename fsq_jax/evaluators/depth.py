@@ -35,7 +35,10 @@ def evaluate(
         raise UserError(f"None of {blank} images has a depth between {min_depth} and {max_depth}.")
     values = {f"depth/{name}": float(np.mean([e[name] for e in errors])) for name in errors[0]}
     return values, {
-        "split": predictor.eval_split, "num_images": len(errors), "images_without_depth": blank,
-        "known_between": [min_depth, max_depth], "truth_size": list(truth_HW.shape),
+        "split": predictor.eval_split,
+        "num_images": len(errors),
+        "images_without_depth": blank,
+        "known_between": [min_depth, max_depth],
+        "truth_size": list(truth_HW.shape),
         "mean": "over images",
     }

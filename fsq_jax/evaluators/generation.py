@@ -41,9 +41,11 @@ def balance(num_samples: int, num_classes: int) -> str:
 def samples(predictor: Predictor, num_samples: int) -> Iterator[tuple[dict, dict]]:
     """(batch of labels, sampled "image" and "tokens"), on the mesh."""
     key = jax.random.key(predictor.seed)
-    labels = list(balanced_labels(
-        num_samples, predictor.facts.num_classes, predictor.batch_size, predictor.own_rows
-    ))
+    labels = list(
+        balanced_labels(
+            num_samples, predictor.facts.num_classes, predictor.batch_size, predictor.own_rows
+        )
+    )
     for i, batch in enumerate(tracked(labels, "  samples", predictor.batch_size)):
         batch = predictor.put(batch)
         yield batch, predictor.predict["sample"](predictor.state, batch, jax.random.fold_in(key, i))
@@ -70,8 +72,14 @@ def check(arguments: Mapping) -> int:
 
 
 def evaluate(
-    predictor: Predictor, features: str, num_samples: int = 0, reference_split: str = "train",
-    reference_limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
+    predictor: Predictor,
+    features: str,
+    num_samples: int = 0,
+    reference_split: str = "train",
+    reference_limit: int = 0,
+    reference: str = "",
+    protocol: str = "adm",
+    weights: str = "",
     published_reference: str = "",
 ) -> tuple[dict[str, float], dict]:
     """sampling/fid, sfid, inception_score, precision, recall of samples, as many of each class.
@@ -95,8 +103,11 @@ def evaluate(
     network = RunScorer(predictor, features, protocol, weights, every_metric=True)
     real = network.reference(reference_split, reference_limit, reference)
     values, record = network.measure(
-        sample_moments(predictor, network, num_samples), real, published_reference,
-        sampling=dict(predictor.facts.sampling), seed=predictor.seed,
+        sample_moments(predictor, network, num_samples),
+        real,
+        published_reference,
+        sampling=dict(predictor.facts.sampling),
+        seed=predictor.seed,
         class_balance=balance(num_samples, predictor.facts.num_classes),
     )
     record |= {"stage_1": predictor.facts.stage_1}

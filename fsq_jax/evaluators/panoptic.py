@@ -17,8 +17,8 @@ def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], di
     codes decode to: a bound for stage II.
 
     Args:
-      predictor: one whose "prediction" has "segments" [B,H,W,2], and whose data says which classes are
-        things.
+      predictor: one whose "prediction" has "segments" [B,H,W,2], and whose data says which
+        classes are things.
       limit: held-out images; 0 for all.
     """
     source = predictor.dataset(predictor.eval_split)
@@ -40,6 +40,9 @@ def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], di
         if not math.isnan(result["pq"]):  # no class of this kind occurs
             values |= {f"panoptic/{name}{suffix}": 100 * value for name, value in result.items()}
     return values, {
-        "split": predictor.eval_split, "num_images": count, "num_classes": len(names) - 1,
-        "num_things": len(things), "rules": "panopticapi",
+        "split": predictor.eval_split,
+        "num_images": count,
+        "num_classes": len(names) - 1,
+        "num_things": len(things),
+        "rules": "panopticapi",
     }

@@ -77,7 +77,10 @@ class Predictor:
         return sharding.put_batch(dict(batch), self.mesh)
 
     def outputs(
-        self, name: str, split: str | Dataset = "", limit: int = 0,
+        self,
+        name: str,
+        split: str | Dataset = "",
+        limit: int = 0,
         transform: Transform | None = None,
     ) -> Iterator[tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
         """(batch, outputs of `predict[name]`), both on the mesh, over a split (the held-out one)

@@ -9,8 +9,14 @@ from fsq_jax.metrics.image_quality import psnr, ssim
 
 
 def evaluate(
-    predictor: Predictor, features: str, reference_split: str = "train", reference_limit: int = 0,
-    limit: int = 0, reference: str = "", protocol: str = "adm", weights: str = "",
+    predictor: Predictor,
+    features: str,
+    reference_split: str = "train",
+    reference_limit: int = 0,
+    limit: int = 0,
+    reference: str = "",
+    protocol: str = "adm",
+    weights: str = "",
     published_reference: str = "",
 ) -> tuple[dict[str, float], dict]:
     """reconstruction/psnr (dB), reconstruction/ssim, reconstruction/fid (or fd_FEATURES).
@@ -27,10 +33,12 @@ def evaluate(
       published_reference: name of the file that published numbers are against; over Inception's
         features, metrics against another reference are called fid_own_reference and so on.
     """
-    quality = jax.jit(lambda images, reconstructions: {
-        "reconstruction/psnr": psnr(images, reconstructions),
-        "reconstruction/ssim": ssim(images, reconstructions),
-    })
+    quality = jax.jit(
+        lambda images, reconstructions: {
+            "reconstruction/psnr": psnr(images, reconstructions),
+            "reconstruction/ssim": ssim(images, reconstructions),
+        }
+    )
     network = RunScorer(predictor, features, protocol, weights) if features else None
     seen = network.no_images() if network else None
 

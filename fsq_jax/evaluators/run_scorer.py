@@ -54,7 +54,7 @@ _NO_REFERENCE = ("inception_score",)  # which sees no real images
 
 
 def check_reference(arguments: Mapping, every_metric: bool, mesh: Mesh, size: int) -> None:
-    """Raises a UserError where a reference's file isn't one for an evaluator's protocol and size."""
+    """Raises a UserError where a reference's file isn't of an evaluator's protocol and size."""
     protocol = _wanted(arguments["features"], arguments.get("protocol", "adm"), every_metric)
     scorer = Scorer(mesh, protocol, arguments.get("weights", ""))
     scorer.read_reference(arguments["reference"], (size, size))
@@ -66,7 +66,10 @@ def _wanted(network: str, protocol: str, every_metric: bool) -> protocols.Protoc
     if every_metric:
         return wanted
     return wanted.replace(
-        spatial=False, inception_score="", precision_recall=False, precision_images=0,
+        spatial=False,
+        inception_score="",
+        precision_recall=False,
+        precision_images=0,
         kernel_distance=False,
     )
 
@@ -86,7 +89,11 @@ class RunScorer:
     """
 
     def __init__(
-        self, predictor: Predictor, name: str, protocol: str = "adm", weights: str = "",
+        self,
+        predictor: Predictor,
+        name: str,
+        protocol: str = "adm",
+        weights: str = "",
         every_metric: bool = False,
     ):
         wanted = _wanted(name, protocol, every_metric)
@@ -159,7 +166,9 @@ class RunScorer:
         if not self._predictor.workdir:
             return ""
         facts = self._scorer.facts() | {
-            "data": origin.name, "split": origin.split, "limit": limit,
+            "data": origin.name,
+            "split": origin.split,
+            "limit": limit,
             "size": self._predictor.protocol.get("size"),
             "transform": self._predictor.protocol.get("transform"),
             # Of a folder to which images were added: another number of batches.
@@ -208,4 +217,3 @@ class RunScorer:
                 for name, value in values.items()
             }
         return values, dict(record)
-

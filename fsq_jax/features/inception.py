@@ -85,8 +85,13 @@ class Inception(nn.Module):
 
         def conv(width, kernel, stride=1, name=None, padding="SAME"):
             return nn.Conv(
-                width, kernel, (stride, stride), "VALID" if stride > 1 else padding,
-                dtype=compute, precision=precision, name=name,
+                width,
+                kernel,
+                (stride, stride),
+                "VALID" if stride > 1 else padding,
+                dtype=compute,
+                precision=precision,
+                name=name,
             )
 
         x = inputs_BHWC.astype(compute)
@@ -132,12 +137,15 @@ class _BlockA(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        return jnp.concatenate([
-            nn.relu(self.conv(64, (1, 1), name="branch1x1")(x_BHWC)),
-            _chain(self.conv, x_BHWC, "branch5x5", (48, (1, 1)), (64, (5, 5))),
-            _chain(self.conv, x_BHWC, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3))),
-            _pooled(self.conv(self.pool_width, (1, 1), name="branch_pool"), x_BHWC),
-        ], axis=-1)
+        return jnp.concatenate(
+            [
+                nn.relu(self.conv(64, (1, 1), name="branch1x1")(x_BHWC)),
+                _chain(self.conv, x_BHWC, "branch5x5", (48, (1, 1)), (64, (5, 5))),
+                _chain(self.conv, x_BHWC, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3))),
+                _pooled(self.conv(self.pool_width, (1, 1), name="branch_pool"), x_BHWC),
+            ],
+            axis=-1,
+        )
 
 
 class _BlockB(nn.Module):
@@ -145,11 +153,16 @@ class _BlockB(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        return jnp.concatenate([
-            nn.relu(self.conv(384, (3, 3), 2, "branch3x3")(x_BHWC)),
-            _chain(self.conv, x_BHWC, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3), 2)),
-            _max_pool(x_BHWC),
-        ], axis=-1)
+        return jnp.concatenate(
+            [
+                nn.relu(self.conv(384, (3, 3), 2, "branch3x3")(x_BHWC)),
+                _chain(
+                    self.conv, x_BHWC, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3), 2)
+                ),
+                _max_pool(x_BHWC),
+            ],
+            axis=-1,
+        )
 
 
 class _BlockC(nn.Module):
@@ -160,15 +173,24 @@ class _BlockC(nn.Module):
     def __call__(self, x_BHWC):
         c, row, column = self.width, (1, 7), (7, 1)
         first = nn.relu(self.conv(192, (1, 1), name="branch1x1")(x_BHWC))
-        return jnp.concatenate([
-            first,
-            _chain(self.conv, x_BHWC, "branch7x7", (c, (1, 1)), (c, row), (192, column)),
-            _chain(
-                self.conv, x_BHWC, "branch7x7dbl",
-                (c, (1, 1)), (c, column), (c, row), (c, column), (192, row),
-            ),
-            _pooled(self.conv(192, (1, 1), name="branch_pool"), x_BHWC),
-        ], axis=-1), first
+        return jnp.concatenate(
+            [
+                first,
+                _chain(self.conv, x_BHWC, "branch7x7", (c, (1, 1)), (c, row), (192, column)),
+                _chain(
+                    self.conv,
+                    x_BHWC,
+                    "branch7x7dbl",
+                    (c, (1, 1)),
+                    (c, column),
+                    (c, row),
+                    (c, column),
+                    (192, row),
+                ),
+                _pooled(self.conv(192, (1, 1), name="branch_pool"), x_BHWC),
+            ],
+            axis=-1,
+        ), first
 
 
 class _BlockD(nn.Module):
@@ -176,14 +198,22 @@ class _BlockD(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        return jnp.concatenate([
-            _chain(self.conv, x_BHWC, "branch3x3", (192, (1, 1)), (320, (3, 3), 2)),
-            _chain(
-                self.conv, x_BHWC, "branch7x7x3",
-                (192, (1, 1)), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2),
-            ),
-            _max_pool(x_BHWC),
-        ], axis=-1)
+        return jnp.concatenate(
+            [
+                _chain(self.conv, x_BHWC, "branch3x3", (192, (1, 1)), (320, (3, 3), 2)),
+                _chain(
+                    self.conv,
+                    x_BHWC,
+                    "branch7x7x3",
+                    (192, (1, 1)),
+                    (192, (1, 7)),
+                    (192, (7, 1)),
+                    (192, (3, 3), 2),
+                ),
+                _max_pool(x_BHWC),
+            ],
+            axis=-1,
+        )
 
 
 class _BlockE(nn.Module):
@@ -196,16 +226,23 @@ class _BlockE(nn.Module):
         single = _chain(self.conv, x_BHWC, "branch3x3", (384, (1, 1)))
         double = _chain(self.conv, x_BHWC, "branch3x3dbl", (448, (1, 1)), (384, (3, 3)))
         branch_pool = self.conv(192, (1, 1), name="branch_pool")
-        return jnp.concatenate([
-            nn.relu(self.conv(320, (1, 1), name="branch1x1")(x_BHWC)),
-            *(nn.relu(self.conv(384, k, name=f"branch3x3_2{s}")(single)) for s, k in split.items()),
-            *(
-                nn.relu(self.conv(384, k, name=f"branch3x3dbl_3{s}")(double))
-                for s, k in split.items()
-            ),
-            _pooled(branch_pool, x_BHWC) if self.pool == "average"
-            else nn.relu(branch_pool(_max_pool(x_BHWC, stride=1))),
-        ], axis=-1)
+        return jnp.concatenate(
+            [
+                nn.relu(self.conv(320, (1, 1), name="branch1x1")(x_BHWC)),
+                *(
+                    nn.relu(self.conv(384, k, name=f"branch3x3_2{s}")(single))
+                    for s, k in split.items()
+                ),
+                *(
+                    nn.relu(self.conv(384, k, name=f"branch3x3dbl_3{s}")(double))
+                    for s, k in split.items()
+                ),
+                _pooled(branch_pool, x_BHWC)
+                if self.pool == "average"
+                else nn.relu(branch_pool(_max_pool(x_BHWC, stride=1))),
+            ],
+            axis=-1,
+        )
 
 
 def _chain(conv, x_BHWC, name, *layers):

@@ -1,6 +1,7 @@
 """The Inception network of 2015-12-05 with its weights, from the files that people have.
 
-    python -m fsq_jax.features.inception_weights weights-inception-2015-12-05-6726825d.pth inception.npz
+    python -m fsq_jax.features.inception_weights \\
+        weights-inception-2015-12-05-6726825d.pth inception.npz
 
 writes the same arrays as .npz or .safetensors, with their checksum. The checksum is of the arrays,
 not of the file that holds them: weights that are equal have one, whichever file they come from.
@@ -39,8 +40,10 @@ def find_weights(path: str | Path | None = None) -> Path:
     chosen = path or os.environ.get(VARIABLE)
     if chosen and Path(chosen).is_file():
         return Path(chosen)
-    lead = f"There is no file of Inception's weights at {chosen}." if chosen else (
-        f"FID needs Inception's weights: give their path, or set {VARIABLE} to it."
+    lead = (
+        f"There is no file of Inception's weights at {chosen}."
+        if chosen
+        else (f"FID needs Inception's weights: give their path, or set {VARIABLE} to it.")
     )
     raise UserError(
         f"{lead} They are {FILES[0]} of torch-fidelity's release v0.2.0 on GitHub, or {FILES[1]} "
@@ -51,7 +54,10 @@ def find_weights(path: str | Path | None = None) -> Path:
 
 
 def load(
-    path: str | Path | None = None, *, resize: str = "tf1", scaling: str = "128",
+    path: str | Path | None = None,
+    *,
+    resize: str = "tf1",
+    scaling: str = "128",
     dtype: str = "float32",
 ) -> Network:
     """The network of the weights in a file, see `find_weights`.
@@ -78,9 +84,7 @@ def load(
         raise UserError(f"{path}: {error}") from None
 
 
-def load_random(
-    *, resize: str = "tf1", scaling: str = "128", dtype: str = "float32"
-) -> Network:
+def load_random(*, resize: str = "tf1", scaling: str = "128", dtype: str = "float32") -> Network:
     """What `load` gives, with random weights, for tests and benchmarks: no FID."""
     return _ready(random_state_dict(), resize, scaling, dtype)
 
@@ -99,8 +103,13 @@ def _ready(state, resize, scaling, dtype):
         return module.apply(variables, model.prepare(images_BHWC, resize, scaling))
 
     return Network(
-        apply, variables, RANDOM if digest == RANDOM_SHA256 else "inception", digest, resize,
-        model.POOL_FEATURES, {"scaling": scaling, "dtype": dtype},
+        apply,
+        variables,
+        RANDOM if digest == RANDOM_SHA256 else "inception",
+        digest,
+        resize,
+        model.POOL_FEATURES,
+        {"scaling": scaling, "dtype": dtype},
     )
 
 
@@ -141,7 +150,8 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     leaves = jax.tree.leaves_with_path(tree)
     return {
         ".".join(part.key for part in path[:-1]): leaf.shape
-        for path, leaf in leaves if path[-1].key == "kernel"
+        for path, leaf in leaves
+        if path[-1].key == "kernel"
     }
 
 
@@ -168,7 +178,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         state = torch_file.read_state_dict(path)
         stored = state.pop("sha256", None)
     state = {
-        name: np.asarray(array, np.float32) for name, array in state.items()
+        name: np.asarray(array, np.float32)
+        for name, array in state.items()
         if not name.endswith(".num_batches_tracked")
     }
     if bad := [name for name, array in state.items() if not np.isfinite(array).all()]:

@@ -1,6 +1,6 @@
 """Frozen feature networks by name, for Fréchet distances and for the perceptual loss.
 
-    B batch  H W image height, width  h w map height, width  C channels  F features
+B batch  H W image height, width  h w map height, width  C channels  F features
 """
 
 import dataclasses
@@ -104,9 +104,7 @@ def perceptual_shapes(name: str) -> Network:
 
 def _library(name: str):
     if name not in PERCEPTUAL:
-        raise UserError(
-            f"There is no perceptual network {name!r}{did_you_mean(name, PERCEPTUAL)}"
-        )
+        raise UserError(f"There is no perceptual network {name!r}{did_you_mean(name, PERCEPTUAL)}")
     return {"resnet50": resnet, "efficientnet": efficientnet}[name]
 
 

@@ -71,9 +71,7 @@ def _is_done(path: str, file: str) -> bool:
     return bool(load_results(path))
 
 
-def commands_left(
-    workdir: str, run: Run, wanted: bool
-) -> list[tuple[str, tuple[str, ...]]]:
+def commands_left(workdir: str, run: Run, wanted: bool) -> list[tuple[str, tuple[str, ...]]]:
     """The commands of a run that are not done.
 
     Args:

@@ -84,7 +84,8 @@ class Blocks:
     def merge(self, other: "Blocks") -> "Blocks":
         """Returns the blocks with the images of both."""
         return Blocks(
-            self.count_S + other.count_S, self.probability_SV + other.probability_SV,
+            self.count_S + other.count_S,
+            self.probability_SV + other.probability_SV,
             self.negative_entropy_S + other.negative_entropy_S,
         )
 

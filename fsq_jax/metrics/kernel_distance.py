@@ -18,8 +18,13 @@ from fsq_jax.runtime.user_error import UserError
 
 
 def kernel_distance(
-    first_NF: np.ndarray, second_NF: np.ndarray, *, num_subsets: int = 100,
-    subset_size: int = 1_000, seed: int = 2020, mesh: Mesh | None = None,
+    first_NF: np.ndarray,
+    second_NF: np.ndarray,
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1_000,
+    seed: int = 2020,
+    mesh: Mesh | None = None,
 ) -> tuple[float, float]:
     """Returns (mean, deviation) of the squared MMD over subsets, drawn as torch-fidelity does.
 
@@ -54,8 +59,9 @@ def kernel_distance(
     for start in range(0, num_subsets, mesh.size):
         some = chosen[start : start + mesh.size]
         some += some[:1] * (mesh.size - len(some))  # padding
-        pair = (sharding.put(np.stack([x[pick[i]] for pick in some]), split)
-                for i, x in enumerate(sets))
+        pair = (
+            sharding.put(np.stack([x[pick[i]] for pick in some]), split) for i, x in enumerate(sets)
+        )
         estimates.append(_squared_mmd(*map(np.float64, sharding.to_host(_kernel_sums(*pair)))))
     estimates = np.concatenate(estimates)[:num_subsets]
     return float(estimates.mean()), float(estimates.std())
@@ -68,11 +74,11 @@ def _kernel_sums(x_SNF, y_SNF):
     c, the mean between the sets, drops out of the distance; without it sums of numbers that are
     nearly equal would leave few digits of their differences.
     """
-    product = functools.partial(
-        jnp.einsum, "snf,smf->snm", precision=jax.lax.Precision.HIGHEST
-    )
-    kernels = [(product(a, b) / a.shape[-1] + 1) ** 3
-               for a, b in ((x_SNF, x_SNF), (y_SNF, y_SNF), (x_SNF, y_SNF))]
+    product = functools.partial(jnp.einsum, "snf,smf->snm", precision=jax.lax.Precision.HIGHEST)
+    kernels = [
+        (product(a, b) / a.shape[-1] + 1) ** 3
+        for a, b in ((x_SNF, x_SNF), (y_SNF, y_SNF), (x_SNF, y_SNF))
+    ]
     centre = kernels[2].mean(axis=(1, 2), keepdims=True)
     same = jnp.eye(x_SNF.shape[1], dtype=bool)
     within = [jnp.where(same, 0, kernel - centre).sum(axis=2) for kernel in kernels[:2]]

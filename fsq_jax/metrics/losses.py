@@ -70,9 +70,7 @@ def lecam_init() -> LecamState:
     return LecamState(real=jnp.zeros((), jnp.float32), fake=jnp.zeros((), jnp.float32))
 
 
-def lecam(
-    real_logits_B: jax.Array, fake_logits_B: jax.Array, state: LecamState
-) -> jax.Array:
+def lecam(real_logits_B: jax.Array, fake_logits_B: jax.Array, state: LecamState) -> jax.Array:
     """Returns the LeCam regulariser of each example, [B].
 
     Tseng et al. (2021), with the rectification of their code: relu(D(real) - mean_fake)^2 +

@@ -113,9 +113,9 @@ def _count(prediction, truth, crowd, num_classes: int) -> PanopticQuality:
     class_P, _, number_P = _segments(prediction)
     class_T, instance_T, number_T = _segments(truth)
     shape = len(class_T), len(class_P)
-    shared_TP = np.bincount(
-        number_T * shape[1] + number_P, minlength=shape[0] * shape[1]
-    ).reshape(shape)
+    shared_TP = np.bincount(number_T * shape[1] + number_P, minlength=shape[0] * shape[1]).reshape(
+        shape
+    )
     is_crowd_T = np.isin(instance_T, np.asarray(crowd, np.int64)) & (class_T > 0)
     area_P, area_T = shared_TP.sum(axis=0), shared_TP.sum(axis=1)
 

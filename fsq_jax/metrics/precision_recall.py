@@ -23,7 +23,11 @@ _EPS = 4e-6  # what rounding leaves of a zero distance, beside the squared norms
 
 
 def precision_recall(
-    samples_NF: np.ndarray, reference_MF: np.ndarray, *, k: int = 3, block: int = 2_048,
+    samples_NF: np.ndarray,
+    reference_MF: np.ndarray,
+    *,
+    k: int = 3,
+    block: int = 2_048,
     mesh: Mesh | None = None,
 ) -> tuple[float, float]:
     """Returns (precision, recall), both from 0 to 1.

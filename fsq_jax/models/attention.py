@@ -76,7 +76,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, mask_shape=None) -
 def resolve(
     implementation: str, dtype, head_dim: int, dropout_rate: float = 0.0, joined: bool = False
 ) -> str:
-    """"fused", "cudnn" or "xla": what "auto" means for these values on the default device.
+    """ "fused", "cudnn" or "xla": what "auto" means for these values on the default device.
 
     joined: whether it is for `self_attention`.
     Raises UserError for an unknown name and for values that cuDNN or our kernels cannot take.

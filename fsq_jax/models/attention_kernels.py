@@ -82,7 +82,11 @@ def backward(qkv_BL3HD, grad_BLHD, sums_BHL, along_BHL, *masks, settings: Settin
         functools.partial(_backward_kernel, settings=settings, width=width, rows=length),
         grid=(settings.num_programs, heads, batch),
         in_specs=[
-            *sides, _out_spec(settings, width), row, row, *[_keep_spec(settings)] * len(masks)
+            *sides,
+            _out_spec(settings, width),
+            row,
+            row,
+            *[_keep_spec(settings)] * len(masks),
         ],
         out_specs=[pl.BlockSpec(all_sides, lambda i, h, b: (b, 0, 0, h, 0))],
         out_shape=[jax.ShapeDtypeStruct(qkv_BL3HD.shape, qkv_BL3HD.dtype)],
@@ -178,9 +182,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, *refs, settings, width, rows):
         out_QD = out_QD * (settings.kept / sum_Q)[:, None]
         mask = _tile_mask(start, size, rows, width)
         out_QD = jnp.where(_tile_mask(start, size, length, width), out_QD, 0.0)
-        plgpu.store(
-            out_ref.at[pl.ds(start, size), :], out_QD.astype(out_ref.dtype), mask=mask
-        )
+        plgpu.store(out_ref.at[pl.ds(start, size), :], out_QD.astype(out_ref.dtype), mask=mask)
         token_Q = start + jnp.arange(size)
         # In base two, as the backward pass takes it.
         plgpu.store(

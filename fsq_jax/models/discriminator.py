@@ -1,6 +1,6 @@
 """The critic of MaskGIT stage I: StyleGAN2-like, with blurred resampling.
 
-    B batch  H W image height, width  C width
+B batch  H W image height, width  C width
 """
 
 import math
@@ -58,8 +58,9 @@ class ResBlock(nn.Module):
     def __call__(self, x_BHWC):
         def conv(width, size, use_bias=True):
             init = nn.initializers.xavier_uniform()
-            return nn.Conv(width, (size, size), use_bias=use_bias, dtype=self.dtype,
-                           kernel_init=init)
+            return nn.Conv(
+                width, (size, size), use_bias=use_bias, dtype=self.dtype, kernel_init=init
+            )
 
         def pool(x):
             return blur_pool(x) if self.blur else nn.avg_pool(x, (2, 2), (2, 2))

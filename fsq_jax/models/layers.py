@@ -34,9 +34,7 @@ def _lookup_fwd(table_VD, ids_BL, dtype):
 def _lookup_bwd(dtype, residuals, grad_BLD):
     ids_BL, vocab_size = residuals
     one_hot_BLV = jax.nn.one_hot(ids_BL, vocab_size, dtype=dtype)
-    grad_VD = jnp.einsum(
-        "blv,bld->vd", one_hot_BLV, grad_BLD, preferred_element_type=jnp.float32
-    )
+    grad_VD = jnp.einsum("blv,bld->vd", one_hot_BLV, grad_BLD, preferred_element_type=jnp.float32)
     return grad_VD, None
 
 

@@ -71,9 +71,7 @@ class LabelAutoencoder(nn.Module):
     def __post_init__(self):
         object.__setattr__(self, "kinds", FrozenDict(self.kinds))  # can be hashed
         if self.code_dropout not in CODE_DROPOUTS:
-            raise UserError(
-                f"code_dropout is one of {CODE_DROPOUTS}, got {self.code_dropout!r}."
-            )
+            raise UserError(f"code_dropout is one of {CODE_DROPOUTS}, got {self.code_dropout!r}.")
         super().__post_init__()
 
     def setup(self):

@@ -100,7 +100,9 @@ class MultiHeadAttention(nn.Module):
         if self.width % self.num_heads:
             raise UserError(f"width={self.width} is no multiple of num_heads={self.num_heads}.")
         heads = (self.num_heads, self.width // self.num_heads)
-        values: dict[str, Any] = dict(use_bias=self.use_bias, kernel_init=self.initializer, dtype=self.dtype)
+        values: dict[str, Any] = dict(
+            use_bias=self.use_bias, kernel_init=self.initializer, dtype=self.dtype
+        )
         self.query = Dense(heads, **values)
         self.key = Dense(heads, **values)
         self.value = Dense(heads, **values)
@@ -166,7 +168,7 @@ class Encoder(nn.Module):
     def __call__(self, x_BLD):
         block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         for i in range(self.depth):
-            x_BLD = block(
-                self.num_heads, self.mlp_dim, dtype=self.dtype, name=f"encoderblock_{i}"
-            )(x_BLD)
+            x_BLD = block(self.num_heads, self.mlp_dim, dtype=self.dtype, name=f"encoderblock_{i}")(
+                x_BLD
+            )
         return LayerNorm(LN_EPSILON, name="encoder_norm")(x_BLD)

@@ -52,8 +52,9 @@ class InitialWeights:
             log(self.text())
             write_json(os.path.join(workdir, "init_from.json"), self.record())
         name = _trained_network(state.params, state.ema_params)
-        params = self._placed("params", *(s.params[name] if name else s.params
-                                          for s in (state, shardings)))
+        params = self._placed(
+            "params", *(s.params[name] if name else s.params for s in (state, shardings))
+        )
         return state.replace(
             params={**state.params, name: params} if name else params,
             ema_params=self._placed("params", state.ema_params, shardings.ema_params),
@@ -66,8 +67,11 @@ class InitialWeights:
     def record(self) -> dict:
         """The same as plain values."""
         return {
-            "path": self.path, "fingerprint": self.fingerprint, "taken": sorted(self.taken),
-            "new": dict(self.new), "left_over": dict(self.left_over),
+            "path": self.path,
+            "fingerprint": self.fingerprint,
+            "taken": sorted(self.taken),
+            "new": dict(self.new),
+            "left_over": dict(self.left_over),
         }
 
     def text(self) -> str:
@@ -94,13 +98,17 @@ def load(shapes: PyTree, path: str) -> InitialWeights:
     """What a run takes with the weights at a path: see `weights.load`, and `fit`."""
     loaded = weights.load(path)
     variables = loaded.variables
-    if parameter_trees.identify(loaded.params) == "vit":  # a part of UViM's stage II, by other names
+    if (
+        parameter_trees.identify(loaded.params) == "vit"
+    ):  # a part of UViM's stage II, by other names
         encoder = vit.image_encoder(path, loaded.params, shapes.ema_params)
         variables = {"params": encoder}
     return fit(shapes, variables, path, loaded.fingerprint)
 
 
-def fit(shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: str) -> InitialWeights:
+def fit(
+    shapes: PyTree, loaded: Mapping[str, PyTree], path: str, fingerprint: str
+) -> InitialWeights:
     """What a run takes with weights that were loaded.
 
     Args:

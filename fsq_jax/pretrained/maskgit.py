@@ -1,11 +1,11 @@
 """MaskGIT's checkpoints as the models that are trained here; every size is read from the shapes.
 
-    tok = load_maskgit_tokenizer("tokenizer_imagenet256_checkpoint")
-    mg = load_maskgit_transformer("maskgit_imagenet256_checkpoint")
-    indices_Bhw = tok.encode(images_BHWC);  images_BHWC = tok.decode(indices_Bhw)
-    logits_BLV = mg.logits(tokens_BL)
+tok = load_maskgit_tokenizer("tokenizer_imagenet256_checkpoint")
+mg = load_maskgit_transformer("maskgit_imagenet256_checkpoint")
+indices_Bhw = tok.encode(images_BHWC);  images_BHWC = tok.decode(indices_Bhw)
+logits_BLV = mg.logits(tokens_BL)
 
-    B batch  H W image height, width  h w token grid  L tokens, the class first  V vocabulary
+B batch  H W image height, width  h w token grid  L tokens, the class first  V vocabulary
 """
 
 import dataclasses
@@ -121,7 +121,9 @@ def load_maskgit_transformer(path: str, codebook_size: int = 0) -> PretrainedTra
         num_positions=config.num_positions,
         **config.model,
     )
-    parameter_trees.check_shapes(path, model, params, jnp.zeros((1, model.num_positions), jnp.int32))
+    parameter_trees.check_shapes(
+        path, model, params, jnp.zeros((1, model.num_positions), jnp.int32)
+    )
     return PretrainedTransformer(
         model, _on_device(params), config.codebook_size, config.num_classes
     )
@@ -141,11 +143,13 @@ def tokenizer_config(
     Arguments and errors are those of `load_maskgit_tokenizer`.
     """
     parameter_trees.expect(path, params, "maskgit_tokenizer")
-    config = ml_collections.ConfigDict({
-        "stage": "maskgit_tokenizer",
-        "model": _tokenizer_sizes(path, params) | {"num_groups": num_groups},
-        "quantizer": {"name": "fsq", "levels": tuple(levels)},
-    })
+    config = ml_collections.ConfigDict(
+        {
+            "stage": "maskgit_tokenizer",
+            "model": _tokenizer_sizes(path, params) | {"num_groups": num_groups},
+            "quantizer": {"name": "fsq", "levels": tuple(levels)},
+        }
+    )
     channels = np.shape(params["encoder"]["Conv_1"]["kernel"])[-1]
     if "quantizer" in params:
         if levels:
@@ -224,19 +228,21 @@ def transformer_config(
         raise UserError(
             f"{path}: {num_positions} positions are not a class and a square of tokens."
         )
-    return ml_collections.ConfigDict({
-        "stage": "maskgit_transformer",
-        "model": {
-            "width": width,
-            "depth": sum(name.startswith("TransformerLayer_") for name in params),
-            "num_heads": np.shape(layer["Attention_0"]["self_attention"]["query"]["kernel"])[1],
-            "mlp_dim": np.shape(layer["Mlp_0"]["intermediate_output"]["kernel"])[1],
-            "dtype": "float32",
-        },
-        "num_positions": num_positions,
-        "codebook_size": codebook_size,
-        "num_classes": rows - 1 - codebook_size,
-    })
+    return ml_collections.ConfigDict(
+        {
+            "stage": "maskgit_transformer",
+            "model": {
+                "width": width,
+                "depth": sum(name.startswith("TransformerLayer_") for name in params),
+                "num_heads": np.shape(layer["Attention_0"]["self_attention"]["query"]["kernel"])[1],
+                "mlp_dim": np.shape(layer["Mlp_0"]["intermediate_output"]["kernel"])[1],
+                "dtype": "float32",
+            },
+            "num_positions": num_positions,
+            "codebook_size": codebook_size,
+            "num_classes": rows - 1 - codebook_size,
+        }
+    )
 
 
 def _on_device(params: PyTree) -> PyTree:

@@ -25,7 +25,9 @@ LAYOUTS = {
 def identify(params: Mapping) -> str | None:
     """The layout of a tree of parameters, a key of `LAYOUTS`; None for another network's."""
     names = set(params) | {
-        f"{key}/{part}" for key, tree in params.items() if isinstance(tree, Mapping)
+        f"{key}/{part}"
+        for key, tree in params.items()
+        if isinstance(tree, Mapping)
         for part in tree
     }
     return next((layout for layout, (_, marks) in LAYOUTS.items() if marks <= names), None)

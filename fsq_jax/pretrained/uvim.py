@@ -2,8 +2,10 @@
 
     base = load_uvim_base("depth_stageI_params.npz")
     lm = load_uvim_lm("depth_stageII_params.npz")
-    indices_BN = base.encode({"depth": bins_BPX}, image_BHWC);  logits = base.decode(indices_BN, image)
-    logits_BNV = lm.logits(image_BHWC, indices_BN);  indices_BN = lm.decode(image_BHWC)
+    indices_BN = base.encode({"depth": bins_BPX}, image_BHWC)
+    logits = base.decode(indices_BN, image_BHWC)
+    logits_BNV = lm.logits(image_BHWC, indices_BN)
+    indices_BN = lm.decode(image_BHWC)
 
 Images are in [-1, 1] and of the size that the positions in the file are for.
 
@@ -135,7 +137,10 @@ def load_uvim_lm(path: str) -> PretrainedLanguageModel:
 
 @parameter_trees.named_arrays
 def base_config(
-    path: str, params: Mapping, state: Mapping | None = None, code_side: int = 0,
+    path: str,
+    params: Mapping,
+    state: Mapping | None = None,
+    code_side: int = 0,
     levels: tuple[int, ...] = (),
 ) -> ml_collections.ConfigDict:
     """The stage, task, model, quantizer and image size of a label autoencoder's config.
@@ -157,21 +162,23 @@ def base_config(
     kinds, patch = _kinds_and_patch(path, params)
     num_patches = np.shape(params["pos_embedding_encoder"])[1]
     side = _square(path, "the image", num_patches)
-    config = ml_collections.ConfigDict({
-        "stage": "uvim_base",
-        "task": _task(path, kinds),
-        "model": {
-            "patch": patch,
-            "encoder_depth": _count(params["encoder"], "encoderblock_"),
-            "decoder_depth": _count(params["decoder"], "encoderblock_"),
-            **_block_sizes(params["encoder"]),
-            "code_side": code_side or max(1, side // 2),
-            "encoder_context": "ctx_enc_embedding" in params,
-            "decoder_context": "ctx_dec_embedding" in params,
-        },
-        "quantizer": _quantizer(path, params, state, levels),
-        "data": {"size": side * patch},
-    })
+    config = ml_collections.ConfigDict(
+        {
+            "stage": "uvim_base",
+            "task": _task(path, kinds),
+            "model": {
+                "patch": patch,
+                "encoder_depth": _count(params["encoder"], "encoderblock_"),
+                "decoder_depth": _count(params["decoder"], "encoderblock_"),
+                **_block_sizes(params["encoder"]),
+                "code_side": code_side or max(1, side // 2),
+                "encoder_context": "ctx_enc_embedding" in params,
+                "decoder_context": "ctx_dec_embedding" in params,
+            },
+            "quantizer": _quantizer(path, params, state, levels),
+            "data": {"size": side * patch},
+        }
+    )
     model = _base_model(config)
     shape = (1, num_patches, *((3,) if model.real else ()), patch**2)
     labels = dict.fromkeys(model.kinds, jnp.zeros(shape, jnp.int32))
@@ -188,18 +195,20 @@ def lm_config(path: str, params: Mapping) -> ml_collections.ConfigDict:
     parameter_trees.expect(path, params, "uvim_lm")
     patch = np.shape(params["EmbedPatches"]["kernel"])[0]
     num_patches = np.shape(params["pos_embedding_encoder"])[1]
-    config = ml_collections.ConfigDict({
-        "stage": "uvim_lm",
-        "model": {
-            "patch": patch,
-            "encoder_depth": _count(params["encoder"], "encoderblock_"),
-            "decoder_depth": _count(params["decoder"], "EncDecBlock"),
-            **_block_sizes(params["encoder"]),
-        },
-        "vocab_size": np.shape(params["decoder"]["EmbedTargets"]["embedding"])[0],
-        "num_codes": np.shape(params["pos_embedding_decoder"])[1],
-        "data": {"size": patch * _square(path, "the image", num_patches)},
-    })
+    config = ml_collections.ConfigDict(
+        {
+            "stage": "uvim_lm",
+            "model": {
+                "patch": patch,
+                "encoder_depth": _count(params["encoder"], "encoderblock_"),
+                "decoder_depth": _count(params["decoder"], "EncDecBlock"),
+                **_block_sizes(params["encoder"]),
+            },
+            "vocab_size": np.shape(params["decoder"]["EmbedTargets"]["embedding"])[0],
+            "num_codes": np.shape(params["pos_embedding_decoder"])[1],
+            "data": {"size": patch * _square(path, "the image", num_patches)},
+        }
+    )
     indices = jnp.zeros((1, config.num_codes), jnp.int32)
     parameter_trees.check_shapes(path, _lm_model(config), params, _image(config), indices)
     return config
@@ -223,7 +232,8 @@ def _kinds_and_patch(path, params) -> tuple[dict[str, int], int]:
     """({label kind: channels}, pixels along the side of a patch), from the heads."""
     heads = {
         name.removeprefix("head_"): np.shape(head["kernel"])
-        for name, head in params.items() if name.startswith("head_")
+        for name, head in params.items()
+        if name.startswith("head_")
     }
     pixels = {shape[2] for shape in heads.values()}
     if len(pixels) != 1:
@@ -240,8 +250,10 @@ def _task(path: str, kinds: Mapping[str, int]) -> dict:
         return {"name": "colorization"}
     if set(kinds) == {"semantics", "instances"}:
         return {
-            "name": "panoptic", "num_semantics": kinds["semantics"],
-            "num_instances": kinds["instances"], "min_fraction": 0.0,
+            "name": "panoptic",
+            "num_semantics": kinds["semantics"],
+            "num_instances": kinds["instances"],
+            "min_fraction": 0.0,
         }
     raise UserError(f"{path} codes labels {sorted(kinds)}, which no task here has.")
 
@@ -268,9 +280,7 @@ def _quantizer(path, params, state, levels) -> dict:
 
 def _block_sizes(encoder: Mapping) -> dict[str, int]:
     block = encoder["encoderblock_0"]
-    width, num_heads, _ = np.shape(
-        block["MultiHeadDotProductAttention_0"]["query"]["kernel"]
-    )
+    width, num_heads, _ = np.shape(block["MultiHeadDotProductAttention_0"]["query"]["kernel"])
     mlp_dim = np.shape(block["MlpBlock_0"]["Dense_0"]["kernel"])[1]
     return {"width": width, "num_heads": num_heads, "mlp_dim": mlp_dim}
 

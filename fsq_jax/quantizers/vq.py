@@ -209,9 +209,7 @@ class EMAVectorQuantizer(nn.Module):
     def after_step(self, state, batch, key):
         """Returns the variables of "codebook_state" after a step, of those before it and of the
         sum of what its calls left in "codebook_batch"; `key` draws the splitting's noise."""
-        return running_codebook.after_step(
-            state, batch, self.momentum, self.split_threshold, key
-        )
+        return running_codebook.after_step(state, batch, self.momentum, self.split_threshold, key)
 
     def _learn(self, chosen_NK: jax.Array, z_ND: jax.Array) -> None:
         if not (self.is_mutable_collection(BATCH) or self.is_mutable_collection(STATE)):

@@ -59,7 +59,10 @@ def bits_of_models(predictor: Predictor) -> dict[str, float]:
 
 
 def page(
-    counts_CK: np.ndarray, class_names: Sequence[str], predictor: Predictor, bits: Mapping[str, float]
+    counts_CK: np.ndarray,
+    class_names: Sequence[str],
+    predictor: Predictor,
+    bits: Mapping[str, float],
 ) -> str:
     """The page as HTML.
 
@@ -72,16 +75,21 @@ def page(
     counts_K, levels = counts_CK.sum(axis=0), tuple(predictor.facts.levels)
     name = "FSQ" if levels else "codebook"
     measured = dict(predictor.protocol) | {
-        "step": predictor.step, "split": predictor.eval_split, "num_tokens": int(counts_K.sum())
+        "step": predictor.step,
+        "split": predictor.eval_split,
+        "num_tokens": int(counts_K.sum()),
     }
     rows = [(key, str(value)) for key, value in protocols.flat(measured).items()]
-    return html.page(f"Codes of {predictor.workdir}", {
-        "In short": [summary_table(counts_K, levels, bits)],
-        "Frequencies": [html.codes_figure({name: counts_K}, levels, name)],
-        "Dead codes": [dead_codes(counts_K)],
-        "Classes": [classes_table(counts_CK, class_names)],
-        "How it was measured": [html.Table(("", ""), rows)],
-    })
+    return html.page(
+        f"Codes of {predictor.workdir}",
+        {
+            "In short": [summary_table(counts_K, levels, bits)],
+            "Frequencies": [html.codes_figure({name: counts_K}, levels, name)],
+            "Dead codes": [dead_codes(counts_K)],
+            "Classes": [classes_table(counts_CK, class_names)],
+            "How it was measured": [html.Table(("", ""), rows)],
+        },
+    )
 
 
 def summary_table(
@@ -126,8 +134,11 @@ def classes_table(counts_CK: np.ndarray, class_names: Sequence[str]) -> html.Tab
         caption += f"; shown are the {_CLASSES // 2} narrowest and the {_CLASSES // 2} widest"
     rows = [
         (
-            class_names[c], f"{counts_CK[c].sum()}", f"{codebook.usage(counts_CK[c]):.1%}",
-            f"{perplexity[c]:.1f}", f"{counts_CK[c].argmax()}",
+            class_names[c],
+            f"{counts_CK[c].sum()}",
+            f"{codebook.usage(counts_CK[c]):.1%}",
+            f"{perplexity[c]:.1f}",
+            f"{counts_CK[c].argmax()}",
         )
         for c in order
     ]

@@ -18,13 +18,13 @@ READING = {
     "safetensors": "`model.safetensors` holds every array under its path, and the config, the "
     "results and this card in its metadata. `python -m fsq_jax.evaluate --workdir=FILE` and "
     "`--config.init_from=FILE` read it.",
-    "msgpack": "`model.msgpack` is `{{\"params\": tree}}` as flax's `msgpack_restore` reads it, in "
+    "msgpack": '`model.msgpack` is `{{"params": tree}}` as flax\'s `msgpack_restore` reads it, in '
     "the layout of MaskGIT's checkpoints. {unsaid}",
     "npz": "`model.npz` holds arrays whose keys are paths, `params/...` and `state/...`, in the "
     "layout of UViM's checkpoints.",
     "jax-export": "Each `.jax` file is one function with its weights, for CPU, CUDA and TPU and "
     "any batch size. JAX and flatbuffers read it (`pip install jax flatbuffers`): "
-    "`jax.export.deserialize(open(FILE, \"rb\").read()).call(x)`.",
+    '`jax.export.deserialize(open(FILE, "rb").read()).call(x)`.',
 }
 
 
@@ -95,13 +95,15 @@ def facts_for_hub(
             entry = {"name": name, "type": name, "value": round(float(result["value"]), 6)}
             measured.setdefault(name.split("/")[0], []).append(entry)
         data = {"name": config.data.source, "type": config.data.source}
-        known["model-index"] = [{
-            "name": TITLES.get(config.stage, config.stage),
-            "results": [
-                {"task": {"type": task}, "dataset": dict(data), "metrics": metrics}
-                for task, metrics in measured.items()
-            ],
-        }]
+        known["model-index"] = [
+            {
+                "name": TITLES.get(config.stage, config.stage),
+                "results": [
+                    {"task": {"type": task}, "dataset": dict(data), "metrics": metrics}
+                    for task, metrics in measured.items()
+                ],
+            }
+        ]
     return known | {hub.SECTION: section | {"files": dict(checksums)}}
 
 

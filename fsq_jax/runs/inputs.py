@@ -14,7 +14,11 @@ from fsq_jax.data.open import open_dataset
 def open_split(data: Mapping, split: str, features: Sequence[str] = ()) -> Dataset:
     """A split of the data set of `config.data`; a cache keeps `features`, too."""
     return open_dataset(
-        data["source"], split, data["size"], data_dir=data["data_dir"], cache=data["cache"],
+        data["source"],
+        split,
+        data["size"],
+        data_dir=data["data_dir"],
+        cache=data["cache"],
         features=features,
     )
 
@@ -73,7 +77,10 @@ def _training(config) -> tuple[Dataset, transforms.Transform, tuple[str, ...]]:
 
 
 def eval_batches(
-    config, split: str | Dataset, limit: int = 0, transform: transforms.Transform | None = None,
+    config,
+    split: str | Dataset,
+    limit: int = 0,
+    transform: transforms.Transform | None = None,
     rows: int = 0,
 ) -> pipeline.EvalBatches:
     """This host's batches of a split, each record once, as it is (no augmentation).

@@ -53,7 +53,9 @@ def load(
     replicated = sharding.replicated(mesh)
     updates: Any = np.int32(loaded.step)
     state = TrainState(
-        step=updates, params=None, opt_state=None,
+        step=updates,
+        params=None,
+        opt_state=None,
         ema_params=sharding.put(loaded.params, replicated),
         model_state=sharding.put(loaded.model_state, replicated),
         frozen=sharding.put(stage.frozen, replicated),
@@ -67,7 +69,12 @@ def load(
 
 
 def of_state(
-    config, stage: Stage, predict: Mapping, state: TrainState, mesh, workdir: str,
+    config,
+    stage: Stage,
+    predict: Mapping,
+    state: TrainState,
+    mesh,
+    workdir: str,
     source: Mapping | None = None,
 ) -> Predictor:
     """The predictor of a state on the devices; `source` goes into the protocol of its results."""
@@ -77,19 +84,27 @@ def of_state(
         predict=predict,
         state=state,
         batches=lambda split, limit, transform=None: inputs.eval_batches(
-            config, split, limit or config.data.eval_limit, transform,
+            config,
+            split,
+            limit or config.data.eval_limit,
+            transform,
             sharding.padded(config.eval_batch_size, mesh),
         ),
         dataset=lambda split: inputs.eval_dataset(config, split),
         mesh=mesh,
         protocol={
-            "data": config.data.source, "size": config.data.size,
+            "data": config.data.source,
+            "size": config.data.size,
             "transform": config.data.transform,
-            "eval_split": config.data.eval_split, "train_split": config.data.train_split,
-            "seed": config.seed, "weights": "ema" if config.ema_decay else "latest",
-            "device": jax.devices()[0].device_kind, "jax": jax.__version__,
+            "eval_split": config.data.eval_split,
+            "train_split": config.data.train_split,
+            "seed": config.seed,
+            "weights": "ema" if config.ema_decay else "latest",
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
             "python": platform.python_version(),
-        } | dict(source or {}),
+        }
+        | dict(source or {}),
         seed=config.seed,
         step=int(state.step),
         workdir=workdir,

@@ -39,7 +39,9 @@ def config_of(
 def _maskgit_tokenizer(loaded, stage_1, overrides):
     del stage_1
     known = maskgit.tokenizer_config(
-        loaded.path, loaded.params, tuple(overrides.get("quantizer.levels", ())),
+        loaded.path,
+        loaded.params,
+        tuple(overrides.get("quantizer.levels", ())),
         overrides.get("model.num_groups", 32),
     )
     config = _with(maskgit_tokenizer.get_config("scale=paper"), known)
@@ -62,7 +64,9 @@ def _maskgit_transformer(loaded, stage_1, overrides):
 def _uvim_base(loaded, stage_1, overrides):
     del stage_1
     known = uvim.base_config(
-        loaded.path, loaded.params, loaded.model_state.get("codebook_state"),
+        loaded.path,
+        loaded.params,
+        loaded.model_state.get("codebook_state"),
         levels=tuple(overrides.get("quantizer.levels", ())),
     )
     config = _with(uvim_base.get_config(f"scale=paper,task={known.task.name}"), known)
@@ -79,8 +83,10 @@ def _uvim_lm(loaded, stage_1, overrides):
 
 
 _CONFIGS = {
-    "maskgit_tokenizer": _maskgit_tokenizer, "maskgit_transformer": _maskgit_transformer,
-    "uvim_base": _uvim_base, "uvim_lm": _uvim_lm,
+    "maskgit_tokenizer": _maskgit_tokenizer,
+    "maskgit_transformer": _maskgit_transformer,
+    "uvim_base": _uvim_base,
+    "uvim_lm": _uvim_lm,
 }
 
 
@@ -97,7 +103,8 @@ def _with(config, known) -> ml_collections.ConfigDict:
 def _reading(config, stage_1: Stage1) -> ml_collections.ConfigDict:
     """The config of a stage II that reads this stage I."""
     config.stage_1.update(
-        workdir=stage_1.path, model=stage_1.config.model.to_dict(),
+        workdir=stage_1.path,
+        model=stage_1.config.model.to_dict(),
         quantizer=stage_1.config.quantizer.to_dict(),
     )
     return config

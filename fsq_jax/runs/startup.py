@@ -118,12 +118,26 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     frozen_shardings = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen_shardings))
     update = jax.jit(
-        stage.update, donate_argnums=0, compiler_options=compiler_options(),
+        stage.update,
+        donate_argnums=0,
+        compiler_options=compiler_options(),
         out_shardings=(shardings.replace(frozen=frozen_shardings), sharding.replicated(mesh)),
     )
     training = Training(
-        config, workdir, stage, mesh, key, first, state, update, compiled(stage), batches, batch,
-        checkpoints, watch, resources,
+        config,
+        workdir,
+        stage,
+        mesh,
+        key,
+        first,
+        state,
+        update,
+        compiled(stage),
+        batches,
+        batch,
+        checkpoints,
+        watch,
+        resources,
     )
     if 0 < first < config.steps:
         training.next_batch()

@@ -68,9 +68,7 @@ def _takes_keys(eqn) -> bool:
     """Whether an equation makes draws or keys from keys."""
     name = eqn.primitive.name
     known = name.startswith("random_") or name in _PICKS or _is_jit(eqn)
-    return known and any(
-        jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.invars
-    )
+    return known and any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.invars)
 
 
 def _kind(eqn) -> tuple:

@@ -1,8 +1,8 @@
 """A run's checkpoints on disk. The only file that knows Orbax.
 
-    WORKDIR/checkpoints/STEP/                  state and position in the data, whole or not at all
-    WORKDIR/checkpoints/STEP/manifest.json     checksums of these files, and the metrics
-    WORKDIR/checkpoints/STEP.damaged/          one that could not be read, set aside
+WORKDIR/checkpoints/STEP/                  state and position in the data, whole or not at all
+WORKDIR/checkpoints/STEP/manifest.json     checksums of these files, and the metrics
+WORKDIR/checkpoints/STEP.damaged/          one that could not be read, set aside
 """
 
 import contextlib
@@ -295,5 +295,3 @@ def _abstract(leaf, sharding) -> jax.ShapeDtypeStruct:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-
-

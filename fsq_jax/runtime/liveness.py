@@ -37,7 +37,9 @@ class Watch:
         self._folder = os.path.join(os.path.abspath(workdir), "processes")
         self._how_to_go_on = how_to_go_on
         self._closed, self._ending = threading.Event(), threading.Lock()
-        self._seen: dict[int, tuple[str | None, float]] = {}  # process -> (its counter, when that was new)
+        self._seen: dict[
+            int, tuple[str | None, float]
+        ] = {}  # process -> (its counter, when that was new)
         if jax.process_count() == 1:
             return
         os.makedirs(self._folder, exist_ok=True)

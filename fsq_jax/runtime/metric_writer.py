@@ -34,7 +34,11 @@ class MetricWriter:
     """
 
     def __init__(
-        self, workdir: str, *, step: int = 0, active: bool = True,
+        self,
+        workdir: str,
+        *,
+        step: int = 0,
+        active: bool = True,
         config: Mapping[str, Any] | None = None,
     ):
         self._active = active

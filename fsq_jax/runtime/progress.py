@@ -36,7 +36,11 @@ class StepReporter:
     """
 
     def __init__(
-        self, writer: MetricWriter, progress: "Progress", every: int, batch_size: int,
+        self,
+        writer: MetricWriter,
+        progress: "Progress",
+        every: int,
+        batch_size: int,
         guard: Guard | None = None,
     ):
         self._writer, self._progress = writer, progress
@@ -103,8 +107,9 @@ def gpu_memory() -> dict[str, str]:
     "of" is what JAX may take of the device; a CPU counts no memory.
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [(s["peak_bytes_in_use"], s.get("bytes_limit", 0)) for s in stats
-             if "peak_bytes_in_use" in s]
+    peaks = [
+        (s["peak_bytes_in_use"], s.get("bytes_limit", 0)) for s in stats if "peak_bytes_in_use" in s
+    ]
     if not peaks:
         return {}
     peak, limit = max(peaks)
@@ -135,7 +140,12 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, *, initial: int = 0, title: str = "", active: bool = True,
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        title: str = "",
+        active: bool = True,
         passing: bool = False,
     ):
         self._step, self._total, self._title, self._passing = initial, total, title, passing

@@ -34,11 +34,14 @@ def initialize_distributed() -> None:
         if missing:
             raise UserError(f"JAX_COORDINATOR_ADDRESS={address} is set, but not {missing}.")
         jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]),
+            address,
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     elif (
-        int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+        int(os.environ.get("SLURM_NTASKS", 1)) > 1
+        and "SLURM_PROCID" in os.environ
         or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     ):
@@ -55,8 +58,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     if num_devices is not None and jax.process_count() > 1:
         each = num_devices // jax.process_count()
         devices = [
-            d for i in range(jax.process_count())
-            for d in jax.local_devices(process_index=i)[:each]
+            d for i in range(jax.process_count()) for d in jax.local_devices(process_index=i)[:each]
         ]
     devices = devices[:num_devices]
     # Auto, since under Explicit (JAX's default) convolutions refuse FSDP-sharded kernels.
@@ -90,9 +92,7 @@ def most_devices(batch_size: int, accumulate: int = 1) -> int:
     for each in range(jax.local_device_count(), 0, -1):
         if batch_size > 0 and batch_size % (each * processes * accumulate) == 0:
             return each * processes
-    raise UserError(
-        f"{batch_size=} is not a multiple of {processes} processes x {accumulate=}."
-    )
+    raise UserError(f"{batch_size=} is not a multiple of {processes} processes x {accumulate=}.")
 
 
 def padded(batch_size: int, mesh: Mesh) -> int:

@@ -106,9 +106,7 @@ def _latest(schedule, min_ratio, num_tokens):
 # What is given.
 
 
-def initial_tokens(
-    labels_B, num_tokens: int, codebook_size: int, num_classes: int
-) -> jax.Array:
+def initial_tokens(labels_B, num_tokens: int, codebook_size: int, num_classes: int) -> jax.Array:
     """The class tokens followed by masks, int32 [B, 1 + num_tokens]. Labels: 0..num_classes-1.
 
     Raises UserError for a label outside that range, where labels are values and not traced.

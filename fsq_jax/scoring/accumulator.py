@@ -99,5 +99,3 @@ class Statistics:
             arrays["features"] = self.rows("pool")
         with written_whole(path, "wb") as file:
             np.savez(file, **arrays)
-
-

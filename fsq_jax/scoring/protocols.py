@@ -15,10 +15,20 @@ from fsq_jax.runtime.user_error import UserError
 
 # What belongs to the thing that is measured, not to how: the model, its sampler and its seed, what
 # it was trained on, and the machine. Anything else has to agree for two numbers to be compared.
-OWN = frozenset({
-    "stage_1", "sampling", "seed", "train_split", "codebook_size", "level_histograms",
-    "device", "jax", "python", "samples",
-})
+OWN = frozenset(
+    {
+        "stage_1",
+        "sampling",
+        "seed",
+        "train_split",
+        "codebook_size",
+        "level_histograms",
+        "device",
+        "jax",
+        "python",
+        "samples",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +115,17 @@ NAMED = {
     for protocol in (
         # Dhariwal & Nichol's TensorFlow suite, in which the FSQ paper reports.
         Protocol(
-            "adm", spatial=True, inception_score="blocks", precision_recall=True,
-            precision_images=10_000, num_samples=50_000,
+            "adm",
+            spatial=True,
+            inception_score="blocks",
+            precision_recall=True,
+            precision_images=10_000,
+            num_samples=50_000,
         ),
         Protocol(
-            "torch-fidelity", inception_score="shuffled", precision_recall=True,
+            "torch-fidelity",
+            inception_score="shuffled",
+            precision_recall=True,
             kernel_distance=True,
         ),
         Protocol("clean-fid", resize="bicubic-pil", kernel_distance=True),

@@ -94,9 +94,7 @@ class Scorer:
             keep["logits"] = 0
         return Statistics.empty(self._widths, keep)
 
-    def add(
-        self, seen: Statistics, images_BHWC: jax.Array, mask_B: jax.Array
-    ) -> Statistics:
+    def add(self, seen: Statistics, images_BHWC: jax.Array, mask_B: jax.Array) -> Statistics:
         """With images on the mesh added, uint8 or float in [0, 1], but for those masked out."""
         return seen.add(self._apply(self._variables, images_BHWC), mask_B)
 
@@ -205,7 +203,9 @@ class Scorer:
 
     def _kernel_distance(self, samples: Statistics, reference: Statistics) -> tuple[float]:
         return kernel_distance.kernel_distance(
-            samples.rows("pool"), reference.rows("pool"), mesh=self._mesh,
+            samples.rows("pool"),
+            reference.rows("pool"),
+            mesh=self._mesh,
             subset_size=self._kernel_subset(samples, reference),
         )[:1]
 
@@ -225,17 +225,19 @@ class Scorer:
         """What the statistics of a reference depend on, besides its images."""
         protocol, reference = self.protocol, self.empty(reference=True)
         return {
-            "network": protocol.network, **as_record(protocol)["features"],
-            "statistics": sorted(self._widths), "keep": dict(reference.keep),
+            "network": protocol.network,
+            **as_record(protocol)["features"],
+            "statistics": sorted(self._widths),
+            "keep": dict(reference.keep),
         }
 
     def record(self, samples: Statistics, reference: Statistics, **facts) -> Mapping:
         """The protocol of a measurement; `facts`: fields of `Protocol` such as class_balance."""
         if self.protocol.kernel_distance:
             facts["kernel_subset"] = self._kernel_subset(samples, reference)
-        return as_record(self.protocol.replace(
-            num_samples=samples.count, reference=reference.origin, **facts
-        ))
+        return as_record(
+            self.protocol.replace(num_samples=samples.count, reference=reference.origin, **facts)
+        )
 
 
 def _load(protocol: Protocol, weights: str) -> Network:

@@ -26,9 +26,7 @@ def make(config, **frozen) -> Stage:
       UserError: there is no stage of that name, or what it reads doesn't fit the config.
     """
     if config.stage not in STAGES:
-        raise UserError(
-            f"stage={config.stage!r} is unknown{did_you_mean(config.stage, STAGES)}"
-        )
+        raise UserError(f"stage={config.stage!r} is unknown{did_you_mean(config.stage, STAGES)}")
     return STAGES[config.stage](config, **frozen)
 
 

@@ -52,8 +52,12 @@ def contest(weights, discriminator, params, images, reconstruction, lecam, step)
         critic + r1 + weights.lecam * lecam_B.mean()
     )
     metrics = {
-        "adversarial": generator, "discriminator": critic, "r1": r1, "lecam": lecam_B.mean(),
-        "real_logit": real.mean(), "fake_logit": fake.mean(),
+        "adversarial": generator,
+        "discriminator": critic,
+        "r1": r1,
+        "lecam": lecam_B.mean(),
+        "real_logit": real.mean(),
+        "fake_logit": fake.mean(),
     }
     return total, metrics
 

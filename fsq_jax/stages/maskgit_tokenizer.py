@@ -136,7 +136,9 @@ def _make_update(config, model, optimizers, loss):
         train_only = dict(state.train_only)
         if "lecam" in train_only:
             train_only["lecam"] = losses.lecam_after_step(
-                train_only["lecam"], metrics["real_logit"], metrics["fake_logit"],
+                train_only["lecam"],
+                metrics["real_logit"],
+                metrics["fake_logit"],
                 config.loss.lecam_decay,
             )
         return state.replace(
@@ -198,8 +200,13 @@ def _make_loss(weights, model, discriminator, features):
             metrics["perceptual"] = perceptual
         if discriminator is not None:
             both_sides, values = adversarial.contest(
-                weights, discriminator, params["discriminator"], images, reconstruction,
-                state.train_only["lecam"], state.step,
+                weights,
+                discriminator,
+                params["discriminator"],
+                images,
+                reconstruction,
+                state.train_only["lecam"],
+                state.step,
             )
             total += both_sides
             metrics |= values

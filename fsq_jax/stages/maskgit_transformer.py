@@ -84,12 +84,16 @@ def make(config, stage_1: Stage1) -> Stage:
         update=_make_update(models, optimizer, config),
         predict=_make_predict(models, sampling, config.masking),
         facts=dataclasses.replace(
-            stage_1.facts, num_classes=config.num_classes, grid=side,
-            stage_1=stage_1.fingerprint, sampling=sampling.to_dict(),
+            stage_1.facts,
+            num_classes=config.num_classes,
+            grid=side,
+            stage_1=stage_1.fingerprint,
+            sampling=sampling.to_dict(),
         ),
         frozen=stage_1.variables,
         recorded={
-            "stage_1.fingerprint": stage_1.fingerprint, "sampling.guidance": sampling.guidance
+            "stage_1.fingerprint": stage_1.fingerprint,
+            "sampling.guidance": sampling.guidance,
         },
     )
 
@@ -121,8 +125,14 @@ def _make_update(models: MaskGIT, optimizer, config):
     def gradients(params, batch, key):
         def mean_loss(params):
             values_B = masked_loss(
-                models, params, batch["tokens"], batch["class"], batch["mask"], key,
-                config.masking.label_smoothing, train=True,
+                models,
+                params,
+                batch["tokens"],
+                batch["class"],
+                batch["mask"],
+                key,
+                config.masking.label_smoothing,
+                train=True,
             )
             means = {name: value.mean() for name, value in values_B.items()}
             return means["loss"], means
@@ -157,7 +167,13 @@ def _draw_mask(key, tokens_BL, masking) -> jax.Array:
 
 
 def masked_loss(
-    models: MaskGIT, params: Any, tokens_BL, class_B, mask_BL, key, label_smoothing: float,
+    models: MaskGIT,
+    params: Any,
+    tokens_BL,
+    class_B,
+    mask_BL,
+    key,
+    label_smoothing: float,
     train: bool,
 ) -> dict[str, jax.Array]:
     """{"loss" in nats, "accuracy"} of masked tokens, each a value per example [B].
@@ -227,7 +243,13 @@ def _make_predict(models: MaskGIT, sampling, masking) -> dict:
         tokens_BL = models.tokens(state, batch)
         mask_BL = _draw_mask(jax.random.split(key)[0], tokens_BL, masking)
         return masked_loss(
-            models, state.ema_params, tokens_BL, class_B, mask_BL, key, masking.label_smoothing,
+            models,
+            state.ema_params,
+            tokens_BL,
+            class_B,
+            mask_BL,
+            key,
+            masking.label_smoothing,
             train=False,
         )
 

@@ -51,8 +51,14 @@ def make(config, variables: PyTree, fingerprint: str = "", path: str = "", step:
     stage = KINDS[config.stage]
     model = stage.make_model(config)
     return Stage1(
-        config, model, stage.make_encode(config), variables, stage.facts_of(config, model),
-        fingerprint, path, step,
+        config,
+        model,
+        stage.make_encode(config),
+        variables,
+        stage.facts_of(config, model),
+        fingerprint,
+        path,
+        step,
     )
 
 
@@ -62,9 +68,7 @@ def shapes(config) -> Stage1:
     Enough to count what a run takes, and to compile its programs; nothing is read.
     """
     described = {"data": config.data.to_dict()} | config.stage_1.to_dict()
-    described["stage"] = {"maskgit_transformer": "maskgit_tokenizer"}.get(
-        config.stage, "uvim_base"
-    )
+    described["stage"] = {"maskgit_transformer": "maskgit_tokenizer"}.get(config.stage, "uvim_base")
     if "task" in config:
         described["task"] = config.task.to_dict()
     own = ml_collections.ConfigDict(described)

@@ -47,16 +47,21 @@ class LabelCoder:
         """The task's prediction, {name: [B,H,W,...]}, that codes and context stand for."""
         logits: Any = self.model.apply(variables, indices_BN, context_BHWC, method="decode_indices")
         height, width = context_BHWC.shape[1:3]
-        return self.task.to_prediction({
-            kind: unpatchify(x_BPCX.swapaxes(2, 3), self.model.patch, height, width)
-            for kind, x_BPCX in logits.items()
-        })
+        return self.task.to_prediction(
+            {
+                kind: unpatchify(x_BPCX.swapaxes(2, 3), self.model.patch, height, width)
+                for kind, x_BPCX in logits.items()
+            }
+        )
 
     def preview(self, batch, prediction) -> jax.Array:
         """Pictures [B, H, 3 W, 3]: what the model sees, what it says, what is true."""
         ((name, predicted),) = prediction.items()
-        panels = (context(self.task, batch) / 2 + 0.5, drawing.draw(name, predicted),
-                  drawing.draw(name, batch[name]))
+        panels = (
+            context(self.task, batch) / 2 + 0.5,
+            drawing.draw(name, predicted),
+            drawing.draw(name, batch[name]),
+        )
         return jnp.concatenate(panels, axis=2)
 
 
@@ -64,7 +69,9 @@ def make_coder(config) -> LabelCoder:
     """The task and the autoencoder that `config.task`, `.quantizer` and `.model` describe."""
     task = tasks.make(**config.task)
     model = LabelAutoencoder(
-        quantizer=quantizers.of_config(config), kinds=task.kinds, real=task.real,
+        quantizer=quantizers.of_config(config),
+        kinds=task.kinds,
+        real=task.real,
         **config.model,
     )
     return LabelCoder(task, model)
@@ -101,9 +108,7 @@ def make_variables(config, key, batch) -> dict:
 def check_size(size: int, patch: int, code_side: int = 1) -> None:
     """Raises a UserError where images of `size` pixels can't be cut as a model wants them."""
     if size % patch or size % code_side:
-        raise UserError(
-            f"data.size={size} is not a multiple of {patch=} and of {code_side=}."
-        )
+        raise UserError(f"data.size={size} is not a multiple of {patch=} and of {code_side=}.")
 
 
 def make(config) -> Stage:
@@ -143,8 +148,12 @@ def _make_update(config, coder: LabelCoder, optimizer):
 
             def loss(params):
                 (logits, quantized), sums = coder.model.apply(
-                    {"params": params, **state.model_state}, labels, context, train=True,
-                    rngs={"code_dropout": key}, mutable=[quantizers.BATCH],
+                    {"params": params, **state.model_state},
+                    labels,
+                    context,
+                    train=True,
+                    rngs={"code_dropout": key},
+                    mutable=[quantizers.BATCH],
                 )
                 # A mean over pixels is the same in any order: patch by patch, [B,P,X,C], will do.
                 pixels = lambda x: x.swapaxes(2, 3)  # noqa: E731

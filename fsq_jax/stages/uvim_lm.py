@@ -23,8 +23,7 @@ from fsq_jax.stages.stage_1 import Stage1
 from fsq_jax.tasks.unlabelled import context
 
 # What decides which image a record becomes: a token cache is made of these very images.
-_VIEWS = ("source", "train_split", "size", "transform", "min_area", "aspect", "flip",
-          "eval_crop")
+_VIEWS = ("source", "train_split", "size", "transform", "min_area", "aspect", "flip", "eval_crop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,8 @@ def make(config, stage_1: Stage1) -> Stage:
     coder = uvim_base.make_coder(stage_1.config)
     uvim_base.check_size(config.data.size, config.model.patch)
     lm = CodeLanguageModel(
-        vocab_size=stage_1.facts.codebook_size + 1, num_codes=coder.model.num_codes,
+        vocab_size=stage_1.facts.codebook_size + 1,
+        num_codes=coder.model.num_codes,
         **config.model,
     )
     models = UViM(lm, coder, config.sampling.temperature)
@@ -102,12 +102,14 @@ def _verify_task(stage_1: Stage1, config) -> None:
     theirs = stage_1.config
     differing = {
         f"task.{name}": (value, config.task.get(name))
-        for name, value in theirs.task.items() if value != config.task.get(name)
+        for name, value in theirs.task.items()
+        if value != config.task.get(name)
     }
     names = _VIEWS if config.token_cache else ("size",)
     differing |= {
         f"data.{name}": (theirs.data[name], config.data[name])
-        for name in names if theirs.data[name] != config.data[name]
+        for name in names
+        if theirs.data[name] != config.data[name]
     }
     if differing:
         listed = [f"{k}: {there} there, {ours} here" for k, (there, ours) in differing.items()]

@@ -41,9 +41,7 @@ class Colorization:
         """The image and its grey, both float32 [B,H,W,3] in [-1, 1]."""
         return {"color": batch["image"] * 2 - 1}, grey(batch["image"]) * 2 - 1
 
-    def loss(
-        self, logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]
-    ) -> jax.Array:
+    def loss(self, logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]) -> jax.Array:
         """Returns the mean squared error over pixels and channels, [B]."""
         return losses.squared_error(labels["color"], logits["color"])
 

@@ -55,9 +55,7 @@ class Depth:
         share = (bins_BHW.astype(jnp.float32) + 0.5) / self.num_bins
         return share * (self.max_depth - self.min_depth) + self.min_depth
 
-    def loss(
-        self, logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]
-    ) -> jax.Array:
+    def loss(self, logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]) -> jax.Array:
         """Returns the cross-entropy of the bins, [B]: 0 where the true bin is 0, then the mean
         over all pixels, not over the valid ones."""
         loss_BHW = losses.cross_entropy(logits["depth"], labels["depth"])

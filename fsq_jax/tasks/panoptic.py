@@ -52,9 +52,7 @@ class Panoptic:
         labels = {"semantics": segments[..., 0], "instances": segments[..., 1]}
         return labels, batch["image"] * 2 - 1
 
-    def loss(
-        self, logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]
-    ) -> jax.Array:
+    def loss(self, logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]) -> jax.Array:
         """Returns the sum of both kinds' mean cross-entropies, [B].
 
         Void is a class like any other. Ids without a channel cost nothing.
@@ -74,7 +72,9 @@ class Panoptic:
         instance_BHW = jnp.argmax(logits["instances"], axis=-1)
         mask_BHWN = jax.nn.one_hot(instance_BHW, self.num_instances, dtype=jnp.float32)
         votes_BNS = jnp.einsum(
-            "bhwn,bhws->bns", mask_BHWN, logits["semantics"].astype(jnp.float32),
+            "bhwn,bhws->bns",
+            mask_BHWN,
+            logits["semantics"].astype(jnp.float32),
             precision=jax.lax.Precision.HIGHEST,
         )
         share_BN = mask_BHWN.mean(axis=(1, 2))

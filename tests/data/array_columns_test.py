@@ -141,15 +141,18 @@ def test_a_row_unlike_the_rest_is_refused_where_it_is_read(tmp_path):
         source[2]
 
 
-@pytest.mark.parametrize("meta, message", [
-    ("{", "meta.json is not readable as JSON"),
-    ("[" * 100_000, "meta.json is nested too deeply"),
-    ("[]", "meta.json is a list; expected an object"),
-    ('{"class_names": 3}', "meta.json: class_names is an integer; expected a list"),
-    ('{"class_names": []}', "meta.json: class_names is empty"),
-    ('{"class_names": ["a", "b"], "segment_names": [1]}', r"segment_names\[0\] is an integer"),
-    ('{"class_names": ["a", "b"], "segment_names": ["v", "x"], "things": [2]}', "things"),
-])
+@pytest.mark.parametrize(
+    "meta, message",
+    [
+        ("{", "meta.json is not readable as JSON"),
+        ("[" * 100_000, "meta.json is nested too deeply"),
+        ("[]", "meta.json is a list; expected an object"),
+        ('{"class_names": 3}', "meta.json: class_names is an integer; expected a list"),
+        ('{"class_names": []}', "meta.json: class_names is empty"),
+        ('{"class_names": ["a", "b"], "segment_names": [1]}', r"segment_names\[0\] is an integer"),
+        ('{"class_names": ["a", "b"], "segment_names": ["v", "x"], "things": [2]}', "things"),
+    ],
+)
 def test_meta_that_is_damaged(tmp_path, meta, message):
     spec = folder(tmp_path)
     (tmp_path / "train" / "meta.json").write_text(meta)

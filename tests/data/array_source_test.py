@@ -17,9 +17,7 @@ from fsq_jax.data.open import open_dataset
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     out = tmp_path_factory.mktemp("arrays") / "scenes"
-    folders = prepare.prepare(
-        "scenes", 12, str(out), ["train[4:39]", "validation[:3]"], workers=2
-    )
+    folders = prepare.prepare("scenes", 12, str(out), ["train[4:39]", "validation[:3]"], workers=2)
     assert folders == [str(out / "train"), str(out / "validation")]
     return out
 
@@ -93,7 +91,8 @@ def test_records_that_do_not_fit(tmp_path):
 
 def test_crowds_keep_their_ids(tmp_path):
     record = {
-        "image": np.zeros((4, 4, 3), np.uint8), "label": 0,
+        "image": np.zeros((4, 4, 3), np.uint8),
+        "label": 0,
         "segments": np.ones((4, 4, 2), np.int32),
     }
     records = [record | {"crowd": np.array(c, np.int32)} for c in ([3, 1], [])]

@@ -89,8 +89,11 @@ def test_what_fits_passes():
             toy([record(segments=np.full((6, 8, 2), 3))]),
             r"classes 3 to 3 .*0 \(void\) to 2",
         ),
-        (PANOPTIC, toy([record(segments=np.array([1, 2**24]) * np.ones((6, 8, 1), int))]),
-         "instances 16777216 to 16777216; expected .* 0 to 65535"),
+        (
+            PANOPTIC,
+            toy([record(segments=np.array([1, 2**24]) * np.ones((6, 8, 1), int))]),
+            "instances 16777216 to 16777216; expected .* 0 to 65535",
+        ),
         (PANOPTIC, toy([record(segments=np.full((6, 8, 2), -1))]), "instances -1 to -1; expected"),
         (PANOPTIC, toy([record(segments=np.zeros((6, 8, 2), int))]), "Every pixel of 1 records"),
         (PANOPTIC, toy([record(segments=np.ones((6, 8, 3), int))]), r"int64 \(6, 8, 3\); expected"),

@@ -21,7 +21,9 @@ def encoded(array, kind="PNG", **options):
 def test_lossless_files_come_back_as_they_were():
     for kind in ("PNG", "BMP", "TIFF", "PPM"):
         np.testing.assert_array_equal(decode.decode_image(encoded(RGB, kind), "x"), RGB)
-    np.testing.assert_array_equal(decode.decode_image(encoded(RGB, "WEBP", lossless=True), "x"), RGB)
+    np.testing.assert_array_equal(
+        decode.decode_image(encoded(RGB, "WEBP", lossless=True), "x"), RGB
+    )
 
 
 def test_grey_alpha_palette_and_deep_files_become_rgb():

@@ -47,7 +47,8 @@ def test_a_panoptic_picture():
     png[1] = [0, 1, 0]  # listed nowhere
     objects = {
         "id": np.array([255, 1 + 2 * 256 + 3 * 65536]),
-        "label": np.array([132, 0]), "is_crowd": np.array([False, True]),
+        "label": np.array([132, 0]),
+        "is_crowd": np.array([False, True]),
     }
     array, crowd = segments.from_panoptic(png, objects)
     np.testing.assert_array_equal(array[0], [[1, 2], [133, 1], [0, 0]])

@@ -28,10 +28,12 @@ class ToyNyu(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "depth": tfds.features.Tensor(shape=(6, 8), dtype=np.float16),
-        })
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "depth": tfds.features.Tensor(shape=(6, 8), dtype=np.float16),
+            }
+        )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
@@ -49,20 +51,24 @@ class ToyCoco(ToyNyu):
 
     def _info(self):
         rgb = tfds.features.Image(shape=(None, None, 3))
-        features = tfds.features.FeaturesDict({
-            "image": rgb,
-            "image/filename": tfds.features.Text(),
-            "image/id": tfds.features.Scalar(np.int64),
-            "panoptic_image": rgb,
-            "panoptic_image/filename": tfds.features.Text(),
-            "panoptic_objects": tfds.features.Sequence({
-                "id": tfds.features.Scalar(np.int64),
-                "area": tfds.features.Scalar(np.int64),
-                "bbox": tfds.features.BBoxFeature(),
-                "label": tfds.features.ClassLabel(num_classes=133),
-                "is_crowd": tfds.features.Scalar(np.bool_),
-            }),
-        })
+        features = tfds.features.FeaturesDict(
+            {
+                "image": rgb,
+                "image/filename": tfds.features.Text(),
+                "image/id": tfds.features.Scalar(np.int64),
+                "panoptic_image": rgb,
+                "panoptic_image/filename": tfds.features.Text(),
+                "panoptic_objects": tfds.features.Sequence(
+                    {
+                        "id": tfds.features.Scalar(np.int64),
+                        "area": tfds.features.Scalar(np.int64),
+                        "bbox": tfds.features.BBoxFeature(),
+                        "label": tfds.features.ClassLabel(num_classes=133),
+                        "is_crowd": tfds.features.Scalar(np.bool_),
+                    }
+                ),
+            }
+        )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _generate_examples(self):
@@ -71,16 +77,27 @@ class ToyCoco(ToyNyu):
             objects = []
             for k in range(i):
                 ids[2 * k : 2 * k + 2] = IDS[k]
-                objects.append({
-                    "id": IDS[k], "area": 16, "bbox": tfds.features.BBox(0.0, 0.0, 0.5, 0.5),
-                    "label": (0, 132, 79)[k], "is_crowd": k == 2,
-                })
+                objects.append(
+                    {
+                        "id": IDS[k],
+                        "area": 16,
+                        "bbox": tfds.features.BBox(0.0, 0.0, 0.5, 0.5),
+                        "label": (0, 132, 79)[k],
+                        "is_crowd": k == 2,
+                    }
+                )
             png = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-            yield i, {
-                "image": encoded(picture(i)), "image/filename": f"{i}.jpg", "image/id": i,
-                "panoptic_image": encoded(png), "panoptic_image/filename": f"{i}.png",
-                "panoptic_objects": objects,
-            }
+            yield (
+                i,
+                {
+                    "image": encoded(picture(i)),
+                    "image/filename": f"{i}.jpg",
+                    "image/id": i,
+                    "panoptic_image": encoded(png),
+                    "panoptic_image/filename": f"{i}.png",
+                    "panoptic_objects": objects,
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +136,7 @@ def test_segments_of_each_record(data_dir):
         assert record["segments"].dtype == np.int32
         assert record["crowd"].tolist() == ([3] if i == 3 else [])
     assert seen == {0, 1, 2, 3}
-    kept = open_dataset(
-        "tfds:toy_coco", "train", 32, data_dir, cache=True, features=("segments",)
-    )
+    kept = open_dataset("tfds:toy_coco", "train", 32, data_dir, cache=True, features=("segments",))
     assert set(kept[0]) == {"image", "label", "segments", "crowd"}
 
 
@@ -134,14 +149,15 @@ def test_segments_reach_batches_and_disk(data_dir, tmp_path):
     batch = next(batches)
     batches.close()
     assert batch["segments"].shape == (4, 8, 8, 2) and set(batch) == {
-        "image", "segments", "label", "mask"
+        "image",
+        "segments",
+        "label",
+        "mask",
     }
     assert ((batch["segments"][..., 0] > 0) == (batch["segments"][..., 1] > 0)).all()
 
     out = str(tmp_path / "coco")
-    prepare.prepare(
-        "tfds:toy_coco", 6, out, ["validation"], data_dir=data_dir, transform="uvim"
-    )
+    prepare.prepare("tfds:toy_coco", 6, out, ["validation"], data_dir=data_dir, transform="uvim")
     arrays = open_dataset(f"arrays:{out}", "validation", 6)
     squashed = transforms.fit(6, "uvim")
     for i in range(4):

@@ -43,7 +43,9 @@ def expected(trained):
     decoded = tokenizer_stage.decode(loaded.model, loaded.variables, tokens)
     labels = np.array([source[i]["label"] for i in range(20)], np.int32)
     return {
-        "images": images, "tokens": np.asarray(tokens), "reconstruction": np.asarray(decoded),
+        "images": images,
+        "tokens": np.asarray(tokens),
+        "reconstruction": np.asarray(decoded),
         "labels": labels,
     }
 
@@ -66,9 +68,7 @@ def test_codebook_is_what_numpy_counts(tokenizer, expected):
 
 def test_codebook_of_some_of_the_images(tokenizer, expected):
     counts = codebook.count_codes(tokenizer, limit=5)
-    np.testing.assert_array_equal(
-        counts, np.bincount(expected["tokens"][:5].ravel(), minlength=15)
-    )
+    np.testing.assert_array_equal(counts, np.bincount(expected["tokens"][:5].ravel(), minlength=15))
 
 
 def test_one_device_measures_what_eight_do(trained, tokenizer, monkeypatch):
@@ -122,7 +122,11 @@ def test_distance_of_images_to_themselves_is_nothing(tokenizer):
     other = reconstruction.evaluate(tokenizer, "random", "eval")[0]
     assert other["reconstruction/fd_random"] > 1
     assert protocol["reference"] == {
-        "name": "scenes", "split": "validation[:20]", "num_images": 20, "sha256": "", "subset": ""
+        "name": "scenes",
+        "split": "validation[:20]",
+        "num_images": 20,
+        "sha256": "",
+        "subset": "",
     }
     assert protocol["class_balance"] == "data"
 
@@ -183,8 +187,12 @@ def test_all_evaluators_with_their_protocol(trained, transformer):
     config = runs.load(trained.transformer).config
     results = evaluators.evaluate(config.evals.to_dict(), transformer)
     assert set(results) == {
-        "compression/bits_per_token", "validation/loss", "validation/accuracy",
-        "sampling/fd_random", "sampling/precision_random", "sampling/recall_random",
+        "compression/bits_per_token",
+        "validation/loss",
+        "validation/accuracy",
+        "sampling/fd_random",
+        "sampling/precision_random",
+        "sampling/recall_random",
     }
     json.dumps(results)
     result = results["sampling/fd_random"]
@@ -192,7 +200,10 @@ def test_all_evaluators_with_their_protocol(trained, transformer):
     protocol = result["protocol"]
     assert protocol["num_images"] == 36
     assert protocol["reference"] == {
-        "name": "scenes", "split": "train[:32]", "num_images": 32, "sha256": "",
+        "name": "scenes",
+        "split": "train[:32]",
+        "num_images": 32,
+        "sha256": "",
         "subset": "first 10000",
     }
     assert protocol["protocol"] == "adm" and protocol["features"]["name"] == "random"
@@ -200,7 +211,15 @@ def test_all_evaluators_with_their_protocol(trained, transformer):
     assert protocol["sampling"] == config.sampling.to_dict()
     assert protocol["class_balance"] == "1 or 2 of each of 30 classes"
     assert {
-        "data", "size", "eval_split", "train_split", "seed", "weights", "device", "jax", "python",
+        "data",
+        "size",
+        "eval_split",
+        "train_split",
+        "seed",
+        "weights",
+        "device",
+        "jax",
+        "python",
         "tokenizer",
     } <= set(protocol)
 
@@ -216,7 +235,9 @@ def test_evaluations_are_due_at_multiples_of_every():
 def test_only_what_is_due_is_evaluated(tokenizer):
     evals = {"codebook": {"every": 2}, "reconstruction": {"every": 5, "features": "random"}}
     assert set(evaluators.evaluate(evals, tokenizer, step=4)) == {
-        "codebook/usage", "codebook/perplexity", "codebook/used"
+        "codebook/usage",
+        "codebook/perplexity",
+        "codebook/used",
     }
     assert evaluators.evaluate(evals, tokenizer, step=3) == {}
 

@@ -95,14 +95,23 @@ def test_without_a_workdir_nothing_is_written(run, tmp_path):
     assert not (tmp_path / "references").exists()
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"features": "inceptoin"}, r"evals.generation: There are no features named 'inceptoin'"),
-    ({"features": "inception"}, "FID needs Inception's.*generation.features=efficientnet needs no"),
-    ({"features": "inception", "weights": "/no/file"}, "no file of Inception's weights at /no/fi"),
-    ({"weights": "/some/file"}, "weights=./some/file. is for inception; random brings its"),
-    ({"protocol": "ADM"}, "There is no protocol 'ADM'; choose one of adm"),
-    ({"reference": "/no/ref.npz"}, "evals.generation: There is no reference '/no/ref.npz'"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"features": "inceptoin"}, r"evals.generation: There are no features named 'inceptoin'"),
+        (
+            {"features": "inception"},
+            "FID needs Inception's.*generation.features=efficientnet needs no",
+        ),
+        (
+            {"features": "inception", "weights": "/no/file"},
+            "no file of Inception's weights at /no/fi",
+        ),
+        ({"weights": "/some/file"}, "weights=./some/file. is for inception; random brings its"),
+        ({"protocol": "ADM"}, "There is no protocol 'ADM'; choose one of adm"),
+        ({"reference": "/no/ref.npz"}, "evals.generation: There is no reference '/no/ref.npz'"),
+    ],
+)
 def test_what_an_evaluation_lacks_is_said_before_training(change, message, monkeypatch):
     monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
     evaluators.check({"generation": {"features": "random"}, "reconstruction": {"features": ""}})

@@ -39,16 +39,20 @@ def make_run(predict, features=(), size_of_scenes=SIZE, crop=None) -> Predictor:
     return Predictor(
         config=ml_collections.ConfigDict({"eval_batch_size": 8}),
         stage=Stage(init=None, update=None, predict={}, facts=facts),
-        predict={"prediction": jax.jit(predict), "indices": predict}, state=None, batches=batches,
-        dataset=source, mesh=sharding.make_mesh(), protocol={"size": SIZE}, seed=0, step=0,
+        predict={"prediction": jax.jit(predict), "indices": predict},
+        state=None,
+        batches=batches,
+        dataset=source,
+        mesh=sharding.make_mesh(),
+        protocol={"size": SIZE},
+        seed=0,
+        step=0,
     )
 
 
 @pytest.mark.parametrize("crop", [None, (4, 23, 1, 24)])
 def test_depth_is_measured_at_the_size_of_the_truth(crop):
-    run = make_run(
-        lambda state, batch, key: {"depth": batch["depth"] * 1.3}, ("depth",), 24, crop
-    )
+    run = make_run(lambda state, batch, key: {"depth": batch["depth"] * 1.3}, ("depth",), 24, crop)
     values, protocol = depth.evaluate(run)
     errors = []
     for i in range(COUNT):
@@ -114,9 +118,7 @@ def test_psnr_of_colours():
         colorization.evaluate(run, features="random")
 
 
-ARGUMENTS = dict(
-    features="random", num_images=COUNT, reference_split="eval", reference_limit=COUNT
-)
+ARGUMENTS = dict(features="random", num_images=COUNT, reference_split="eval", reference_limit=COUNT)
 
 
 @pytest.mark.usefixtures("quickly")

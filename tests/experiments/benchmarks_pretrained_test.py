@@ -16,9 +16,11 @@ def test_networks_are_maskgits():
     tokenizer, transformer = pretrained.networks(smoke=False)
     inputs = {tokenizer: jnp.zeros((1, 256, 256, 3)), transformer: jnp.zeros((1, 257), int)}
     counts = [
-        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(
-            model.init, jax.random.key(0), array
-        ))) for model, array in inputs.items()
+        sum(
+            leaf.size
+            for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), array))
+        )
+        for model, array in inputs.items()
     ]
     assert counts == [54_515_587, 172_457_193]
 
@@ -26,11 +28,23 @@ def test_networks_are_maskgits():
 def test_program_writes_a_line_a_dtype(tmp_path):
     out = tmp_path / "pretrained.jsonl"
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks.pretrained", "--smoke", "--batches=1",
-         "--num_steps=2", f"--out={out}"],
-        cwd=tiny.ROOT, capture_output=True, text=True,
-        env=os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        [
+            sys.executable,
+            "-m",
+            "experiments.benchmarks.pretrained",
+            "--smoke",
+            "--batches=1",
+            "--num_steps=2",
+            f"--out={out}",
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
     )
     assert done.returncode == 0, done.stderr

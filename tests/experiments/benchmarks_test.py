@@ -38,11 +38,24 @@ def test_flops_do_not_depend_on_remat_but_on_what_the_batch_holds():
 def test_program_records_what_runs_and_what_fails(tmp_path):
     out = tmp_path / "speed.jsonl"
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks.train_step", "--blocks=1", "--steps=1",
-         f"--out={out}", f"{TRANSFORMER} --tokens", f"{TRANSFORMER} model.num_heads=3"],
-        cwd=tiny.ROOT, capture_output=True, text=True,
-        env=os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        [
+            sys.executable,
+            "-m",
+            "experiments.benchmarks.train_step",
+            "--blocks=1",
+            "--steps=1",
+            f"--out={out}",
+            f"{TRANSFORMER} --tokens",
+            f"{TRANSFORMER} model.num_heads=3",
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
     )
     assert done.returncode == 0, done.stderr
@@ -66,11 +79,23 @@ def test_batches_hold_what_the_task_is_trained_on():
 def test_decoding_is_timed_for_each_batch(tmp_path):
     out = tmp_path / "decode.jsonl"
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks.decode", "--repeats=1", "--batches=1,2",
-         f"--out={out}", LANGUAGE_MODEL],
-        cwd=tiny.ROOT, capture_output=True, text=True,
-        env=os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        [
+            sys.executable,
+            "-m",
+            "experiments.benchmarks.decode",
+            "--repeats=1",
+            "--batches=1,2",
+            f"--out={out}",
+            LANGUAGE_MODEL,
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
     )
     assert done.returncode == 0, done.stderr

@@ -32,8 +32,16 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "recorded", lambda workdir, r: plan.has_weights(workdir, r))
 
     def start(runs, per_gpu=1, seconds=0.0):
-        runs = [Run(r.name, ((r.weights, r.commands[0][1]),), needs=r.needs, weights=r.weights,
-                    places=r.places) for r in runs]
+        runs = [
+            Run(
+                r.name,
+                ((r.weights, r.commands[0][1]),),
+                needs=r.needs,
+                weights=r.weights,
+                places=r.places,
+            )
+            for r in runs
+        ]
         for r in runs:
             (tmp_path / r.name).mkdir(exist_ok=True)
         places = pool.Pool(str(tmp_path), runs, per_gpu, os.environ)
@@ -51,8 +59,11 @@ def launches(path):
 
 def test_needs_come_first_and_a_failure_stops_only_what_needs_it(start, tmp_path):
     runs = [
-        run(tmp_path, "b", needs=("a",)), run(tmp_path, "a"), run(tmp_path, "e", needs=("d",)),
-        run(tmp_path, "d", "print(5); exit(3)"), run(tmp_path, "f"),
+        run(tmp_path, "b", needs=("a",)),
+        run(tmp_path, "a"),
+        run(tmp_path, "e", needs=("d",)),
+        run(tmp_path, "d", "print(5); exit(3)"),
+        run(tmp_path, "f"),
     ]
     places, finished = start(runs, per_gpu=2)
     assert set(finished) == {"a", "b", "f"} and finished.index("a") < finished.index("b")
@@ -75,8 +86,10 @@ def test_a_run_that_came_further_before_it_failed_is_begun_again(start, tmp_path
 def test_runs_are_dealt_out_and_a_large_one_takes_two_places(start, tmp_path):
     note = "pathlib.Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'] + ' ' "
     note += "+ os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'all')); time.sleep(0.5)"
-    start([run(tmp_path, "big", note, places=2), run(tmp_path, "x", note),
-           run(tmp_path, "y", note)], per_gpu=2)
+    start(
+        [run(tmp_path, "big", note, places=2), run(tmp_path, "x", note), run(tmp_path, "y", note)],
+        per_gpu=2,
+    )
     seen = {name: (tmp_path / name / "gpu").read_text().split() for name in ("big", "x", "y")}
     assert seen["big"][1] == "all" and seen["x"][1] == seen["y"][1] == "0.375"
     assert seen["x"][0] == seen["y"][0] != seen["big"][0]
@@ -158,7 +171,11 @@ def test_pieces_carry_results_first_and_weights_as_far_as_there_is_room(tmp_path
     carry.unpack(str(tmp_path / "out"), str(there))
     found = {str(p.relative_to(there)) for p in there.rglob("*") if p.is_file()}
     assert found == {
-        "a/results.json", "b/results.json", "a/samples/x_2.png", "b/samples/x_2.png", "a/weights",
+        "a/results.json",
+        "b/results.json",
+        "a/samples/x_2.png",
+        "b/samples/x_2.png",
+        "a/weights",
         "c/checkpoints/10/state/x",
     }
     assert (there / "a/weights").read_bytes() == (here / "a/weights").read_bytes()
@@ -206,9 +223,18 @@ def stage_1_of(config):
 
 def test_the_program_prints_commands_with_what_follows_the_dashes():
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.fig3_tradeoff", "--scale=paper", "--commands",
-         "--only=tokenizer_fsq_5-3_s0", "--", "--config.fsdp=True"],
-        capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "experiments.fig3_tradeoff",
+            "--scale=paper",
+            "--commands",
+            "--only=tokenizer_fsq_5-3_s0",
+            "--",
+            "--config.fsdp=True",
+        ],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     comment, train, export, total = done.stdout.splitlines()

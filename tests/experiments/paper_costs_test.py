@@ -9,8 +9,13 @@ from tests import tiny
 CONFIG = "uvim_lm:scale=paper,task=depth,quantizer=fsq"
 FACTS = {
     CONFIG: {
-        "parameters": {"language model": 1_234}, "weight_bytes": 2**30, "optimizer_bytes": 2**30,
-        "ema_bytes": 2**30, "steps": 4_647, "batch_size": 512, "flops_per_step": 8e15,
+        "parameters": {"language model": 1_234},
+        "weight_bytes": 2**30,
+        "optimizer_bytes": 2**30,
+        "ema_bytes": 2**30,
+        "steps": 4_647,
+        "batch_size": 512,
+        "flops_per_step": 8e15,
     }
 }
 

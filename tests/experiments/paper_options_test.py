@@ -8,7 +8,8 @@ def arguments(runs) -> dict[str, str]:
     """{run: the argument of its config}."""
     return {
         run.name: next(a for a in run.commands[0][1] if a.startswith("--config=configs/"))
-        for run in runs if "fsq_jax.train" in run.commands[0][1]
+        for run in runs
+        if "fsq_jax.train" in run.commands[0][1]
     }
 
 
@@ -25,5 +26,6 @@ def test_adms_references_are_of_the_images_size():
     given = arguments(fig4_maskgit256.runs(Options("paper", adm_references="refs")))
     assert len(given) == 4
     assert all(a.count("refs/VIRTUAL_imagenet256_labeled.npz") == 1 for a in given.values())
-    assert not any("reference=" in a for a in arguments(
-        fig4_maskgit256.runs(Options("paper"))).values())
+    assert not any(
+        "reference=" in a for a in arguments(fig4_maskgit256.runs(Options("paper"))).values()
+    )

@@ -37,7 +37,9 @@ def test_comparison_holds_all_metrics_of_any_run(workdirs):
     table = report.comparison_table(workdirs)
     assert table.header == ("", "FSQ", "VQ")
     assert [row[1:] for row in table.rows] == [
-        ("75.0%", "50.0%"), ("not run", "20.12"), ("1.5", "not run")
+        ("75.0%", "50.0%"),
+        ("not run", "20.12"),
+        ("1.5", "not run"),
     ]
 
 
@@ -53,10 +55,13 @@ def test_numbers_that_were_measured_differently_are_refused(workdirs):
     results["codebook/usage"]["protocol"]["a"]["b"] = 2
     with open(path, "w") as file:
         json.dump(results, file)
-    with pytest.raises(ValueError, match=(
-        r"codebook/usage of FSQ and of VQ can't be compared, they were measured differently "
-        r"\(a.b: 1 and 2\)"
-    )):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"codebook/usage of FSQ and of VQ can't be compared, they were measured differently "
+            r"\(a.b: 1 and 2\)"
+        ),
+    ):
         report.comparison_table(workdirs)
 
 
@@ -100,8 +105,13 @@ def test_reconstructions_stand_below_their_originals_from_all_over_the_split():
     images = np.random.default_rng(0).integers(256, size=(9, 8, 8, 3), dtype=np.uint8)
     data = ConfigDict(dict(size=8, min_area=1.0, aspect=(1.0, 1.0), flip=False, transform="square"))
     run = types.SimpleNamespace(
-        config=ConfigDict({"data": data}), dataset=lambda split: [{"image": i} for i in images],
-        put=dict, eval_split="eval", state=None, seed=0, batch_size=4,
+        config=ConfigDict({"data": data}),
+        dataset=lambda split: [{"image": i} for i in images],
+        put=dict,
+        eval_split="eval",
+        state=None,
+        seed=0,
+        batch_size=4,
         predict={"reconstruct": lambda state, batch, key: {"reconstruction": batch["image"] / 2}},
     )
     axes = figures.reconstructions_figure({"FSQ": run}, num_images=3).axes

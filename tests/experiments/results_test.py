@@ -52,21 +52,36 @@ def fig3(usage_of_vq=0.3, sampling_of_fsq=0.9):
             distance = 20 - bits + ((-1 if bits < 9 else 1) if vq else 0)
             share = usage_of_vq if vq and bits > 11 else 0.95
             for seed in range(3):
-                found.append(facts | {
-                    "run": f"t{facts['size']}{quantizer}{seed}", "stage": "tokenizer", "seed": seed,
-                    "steps": 10, "device": "a GPU", "data": "images",
-                    "reconstruction/fd_efficientnet": noisy(distance),
-                    "codebook/usage": share, "codebook/used": share * facts["size"],
-                })
+                found.append(
+                    facts
+                    | {
+                        "run": f"t{facts['size']}{quantizer}{seed}",
+                        "stage": "tokenizer",
+                        "seed": seed,
+                        "steps": 10,
+                        "device": "a GPU",
+                        "data": "images",
+                        "reconstruction/fd_efficientnet": noisy(distance),
+                        "codebook/usage": share,
+                        "codebook/used": share * facts["size"],
+                    }
+                )
             if bits in fig3_claims.STAGE_2:
                 sampling = 30 - 2 * min(bits, 12) * (1 if vq else 1 / sampling_of_fsq)
                 for seed in range(3 if bits in fig3_tradeoff.REPEATED else 1):
-                    found.append(facts | {
-                        "run": f"m{facts['size']}{quantizer}{seed}", "stage": "transformer",
-                        "seed": seed, "steps": 10, "device": "a GPU", "data": "images",
-                        "sampling/fd_efficientnet": noisy(sampling),
-                        "compression/bits_per_token": noisy(bits * (0.7 if vq else 0.8)),
-                    })
+                    found.append(
+                        facts
+                        | {
+                            "run": f"m{facts['size']}{quantizer}{seed}",
+                            "stage": "transformer",
+                            "seed": seed,
+                            "steps": 10,
+                            "device": "a GPU",
+                            "data": "images",
+                            "sampling/fd_efficientnet": noisy(sampling),
+                            "compression/bits_per_token": noisy(bits * (0.7 if vq else 0.8)),
+                        }
+                    )
     return found
 
 
@@ -74,7 +89,12 @@ def test_figure_3_is_judged_by_its_rules():
     assert verdicts(fig3_tradeoff, fig3()) == [CONFIRMED] * 6
     other = fig3(usage_of_vq=0.8, sampling_of_fsq=1.5)
     assert verdicts(fig3_tradeoff, other) == [
-        CONFIRMED, CONFIRMED, REFUTED, CONFIRMED, REFUTED, CONFIRMED
+        CONFIRMED,
+        CONFIRMED,
+        REFUTED,
+        CONFIRMED,
+        REFUTED,
+        CONFIRMED,
     ]
     assert verdicts(fig3_tradeoff, []) == [NOT_RUN] * 6
     single = [entry for entry in fig3() if entry["seed"] == 0]
@@ -87,13 +107,19 @@ def test_figure_10_judges_few_levels_and_dense_layers():
     for bits, choices in fig10_levels.LEVELS.items():
         for levels in choices:
             for seed in range(3):
-                found.append(maskgit_runs.codes("fsq", bits, levels) | {
-                    "stage": "tokenizer", "seed": seed,
-                    "reconstruction/fd_efficientnet": noisy(12 if min(levels) < 5 else 10),
-                    "sampling/fd_efficientnet": noisy(12 if min(levels) < 5 else 10),
-                })
-    dense = [found[6] | {"dense_layers": 2, "seed": s, "reconstruction/fd_efficientnet": noisy(10)}
-             for s in range(3)]
+                found.append(
+                    maskgit_runs.codes("fsq", bits, levels)
+                    | {
+                        "stage": "tokenizer",
+                        "seed": seed,
+                        "reconstruction/fd_efficientnet": noisy(12 if min(levels) < 5 else 10),
+                        "sampling/fd_efficientnet": noisy(12 if min(levels) < 5 else 10),
+                    }
+                )
+    dense = [
+        found[6] | {"dense_layers": 2, "seed": s, "reconstruction/fd_efficientnet": noisy(10)}
+        for s in range(3)
+    ]
     assert verdicts(fig10_levels, [*found, *dense])[:2] == [CONFIRMED] * 2
     better = [e | {"reconstruction/fd_efficientnet": noisy(5)} for e in dense]
     assert verdicts(fig10_levels, [*found, *better])[2] == REFUTED
@@ -103,9 +129,16 @@ def test_figure_10_judges_few_levels_and_dense_layers():
 def test_guidance_is_compared_at_each_quantizers_best():
     random.seed(2)
     found = [
-        {"run": q, "quantizer": q, "stage": "sweep", "seed": seed, "guidance": strength,
-         "sampling/fd_efficientnet": noisy(30 + 20 * (strength - at) ** 2)}
-        for q, at in (("fsq", 0.5), ("vq", 0.1)) for seed in range(3)
+        {
+            "run": q,
+            "quantizer": q,
+            "stage": "sweep",
+            "seed": seed,
+            "guidance": strength,
+            "sampling/fd_efficientnet": noisy(30 + 20 * (strength - at) ** 2),
+        }
+        for q, at in (("fsq", 0.5), ("vq", 0.1))
+        for seed in range(3)
         for strength in fig4_maskgit256.GUIDANCE["bench"]
     ]
     assert fig4_maskgit256.best(found, "fsq") == 0.5
@@ -115,10 +148,17 @@ def test_guidance_is_compared_at_each_quantizers_best():
 
 def test_a_quantizer_with_one_sweep_is_judged_by_the_others_deviation():
     found = [
-        {"run": q, "quantizer": q, "stage": "sweep", "seed": seed, "guidance": strength,
-         "sampling/fd_efficientnet": distance + 0.1 * seed + 0.5 * sign * strength}
+        {
+            "run": q,
+            "quantizer": q,
+            "stage": "sweep",
+            "seed": seed,
+            "guidance": strength,
+            "sampling/fd_efficientnet": distance + 0.1 * seed + 0.5 * sign * strength,
+        }
         for q, distance, sign, seeds in (("fsq", 20, -1, 3), ("vq", 30, 1, 1))
-        for seed in range(seeds) for strength in (0.0, 1.0)
+        for seed in range(seeds)
+        for strength in (0.0, 1.0)
     ]
     assert verdicts(fig4_maskgit256, found) == [REFUTED, CONFIRMED]
     alone = [entry for entry in found if entry["seed"] == 0]
@@ -137,8 +177,11 @@ def test_a_size_that_was_not_run_is_named_and_counts_as_undecided():
 def test_a_gain_too_small_to_be_seen_is_not_denied():
     plain = maskgit_runs.codes("fsq", 10, (8, 5, 5, 5)) | {"stage": "tokenizer"}
     for step, verdict in ((0.1, CONFIRMED), (10, OPEN)):
-        found = [plain | more | {"seed": s, "reconstruction/fd_efficientnet": 40 + step * s}
-                 for s in range(3) for more in ({}, {"dense_layers": 2})]
+        found = [
+            plain | more | {"seed": s, "reconstruction/fd_efficientnet": 40 + step * s}
+            for s in range(3)
+            for more in ({}, {"dense_layers": 2})
+        ]
         assert fig10_levels.dense_help(found).verdict == verdict
 
 
@@ -157,7 +200,10 @@ def test_pictures_of_runs_are_taken_apart(tmp_path):
     found = []
     for quantizer, green in (("fsq", 0.0), ("vq", 10 / 255)):
         entry = maskgit_runs.codes(quantizer, 4) | {
-            "run": quantizer, "stage": "tokenizer", "seed": 0, "distance": 1 + green
+            "run": quantizer,
+            "stage": "tokenizer",
+            "seed": 0,
+            "distance": 1 + green,
         }
         images = np.zeros((6, 8, 8, 3), np.float32)
         images[1::2, ..., 1] = green  # the reconstructions
@@ -178,7 +224,8 @@ def test_pictures_of_runs_are_taken_apart(tmp_path):
 def test_groups_of_the_entropy_loss_are_judged():
     found = [
         {"bits": 10, "seed": s, "codebook/usage": share + s / 1000} | group
-        for share, group in ((0.4, {}), (0.9, {"entropy_group": 8})) for s in range(3)
+        for share, group in ((0.4, {}), (0.9, {"entropy_group": 8}))
+        for s in range(3)
     ]
     assert verdicts(entropy_groups, found) == [CONFIRMED]
     assert verdicts(entropy_groups, []) == [NOT_RUN]
@@ -186,8 +233,13 @@ def test_groups_of_the_entropy_loss_are_judged():
 
 
 def test_representations_are_judged():
-    study = {"stage": "study", "soup/fid": 90.0, "reconstruction/fid": 30.0,
-             "seam/glued_pixels": 2.0, "seam/stitched_codes": 1.2}
+    study = {
+        "stage": "study",
+        "soup/fid": 90.0,
+        "reconstruction/fid": 30.0,
+        "seam/glued_pixels": 2.0,
+        "seam/stitched_codes": 1.2,
+    }
     found = [study | {"quantizer": q} for q in ("fsq", "vq")]
     assert verdicts(fig8_representation, found) == [CONFIRMED] * 2
     worse = [e | {"soup/fid": 30.0, "seam/stitched_codes": 2.0} for e in found]
@@ -215,20 +267,29 @@ def test_every_experiment_writes_what_it_has_and_what_it_has_not(name, tmp_path)
 
 def test_entries_say_what_was_run_and_how(tmp_path):
     workdir, out = tmp_path / "runs", tmp_path / "out"
-    runs = [plan.Run(n, (("results.json", ()),), {"quantizer": "fsq", "seed": 0, "stage": "x"})
-            for n in "ab"]
+    runs = [
+        plan.Run(n, (("results.json", ()),), {"quantizer": "fsq", "seed": 0, "stage": "x"})
+        for n in "ab"
+    ]
     several = plan.Run("c", ((entries.SEVERAL, ()),), {"quantizer": "vq", "stage": "sweep"})
     save_config(str(workdir / "a"), ConfigDict({"stage": "x", "steps": 5, "batch_size": 8}))
     protocol = {"device": "a GPU", "level_histograms": [[1]]}
-    save_results(str(workdir / "a"), {
-        "codebook/usage": {"value": 0.5, "protocol": protocol, "step": 5}
-    })
+    save_results(
+        str(workdir / "a"), {"codebook/usage": {"value": 0.5, "protocol": protocol, "step": 5}}
+    )
     (workdir / "c").mkdir()
     (workdir / "c" / entries.SEVERAL).write_text('[{"guidance": 0.0}, {"guidance": 1.0}]')
     made = entries.write(str(workdir), [*runs, several], str(out))
     assert made[0] == {
-        "run": "a", "quantizer": "fsq", "seed": 0, "stage": "x", "steps": 5, "batch_size": 8,
-        "device": "a GPU", "codebook/usage": 0.5, "protocol": {"codebook": {"device": "a GPU"}},
+        "run": "a",
+        "quantizer": "fsq",
+        "seed": 0,
+        "stage": "x",
+        "steps": 5,
+        "batch_size": 8,
+        "device": "a GPU",
+        "codebook/usage": 0.5,
+        "protocol": {"codebook": {"device": "a GPU"}},
     }
     assert [e["guidance"] for e in made[1:]] == [0.0, 1.0]
     assert json.loads((out / "results.json").read_text()) == made

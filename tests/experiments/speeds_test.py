@@ -45,10 +45,14 @@ def test_what_came_to_its_end_is_kept_and_not_measured_again(tmp_path, monkeypat
         return 0
 
     monkeypatch.setattr(speeds, "run", run)
-    monkeypatch.setattr(speeds, "MEASUREMENTS", tuple(
-        speeds.Measurement(name, name, (), seconds)
-        for name, seconds in (("works", 10), ("fails", 10), ("long", 1_000))
-    ))
+    monkeypatch.setattr(
+        speeds,
+        "MEASUREMENTS",
+        tuple(
+            speeds.Measurement(name, name, (), seconds)
+            for name, seconds in (("works", 10), ("fails", 10), ("long", 1_000))
+        ),
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     flags = type("Flags", (), {"out": str(tmp_path), "seconds": 60})
     monkeypatch.setattr(speeds.flags, "FLAGS", flags)

@@ -34,8 +34,13 @@ def test_all_rows_are_asked_for_with_every_seed(scale):
 
 
 def entry(task, variant, stage, seed=0, **metrics):
-    return {"run": f"{task}_{variant}_{stage}_s{seed}", "task": task, "variant": variant,
-            "stage": stage, "seed": seed} | metrics
+    return {
+        "run": f"{task}_{variant}_{stage}_s{seed}",
+        "task": task,
+        "variant": variant,
+        "stage": stage,
+        "seed": seed,
+    } | metrics
 
 
 def test_a_table_shows_deviations_and_the_paper():
@@ -44,7 +49,13 @@ def test_a_table_shows_deviations_and_the_paper():
     header, _, fsq, vq, _ = table2_uvim.table(found, "depth").text().splitlines()
     assert "stage I: codebook usage" in header and "stage II: depth RMSE, m" in header
     assert [cell.strip() for cell in fsq.strip("|").split("|")] == [
-        "FSQ", "50.0%", "0.125", "0.500 ± 0.100", "3", "0.473 ± 0.012", "99%"
+        "FSQ",
+        "50.0%",
+        "0.125",
+        "0.500 ± 0.100",
+        "3",
+        "0.473 ± 0.012",
+        "99%",
     ]
     assert vq.count("not run") == 3 and "0.468 ± 0.012" in vq
 
@@ -61,10 +72,16 @@ def test_claims_are_judged_by_their_rules():
     assert verdict([*usage, without | {"codebook/usage": 0.4}], 1) == OPEN
     values = {"fsq": (50, 51, 52), "fsq_no_context": (48, 49, 50), "vq": (50, 51, 52)}
     values["vq_no_context"] = (40, 41, 42)
-    context = [entry("panoptic", variant, "lm", seed, **{"panoptic/pq": value})
-               for variant, numbers in values.items() for seed, value in enumerate(numbers)]
+    context = [
+        entry("panoptic", variant, "lm", seed, **{"panoptic/pq": value})
+        for variant, numbers in values.items()
+        for seed, value in enumerate(numbers)
+    ]
     assert verdict(context, 2) == CONFIRMED
-    colour = [entry("colorization", v, "lm", s, **{"colorization/fid5k": x + s / 100})
-              for v, x in (("fsq", 17.5), ("vq", 16.9)) for s in range(3)]
+    colour = [
+        entry("colorization", v, "lm", s, **{"colorization/fid5k": x + s / 100})
+        for v, x in (("fsq", 17.5), ("vq", 16.9))
+        for s in range(3)
+    ]
     assert verdict(colour, 0) == CONFIRMED
     assert entries.spread([1.0]).text() == "1" and entries.spread([]) is None

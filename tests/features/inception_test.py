@@ -33,9 +33,7 @@ def test_to_uint8_rounds_and_clips():
 
 def test_sizes():
     images = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
-    features, _ = jax.eval_shape(
-        inception.Inception().init_with_output, jax.random.key(0), images
-    )
+    features, _ = jax.eval_shape(inception.Inception().init_with_output, jax.random.key(0), images)
     assert [f.shape for f in features] == [(2, 2048), (2, 2023), (2, 1008), (2, 1008)]
     halves = jax.eval_shape(
         inception.Inception("bfloat16").init_with_output, jax.random.key(0), images

@@ -83,10 +83,13 @@ def test_converts_once_with_a_checksum(state, tmp_path, ending):
 
 def test_says_which_file_and_what_else(monkeypatch, tmp_path):
     monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
-    with pytest.raises(ValueError, match=(
-        r"set FSQ_JAX_INCEPTION.*weights-inception-2015-12-05-6726825d.pth.*torch-fidelity.*"
-        r'pytorch-fid.*"fid_weights".*"efficientnet" or "random", whose distances are not FID'
-    )):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"set FSQ_JAX_INCEPTION.*weights-inception-2015-12-05-6726825d.pth.*torch-fidelity.*"
+            r'pytorch-fid.*"fid_weights".*"efficientnet" or "random", whose distances are not FID'
+        ),
+    ):
         inception_weights.load()
     monkeypatch.setenv("FSQ_JAX_INCEPTION", str(tmp_path / "none.pth"))
     with pytest.raises(ValueError, match="no file of Inception's weights at .*none.pth"):
@@ -120,7 +123,9 @@ def test_other_networks(state):
     with pytest.raises(ValueError, match=r"fc has a kernel of \(2048, 1000\), not \(2048, 1008\)"):
         inception_weights.convert(state | {"fc.weight": np.zeros((1000, 2048), np.float32)})
     with pytest.raises(ValueError, match="lacks 1 of its tensors, such as Mixed_6a.branch3x3.bn"):
-        inception_weights.convert({k: v for k, v in state.items() if k != "Mixed_6a.branch3x3.bn.bias"})
+        inception_weights.convert(
+            {k: v for k, v in state.items() if k != "Mixed_6a.branch3x3.bn.bias"}
+        )
 
 
 def test_nan_weights_and_names(state, tmp_path):
@@ -137,8 +142,16 @@ def test_nan_weights_and_names(state, tmp_path):
 
 def test_program_fails_in_one_sentence(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "fsq_jax.features.inception_weights", str(tmp_path / "x.pth"), "y.npz"],
-        cwd=tiny.ROOT, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "fsq_jax.features.inception_weights",
+            str(tmp_path / "x.pth"),
+            "y.npz",
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and done.stderr.startswith("Error: There is no file of Inception")
     assert "Traceback" not in done.stderr

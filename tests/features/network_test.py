@@ -26,8 +26,10 @@ def test_random_features_are_the_same_everywhere():
     features = jax.jit(network.apply)(network.variables, images)
     assert features.shape == (2, network.num_features) == (2, 480)
     assert network.weights_sha256.startswith("d4ca9530ae8789cd")
-    expected = [[0.20218669, 0.15229993, 0.4953531, 0.0810037],
-                [0.18105152, 0.17773479, 0.5516773, -0.09929764]]
+    expected = [
+        [0.20218669, 0.15229993, 0.4953531, 0.0810037],
+        [0.18105152, 0.17773479, 0.5516773, -0.09929764],
+    ]
     np.testing.assert_allclose(features[:, [0, 1, 100, 479]], expected, atol=1e-5)
 
 

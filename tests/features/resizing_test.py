@@ -17,8 +17,11 @@ def test_bicubic_is_pils(shape):
     images = noise(*shape)
     got = resizing.resize(jnp.asarray(images), 20, "bicubic-pil")
     want = [
-        [np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize((20, 20), 3))
-         for c in range(3)] for image in images
+        [
+            np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize((20, 20), 3))
+            for c in range(3)
+        ]
+        for image in images
     ]
     want = np.array(want).transpose(0, 2, 3, 1).clip(0, 255)
     np.testing.assert_allclose(got, want, atol=1e-3)

@@ -283,7 +283,8 @@ def test_what_is_whole_is_read(tmp_path):
     """The functions above make files that are right, too: it isn't they that are refused."""
     (tmp_path / "x.pth").write_bytes(pth(("x", 3), ("y", 4)))
     assert {k: v.shape for k, v in torch_file.read(tmp_path / "x.pth").items()} == {
-        "x": (3,), "y": (4,)
+        "x": (3,),
+        "y": (4,),
     }
     numbers = np.arange(4, dtype="<f4").tobytes()
     (tmp_path / "x.npz").write_bytes(zipped({"a.npy": npy(data=numbers)}))
@@ -292,6 +293,7 @@ def test_what_is_whole_is_read(tmp_path):
     tree = msgpack.packb({"params": {"a": msgpack.ExtType(1, array)}})
     (tmp_path / "x").write_bytes(tree)
     assert weights(tmp_path / "x")["params"]["a"].shape == (2,)
-    (tmp_path / "y").write_bytes(safetensors(b'{"params/a":{"dtype":"F32","shape":[2],'
-                                             b'"data_offsets":[0,8]}}'))
+    (tmp_path / "y").write_bytes(
+        safetensors(b'{"params/a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}')
+    )
     assert weights(tmp_path / "y")["params"]["a"].shape == (2,)

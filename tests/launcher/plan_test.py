@@ -48,11 +48,14 @@ def test_a_run_is_recorded_with_the_results_of_its_last_step(runs, tmp_path):
     assert plan.recorded(str(tmp_path), runs[1])
 
 
-@pytest.mark.parametrize("checkpoint, expected", [
-    (20, [EXPORT]),  # on the machine that trained it
-    (10, [TRAIN, EXPORT]),  # a second training that was cut off
-    (0, [TRAIN, EXPORT]),  # only its results were carried here
-])
+@pytest.mark.parametrize(
+    "checkpoint, expected",
+    [
+        (20, [EXPORT]),  # on the machine that trained it
+        (10, [TRAIN, EXPORT]),  # a second training that was cut off
+        (0, [TRAIN, EXPORT]),  # only its results were carried here
+    ],
+)
 def test_weights_that_are_gone_are_made_again(runs, tmp_path, checkpoint, expected):
     leave(tmp_path / "a", checkpoint=checkpoint)
     left, wanted = plan.wanted_weights(str(tmp_path), runs)

@@ -42,9 +42,12 @@ def test_any_batches_give_the_same():
     assert sorted(np.bincount(block)) == [13, 13, 14]
     whole = Blocks.empty(3, 7).update(x, block)
     padded = np.concatenate([x[30:], np.full((2, 7), np.nan)])
-    parts = Blocks.empty(3, 7).update(x[:11], block[:11]).merge(
-        Blocks.empty(3, 7).update(x[11:30], block[11:30])
-    ).update(padded, np.append(block[30:], [0, 0]), np.arange(12) < 10)
+    parts = (
+        Blocks.empty(3, 7)
+        .update(x[:11], block[:11])
+        .merge(Blocks.empty(3, 7).update(x[11:30], block[11:30]))
+        .update(padded, np.append(block[30:], [0, 0]), np.arange(12) < 10)
+    )
     np.testing.assert_array_equal(parts.count_S, whole.count_S)
     np.testing.assert_allclose(parts.scores_S, whole.scores_S, rtol=1e-12)
 

@@ -19,8 +19,10 @@ def counts(prediction, truth, crowd=()):
     """(TP, FP, FN, sum of IoUs) of one image, over all of three classes."""
     quality = PanopticQuality.empty(4).update(prediction, truth, crowd)
     return (
-        int(quality.true_positives.sum()), int(quality.false_positives.sum()),
-        int(quality.false_negatives.sum()), float(quality.iou.sum()),
+        int(quality.true_positives.sum()),
+        int(quality.false_positives.sum()),
+        int(quality.false_negatives.sum()),
+        float(quality.iou.sum()),
     )
 
 
@@ -37,7 +39,8 @@ def test_torchmetrics_agrees_where_nothing_is_void():
     for classes in (None, [1, 2], [3, 4, 5], [4]):
         chosen = np.array(classes or range(1, 6)) - 1
         np.testing.assert_allclose(
-            list(quality.result(classes).values()), reference["per_class"][chosen].mean(0),
+            list(quality.result(classes).values()),
+            reference["per_class"][chosen].mean(0),
             rtol=1e-6,
         )
 

@@ -16,9 +16,7 @@ def _qkv(shape=(2, 9, 3, 8), dtype=jnp.float32, seed=0):
 
 def test_agrees_with_flax():
     q, k, v = _qkv()
-    np.testing.assert_allclose(
-        lib.attention(q, k, v), nn.dot_product_attention(q, k, v), atol=1e-6
-    )
+    np.testing.assert_allclose(lib.attention(q, k, v), nn.dot_product_attention(q, k, v), atol=1e-6)
 
 
 def test_padding_is_never_read_and_gets_no_gradient():

@@ -31,7 +31,11 @@ def test_blur_pool_is_the_strided_depthwise_convolution():
     taps = np.array([1, 3, 3, 1], np.float32)
     kernel = np.tile((np.outer(taps, taps) / 64)[:, :, None, None], (1, 1, 1, 5))
     expected = lax.conv_general_dilated(
-        x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        kernel,
+        (2, 2),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=5,
     )
     np.testing.assert_allclose(blur_pool(x), expected, atol=1e-6)

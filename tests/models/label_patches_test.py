@@ -22,9 +22,7 @@ def test_ids_are_looked_up_as_if_one_hot():
     np.testing.assert_allclose(
         ours.apply(variables, IDS), dense.apply(variables, ONE_HOT), atol=1e-5
     )
-    np.testing.assert_allclose(
-        jnp.std(variables["params"]["kernel"]), (C * X) ** -0.5, rtol=0.1
-    )
+    np.testing.assert_allclose(jnp.std(variables["params"]["kernel"]), (C * X) ** -0.5, rtol=0.1)
     real = ours.clone(real=True)
     np.testing.assert_allclose(
         real.apply(variables, ONE_HOT), dense.apply(variables, ONE_HOT), atol=1e-5

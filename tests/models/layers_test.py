@@ -111,6 +111,4 @@ def test_joined_dense_layers_are_the_layers_one_by_one():
     variables = Apart().init(jax.random.key(0), x)
     equal = jax.tree.map(np.array_equal, variables, Joined().init(jax.random.key(0), x))
     assert all(jax.tree.leaves(equal))
-    np.testing.assert_allclose(
-        Joined().apply(variables, x), Apart().apply(variables, x), atol=1e-6
-    )
+    np.testing.assert_allclose(Joined().apply(variables, x), Apart().apply(variables, x), atol=1e-6)

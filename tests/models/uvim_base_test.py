@@ -50,9 +50,7 @@ def test_paper_size_has_the_published_tree(kinds, expected):
     model = LabelAutoencoder(quantizer, kinds, real)
     shape = (1, 1024, 3, 256) if real else (1, 1024, 256)
     labels = {kind: jnp.zeros(shape, jnp.float32 if real else jnp.int32) for kind in kinds}
-    variables = jax.eval_shape(
-        model.init, jax.random.key(0), labels, jnp.zeros((1, 512, 512, 3))
-    )
+    variables = jax.eval_shape(model.init, jax.random.key(0), labels, jnp.zeros((1, 512, 512, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
     assert model.num_codes == 256
     state = variables["codebook_state"]["quantizer"]
@@ -85,8 +83,15 @@ def test_reads_the_published_tree_and_agrees_with_the_reference(shared):
     variables = {"params": tree["params"], "codebook_state": {"quantizer": tree["state"]}}
     expected = np.load(folder / "expected.npz")
     model = LabelAutoencoder(
-        quantizers.make("vq_ema", codebook_size=32, channels=32), {"depth": 16}, patch=8,
-        width=32, encoder_depth=1, decoder_depth=2, num_heads=4, mlp_dim=64, code_side=4,
+        quantizers.make("vq_ema", codebook_size=32, channels=32),
+        {"depth": 16},
+        patch=8,
+        width=32,
+        encoder_depth=1,
+        decoder_depth=2,
+        num_heads=4,
+        mlp_dim=64,
+        code_side=4,
     )
     inputs = {"depth": expected["ids_depth"]}, expected["context"]
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -100,7 +105,8 @@ def test_parts_make_the_whole_and_both_precisions_agree(quickly):
     model = small()
     logits, quantized = jax.jit(model.apply)(drawn(), LABELS, IMAGE)
     assert {kind: x.shape for kind, x in logits.items()} == {
-        "semantics": (2, 8, 5, 16), "instances": (2, 8, 3, 16)
+        "semantics": (2, 8, 5, 16),
+        "instances": (2, 8, 3, 16),
     }
     assert quantized.indices.shape == (2, 4) and quantized.codes.shape == (2, 4, 3)
     decode = jax.jit(functools.partial(model.apply, method="decode_indices"))
@@ -191,9 +197,9 @@ def test_training_moves_the_codebook_and_evaluation_does_not(quickly):
 def test_remat_changes_nothing(quickly):
     def gradient(remat):
         model = small(remat=remat)
-        return jax.jit(jax.grad(
-            lambda v: (model.apply(v, LABELS, IMAGE)[0]["semantics"] ** 2).mean()
-        ))(drawn())
+        return jax.jit(
+            jax.grad(lambda v: (model.apply(v, LABELS, IMAGE)[0]["semantics"] ** 2).mean())
+        )(drawn())
 
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
     jax.tree.map(close, gradient(False), gradient(True))

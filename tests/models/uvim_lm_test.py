@@ -14,7 +14,13 @@ from fsq_jax.sampling import autoregressive
 from tests.tiny import random_variables
 
 MODEL = CodeLanguageModel(
-    vocab_size=9, num_codes=6, patch=4, width=16, encoder_depth=1, decoder_depth=2, num_heads=2,
+    vocab_size=9,
+    num_codes=6,
+    patch=4,
+    width=16,
+    encoder_depth=1,
+    decoder_depth=2,
+    num_heads=2,
     mlp_dim=32,
 )
 RNG = np.random.default_rng(0)
@@ -63,8 +69,14 @@ def test_reads_the_published_tree_and_agrees_with_the_reference(shared):
     tree = traverse_util.unflatten_dict(dict(np.load(folder / "checkpoint.npz")), sep="/")
     expected = np.load(folder / "expected.npz")
     model = CodeLanguageModel(
-        vocab_size=33, num_codes=16, patch=8, width=32, encoder_depth=2, decoder_depth=2,
-        num_heads=4, mlp_dim=64,
+        vocab_size=33,
+        num_codes=16,
+        patch=8,
+        width=32,
+        encoder_depth=2,
+        decoder_depth=2,
+        num_heads=4,
+        mlp_dim=64,
     )
     codes = expected["targets"] - 1
     shapes = jax.eval_shape(model.init, jax.random.key(0), expected["image"], codes)
@@ -100,7 +112,9 @@ def test_greedy_codes_are_the_likeliest_given_themselves(quickly):
     def decode(image):
         return autoregressive.decode_codes(
             *decoding(MODEL, drawn()["params"], image),
-            jax.random.key(0), num_codes=6, batch=2,
+            jax.random.key(0),
+            num_codes=6,
+            batch=2,
         )
 
     codes = decode(IMAGE)
@@ -118,9 +132,9 @@ def test_no_position_sees_its_own_code_or_later_ones(quickly):
         np.testing.assert_array_equal(moved, np.arange(6) > n)
 
     positions = lambda p: {"params": drawn()["params"] | {"pos_embedding_decoder": p}}  # noqa: E731
-    jacobian = jax.jit(jax.jacobian(
-        lambda p: MODEL.apply(positions(p), IMAGE, CODES).sum(axis=(0, 2))
-    ))(drawn()["params"]["pos_embedding_decoder"])
+    jacobian = jax.jit(
+        jax.jacobian(lambda p: MODEL.apply(positions(p), IMAGE, CODES).sum(axis=(0, 2)))
+    )(drawn()["params"]["pos_embedding_decoder"])
     depends = np.abs(jacobian[:, 0]).max(axis=-1) > 0
     np.testing.assert_array_equal(depends, np.tri(6, dtype=bool))
 

@@ -61,11 +61,14 @@ def test_fsq_in_the_place_of_vq(vq, tmp_path, capsys):
     before = weights_file.flatten({"params": drawn.ema_params})
     for ours in flat.values():
         for name, array in ours.items():
-            np.testing.assert_array_equal(array, arrays[name] if name in start.taken
-                                          else before[name])
+            np.testing.assert_array_equal(
+                array, arrays[name] if name in start.taken else before[name]
+            )
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, drawn)
-    same = [(state.params["discriminator"], drawn.params["discriminator"]),
-            (state.opt_state, drawn.opt_state)]
+    same = [
+        (state.params["discriminator"], drawn.params["discriminator"]),
+        (state.opt_state, drawn.opt_state),
+    ]
     for ours, theirs in same:
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
@@ -86,9 +89,7 @@ def test_the_codebooks_of_moving_averages_are_taken(tmp_path):
         _, state, start = started(config, path, tmp_path)
         assert not start.new and not start.left_over
         expected = weights.load(workdir).model_state["codebook_state"]
-        jax.tree.map(
-            np.testing.assert_array_equal, state.model_state["codebook_state"], expected
-        )
+        jax.tree.map(np.testing.assert_array_equal, state.model_state["codebook_state"], expected)
 
 
 def test_a_transformer_starts_from_a_run(trained, tmp_path):
@@ -104,9 +105,7 @@ def test_a_transformer_starts_from_a_run(trained, tmp_path):
         )
 
 
-def test_weights_of_which_nothing_fits_are_refused_before_the_workdir_is_made(
-    trained, tmp_path
-):
+def test_weights_of_which_nothing_fits_are_refused_before_the_workdir_is_made(trained, tmp_path):
     workdir = tmp_path / "run"
     config = tiny.tokenizer({"init_from": trained.transformer})
     with pytest.raises(ValueError, match="Nothing of init_from=.* fits this model: it holds .*Emb"):
@@ -119,10 +118,17 @@ def test_weights_of_which_nothing_fits_are_refused_before_the_workdir_is_made(
 
 def test_training_starts_there_and_resumes_from_its_own(vq, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
-    config = tiny.tokenizer({
-        "init_from": vq[0], "steps": 2, "checkpoint_every": 1, "preview_every": 2,
-        "loss.adversarial": 0.0, "optim.learning_rate": 0.0, "evals": {},
-    })
+    config = tiny.tokenizer(
+        {
+            "init_from": vq[0],
+            "steps": 2,
+            "checkpoint_every": 1,
+            "preview_every": 2,
+            "loss.adversarial": 0.0,
+            "optim.learning_rate": 0.0,
+            "evals": {},
+        }
+    )
     workdir = tmp_path / "run"
     train.train(config, str(workdir))
     after = weights_file.flatten(weights.load(str(workdir)).variables)

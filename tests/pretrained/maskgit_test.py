@@ -28,8 +28,11 @@ def test_tokenizer_agrees_with_the_reference_code(shared):
     path, expected = oracle(shared, "maskgit_tokenizer")
     tok = load_maskgit_tokenizer(path)
     assert tok.model == Tokenizer(
-        VectorQuantizer(codebook_size=64, channels=16), filters=32,
-        channel_multipliers=(1, 2, 2), num_res_blocks=1, dtype="float32",
+        VectorQuantizer(codebook_size=64, channels=16),
+        filters=32,
+        channel_multipliers=(1, 2, 2),
+        num_res_blocks=1,
+        dtype="float32",
     )
     latents = tok.model.apply(tok.variables, expected["image"], method="latents")
     np.testing.assert_allclose(latents, expected["encoder_output"], atol=1e-4)
@@ -65,16 +68,22 @@ def shapes(model, *inputs):
 
 IMAGE = jnp.zeros((1, 16, 16, 3))
 BLOCK = {
-    "GroupNorm_0/scale": "i", "GroupNorm_0/bias": "i", "GroupNorm_1/scale": "o",
-    "GroupNorm_1/bias": "o", "Conv_0/kernel": "33io", "Conv_1/kernel": "33oo",
+    "GroupNorm_0/scale": "i",
+    "GroupNorm_0/bias": "i",
+    "GroupNorm_1/scale": "o",
+    "GroupNorm_1/bias": "o",
+    "Conv_0/kernel": "33io",
+    "Conv_1/kernel": "33oo",
 }
 
 
 def published_tokenizer() -> dict[str, tuple]:
     """{path: shape} of tokenizer_imagenet256_checkpoint, from the published network's plan."""
     arrays = {"quantizer/codebook": (1024, 256)}
-    levels = {"encoder": [128] * 4 + [256] * 4 + [512] * 4,
-              "decoder": [512] * 4 + [256] * 4 + [128] * 4}
+    levels = {
+        "encoder": [128] * 4 + [256] * 4 + [512] * 4,
+        "decoder": [512] * 4 + [256] * 4 + [128] * 4,
+    }
     for network, widths in levels.items():
         before = widths[0]
         for i, width in enumerate(widths):
@@ -106,8 +115,13 @@ def test_full_size_tokenizer_is_read_from_its_shapes():
     assert len(leaves) == 168 and sum(leaf.size for leaf in leaves) == 54_515_587
     config = maskgit.tokenizer_config("file", params)  # which checks every name and shape
     assert config.model.to_dict() == dict(
-        filters=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2, num_groups=32,
-        shortcut="output", remat=False, dtype="float32",
+        filters=128,
+        channel_multipliers=(1, 1, 2, 2, 4),
+        num_res_blocks=2,
+        num_groups=32,
+        shortcut="output",
+        remat=False,
+        dtype="float32",
     )
     assert config.quantizer.to_dict() == dict(name="vq", codebook_size=1024, channels=256)
 
@@ -171,8 +185,9 @@ def test_levels_are_fsqs_and_must_be_told():
 
 @pytest.fixture
 def tokenizer_file(tmp_path):
-    model = Tokenizer(VectorQuantizer(16, 8), filters=8, channel_multipliers=(1, 2),
-                      num_res_blocks=1)
+    model = Tokenizer(
+        VectorQuantizer(16, 8), filters=8, channel_multipliers=(1, 2), num_res_blocks=1
+    )
     path = tmp_path / "tokenizer"
     weights_file.write_msgpack(str(path), random_variables(model, IMAGE)["params"])
     return path
@@ -256,8 +271,12 @@ def test_damaged_and_other_trees_get_a_sentence(tokenizer_file, shared, tmp_path
 
 def test_layouts_are_known_by_their_names(shared):
     assert parameter_trees.identify({"a": {"b": np.zeros(1)}}) is None
-    files = {"maskgit_tokenizer": "msgpack", "maskgit_transformer": "msgpack",
-             "uvim_lm": "npz", "uvim_depth": "npz"}
+    files = {
+        "maskgit_tokenizer": "msgpack",
+        "maskgit_transformer": "msgpack",
+        "uvim_lm": "npz",
+        "uvim_depth": "npz",
+    }
     for name, suffix in files.items():
         path = shared / "oracles" / name / f"checkpoint.{suffix}"
         found = parameter_trees.identify(weights_file.read(str(path))[0]["params"])

@@ -48,8 +48,9 @@ def test_other_names_and_types_of_the_same_arrays(tmp_path, oracle):
     arrays = dict(np.load(oracle / "uvim_depth" / "checkpoint.npz"))
     path = tmp_path / "old.npz"
     old = {
-        name.replace("params/", "opt/target/").replace("/encoder/", "/Encoder/").replace(
-            "/decoder/", "/Decoder/"): array.astype(ml_dtypes.bfloat16)
+        name.replace("params/", "opt/target/")
+        .replace("/encoder/", "/Encoder/")
+        .replace("/decoder/", "/Decoder/"): array.astype(ml_dtypes.bfloat16)
         for name, array in arrays.items()
     }
     np.savez(path, **old)
@@ -70,9 +71,18 @@ def written(path, model, labels):
 def test_every_size_is_read_from_the_shapes(tmp_path, encoder, decoder, real):
     kinds = {"color": 3} if real else {"semantics": 5, "instances": 3}
     model = LabelAutoencoder(
-        quantizers.make("vq_ema", codebook_size=8, channels=6), kinds, real, patch=4, width=16,
-        encoder_depth=1, decoder_depth=2, num_heads=4, mlp_dim=24, code_side=2,
-        encoder_context=encoder, decoder_context=decoder,
+        quantizers.make("vq_ema", codebook_size=8, channels=6),
+        kinds,
+        real,
+        patch=4,
+        width=16,
+        encoder_depth=1,
+        decoder_depth=2,
+        num_heads=4,
+        mlp_dim=24,
+        code_side=2,
+        encoder_context=encoder,
+        decoder_context=decoder,
     )
     shape = (2, 16, 3, 16) if real else (2, 16, 16)
     labels = {kind: np.zeros(shape, np.float32 if real else np.int32) for kind in kinds}
@@ -83,8 +93,15 @@ def test_every_size_is_read_from_the_shapes(tmp_path, encoder, decoder, real):
 
 def test_fsq_needs_its_levels(tmp_path):
     model = LabelAutoencoder(
-        quantizers.make("fsq", levels=(4, 3)), {"depth": 5}, patch=4, width=16, encoder_depth=1,
-        decoder_depth=1, num_heads=2, mlp_dim=24, code_side=2,
+        quantizers.make("fsq", levels=(4, 3)),
+        {"depth": 5},
+        patch=4,
+        width=16,
+        encoder_depth=1,
+        decoder_depth=1,
+        num_heads=2,
+        mlp_dim=24,
+        code_side=2,
     )
     path = written(tmp_path / "a.npz", model, {"depth": np.zeros((2, 16, 16), np.int32)})
     assert uvim.load_uvim_base(path, levels=(4, 3)).model == model
@@ -94,8 +111,14 @@ def test_fsq_needs_its_levels(tmp_path):
 
 def test_language_models_sizes(tmp_path):
     model = CodeLanguageModel(
-        vocab_size=9, num_codes=4, patch=4, width=16, encoder_depth=1, decoder_depth=2,
-        num_heads=4, mlp_dim=24,
+        vocab_size=9,
+        num_codes=4,
+        patch=4,
+        width=16,
+        encoder_depth=1,
+        decoder_depth=2,
+        num_heads=4,
+        mlp_dim=24,
     )
     variables = random_variables(model, IMAGE, np.zeros((2, 4), np.int32))
     np.savez(tmp_path / "a.npz", **weights_file.flatten(variables["params"]))

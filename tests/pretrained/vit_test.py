@@ -13,7 +13,13 @@ from fsq_jax.stages.stage import TrainState
 from tests.tiny import random_variables
 
 MODEL = CodeLanguageModel(
-    vocab_size=9, num_codes=4, patch=4, width=16, encoder_depth=2, decoder_depth=1, num_heads=2,
+    vocab_size=9,
+    num_codes=4,
+    patch=4,
+    width=16,
+    encoder_depth=2,
+    decoder_depth=1,
+    num_heads=2,
     mlp_dim=32,
 )
 RNG = np.random.default_rng(0)
@@ -27,17 +33,25 @@ def ours():
 
 def file(folder, positions=5, **changes):
     """A ViT of `positions` tokens in the names of the Flax before Linen; None removes an array."""
-    sub = {"LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3",
-           "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1"}
+    sub = {
+        "LayerNorm_1": "LayerNorm_2",
+        "MlpBlock_0": "MlpBlock_3",
+        "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    }
     arrays = {
-        "/".join(["Transformer", *(sub.get(p, p) for p in name.split("/"))]):
-            RNG.normal(size=x.shape).astype(np.float32)
+        "/".join(["Transformer", *(sub.get(p, p) for p in name.split("/"))]): RNG.normal(
+            size=x.shape
+        ).astype(np.float32)
         for name, x in weights_file.flatten(ours()["encoder"]).items()
     }
     more = {
-        "embedding/kernel": (4, 4, 3, 16), "embedding/bias": (16,), "cls": (1, 1, 16),
+        "embedding/kernel": (4, 4, 3, 16),
+        "embedding/bias": (16,),
+        "cls": (1, 1, 16),
         "Transformer/posembed_input/pos_embedding": (1, positions, 16),
-        "pre_logits/kernel": (16, 16), "head/kernel": (16, 7), "head/bias": (7,),
+        "pre_logits/kernel": (16, 16),
+        "head/kernel": (16, 7),
+        "head/bias": (7,),
     }
     arrays |= {name: RNG.normal(size=shape).astype(np.float32) for name, shape in more.items()}
     arrays = {k: v for k, v in (arrays | changes).items() if v is not None}
@@ -75,10 +89,17 @@ def test_the_image_encoder_is_replaced_and_nothing_else(tmp_path):
 
 def test_numbers_count_within_their_kind():
     names = ("LayerNorm_0", "Attention_1", "LayerNorm_2", "Mlp_3", "a_10", "a_9", "LayerNorm7")
-    assert vit._renumbered({"block": {name: i for i, name in enumerate(names)}}) == {"block": {
-        "LayerNorm_0": 0, "Attention_0": 1, "LayerNorm_1": 2, "Mlp_0": 3, "a_1": 4, "a_0": 5,
-        "LayerNorm7": 6,
-    }}
+    assert vit._renumbered({"block": {name: i for i, name in enumerate(names)}}) == {
+        "block": {
+            "LayerNorm_0": 0,
+            "Attention_0": 1,
+            "LayerNorm_1": 2,
+            "Mlp_0": 3,
+            "a_1": 4,
+            "a_0": 5,
+            "LayerNorm7": 6,
+        }
+    }
 
 
 def test_positions_are_interpolated_between_the_grids():

@@ -24,13 +24,13 @@ def test_a_split_by_hand(devices, threshold):
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.NamedSharding(mesh, jax.P("data"))
     z = jax.device_put(jnp.tile(jnp.array([[2.0, 0.0]]), (8, 1)), sharding)
-    module = vq.EMAVectorQuantizer(
-        2, 2, momentum=0.5, standardize=False, split_threshold=threshold
-    )
+    module = vq.EMAVectorQuantizer(2, 2, momentum=0.5, standardize=False, split_threshold=threshold)
     state = {"codebook_state": {"dictionary": jnp.eye(2), "counts": jnp.ones(2)}}
-    apply = jax.jit(functools.partial(
-        module.apply, train=True, mutable="codebook_state", rngs={"codebook": jax.random.key(0)}
-    ))
+    apply = jax.jit(
+        functools.partial(
+            module.apply, train=True, mutable="codebook_state", rngs={"codebook": jax.random.key(0)}
+        )
+    )
     got, state = apply(state, z)
     np.testing.assert_array_equal(got.indices, np.zeros(8))
     counts, dictionary = (state["codebook_state"][name] for name in ("counts", "dictionary"))

@@ -279,7 +279,8 @@ def test_a_step_in_microbatches_is_the_step():
     _, at_once = unsplit.apply(state, z, train=True, mutable=vq.STATE)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        unsplit.after_step(state[vq.STATE], added, None), at_once[vq.STATE],
+        unsplit.after_step(state[vq.STATE], added, None),
+        at_once[vq.STATE],
     )
 
 

@@ -17,8 +17,11 @@ from tests.programs_test import run_sample
 pytestmark = pytest.mark.usefixtures("quickly")
 
 DATA = {
-    "data.source": "scenes", "data.size": 16, "data.train_split": "train[:32]",
-    "data.eval_split": "validation[:20]", "eval_batch_size": 8,
+    "data.source": "scenes",
+    "data.size": 16,
+    "data.train_split": "train[:32]",
+    "data.eval_split": "validation[:20]",
+    "eval_batch_size": 8,
 }
 
 
@@ -27,10 +30,9 @@ def files(trained, tmp_path_factory):
     """{"tokenizer.FORMAT": path, "transformer.FORMAT": path}."""
     folder = tmp_path_factory.mktemp("files")
     return {
-        f"{name}.{format}": export.export(
-            getattr(trained, name), format, str(folder / name)
-        )[0]
-        for name in ("tokenizer", "transformer") for format in ("safetensors", "msgpack")
+        f"{name}.{format}": export.export(getattr(trained, name), format, str(folder / name))[0]
+        for name in ("tokenizer", "transformer")
+        for format in ("safetensors", "msgpack")
     }
 
 
@@ -48,7 +50,8 @@ def test_a_pair_of_files_samples_what_its_runs_do(trained, files):
     np.testing.assert_array_equal(tokens(runs.load(*pair)), expected)
     sampling = {f"sampling.{name}": value for name, value in config.sampling.items()}
     loaded = runs.load(
-        files["transformer.msgpack"], files["tokenizer.safetensors"],
+        files["transformer.msgpack"],
+        files["tokenizer.safetensors"],
         overrides=sampling | {"eval_batch_size": 8},
     )
     assert loaded.config.data.size == 16 and loaded.config.num_classes == 30
@@ -88,7 +91,8 @@ def test_the_programs_take_files(files, tmp_path):
 
 def test_names_of_other_data_are_not_the_models(files):
     run = runs.load(
-        files["transformer.msgpack"], files["tokenizer.safetensors"],
+        files["transformer.msgpack"],
+        files["tokenizer.safetensors"],
         overrides={"data.source": "scenes"},
     )
     assert len(sample.class_names(run)) == 30 and "red" in sample.class_names(run)[0]
@@ -109,7 +113,9 @@ def test_what_does_not_go_together_is_refused(trained, files, shared):
         runs.load(transformer, files["tokenizer.msgpack"])
     with pytest.raises(ValueError, match="17 positions, the class and 16 tokens, but images of 32"):
         runs.load(transformer, tokenizer, overrides={"data.size": 32})
-    with pytest.raises(ValueError, match="of stage 'maskgit_transformer'; one of stage 'maskgit_tokenizer' is"):
+    with pytest.raises(
+        ValueError, match="of stage 'maskgit_transformer'; one of stage 'maskgit_tokenizer' is"
+    ):
         runs.load(transformer, trained.transformer)
     other = str(shared / "oracles" / "maskgit_tokenizer" / "checkpoint.msgpack")
     with pytest.raises(ValueError, match="trained on stage I .* but .* holds"):
@@ -121,16 +127,19 @@ def test_what_does_not_go_together_is_refused(trained, files, shared):
 
 
 def test_uvims_pair_is_the_same_door(shared):
-    base, lm = (str(shared / "oracles" / name / "checkpoint.npz")
-                for name in ("uvim_depth", "uvim_lm"))
+    base, lm = (
+        str(shared / "oracles" / name / "checkpoint.npz") for name in ("uvim_depth", "uvim_lm")
+    )
     run = runs.load(base, overrides={"data.source": "scenes"})
     config, stage = run.config, run.stage
     assert (config.stage, config.data.size, config.task.num_bins) == ("uvim_base", 64, 16)
     assert stage.facts.codebook_size == 32 and set(config.evals) == {"codebook", "depth"}
     expected = np.load(shared / "oracles" / "uvim_depth" / "expected.npz")
     ours = load_uvim_base(base)
-    batch = {"image": np.zeros((8, 64, 64, 3), np.float32),
-             "depth": np.full((8, 64, 64), 3.0, np.float32)}
+    batch = {
+        "image": np.zeros((8, 64, 64, 3), np.float32),
+        "depth": np.full((8, 64, 64), 3.0, np.float32),
+    }
     indices = jax.device_get(run.predict["indices"](run.state, run.put(batch), None)["indices"])
     bins = np.full((8, *expected["ids_depth"].shape[1:]), 4, np.int32)
     np.testing.assert_array_equal(indices, ours.encode({"depth": bins}, batch["image"] * 2 - 1))

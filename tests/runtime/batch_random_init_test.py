@@ -30,7 +30,9 @@ def arguments():
 
 
 def test_same_values_in_the_same_tree():
-    expected, got = (jax.jit(f)(*arguments()) for f in (init, batch_random_init.batch_random_init(init)))
+    expected, got = (
+        jax.jit(f)(*arguments()) for f in (init, batch_random_init.batch_random_init(init))
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected)
     assert len({float(leaf.sum()) for leaf in jax.tree.leaves(got)}) == len(jax.tree.leaves(got))
 

@@ -25,9 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def state(step: int) -> TrainState:
     params = {"Conv_0": {"kernel": jnp.full((8, 4), step, jnp.float32)}}
     return TrainState(
-        step=jnp.int32(step), params=params, opt_state=({"count": jnp.int32(step)}, None),
+        step=jnp.int32(step),
+        params=params,
+        opt_state=({"count": jnp.int32(step)}, None),
         ema_params=jax.tree.map(lambda x: x / 2, params),
-        model_state={"codebook": {"real": jnp.float32(step)}}, frozen={"net": jnp.ones(3)},
+        model_state={"codebook": {"real": jnp.float32(step)}},
+        frozen={"net": jnp.ones(3)},
     )
 
 
@@ -74,10 +77,13 @@ def test_the_best_one_is_kept_as_well(tmp_path, mode, best):
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-@pytest.mark.parametrize("values, best", [
-    ([{"other": 5.0}, {"psnr": 3.0}, {"other": -5.0}], 2),  # those without the number come last
-    ([{"psnr": -3.0}, {"other": 5.0}, {}], 1),
-])
+@pytest.mark.parametrize(
+    "values, best",
+    [
+        ([{"other": 5.0}, {"psnr": 3.0}, {"other": -5.0}], 2),  # those without the number come last
+        ([{"psnr": -3.0}, {"other": 5.0}, {}], 1),
+    ],
+)
 def test_a_checkpoint_without_the_metric_is_never_the_best(tmp_path, mode, values, best):
     checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1, best="psnr", best_mode=mode)
     for step, metrics in enumerate(values, 1):
@@ -290,8 +296,9 @@ def test_fingerprint_tells_weights_apart():
     assert checkpoint.fingerprint(same) == prints[0]
 
 
-@pytest.mark.parametrize("config", [tiny.tokenizer(), tiny.transformer("runs/x")],
-                         ids=["tokenizer", "transformer"])
+@pytest.mark.parametrize(
+    "config", [tiny.tokenizer(), tiny.transformer("runs/x")], ids=["tokenizer", "transformer"]
+)
 def test_config_is_the_same_after_json(tmp_path, config):
     save_config(str(tmp_path), config)
     loaded = load_config(str(tmp_path))
@@ -317,7 +324,9 @@ def test_differing_keys_are_dotted():
     ours = dict(a=1, model=dict(width=8, depth=2), levels=(8, 5))
     theirs = dict(model=dict(width=16, depth=2), levels=[8, 5], b=None)
     assert differing_keys(ours, theirs) == {
-        "a": (1, "absent"), "b": ("absent", None), "model.width": (8, 16),
+        "a": (1, "absent"),
+        "b": ("absent", None),
+        "model.width": (8, 16),
     }
 
 

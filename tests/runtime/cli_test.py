@@ -20,8 +20,7 @@ def call(monkeypatch, capsys):
     def run(main, *arguments):
         monkeypatch.setattr(flags, "FLAGS", parsed)
         monkeypatch.setattr(sys, "argv", ["program", *arguments])
-        monkeypatch.setattr(cli.app, "run", lambda main, flags_parser: main(flags_parser(
-            sys.argv)))
+        monkeypatch.setattr(cli.app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
         status = 0
         try:
             cli.run(main)

@@ -22,8 +22,12 @@ def start(config, folder, workdir):
         port = free.getsockname()[1]
     return [
         tiny.start(
-            ["-m", "fsq_jax.train"], config, folder, workdir,
-            JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2",
+            ["-m", "fsq_jax.train"],
+            config,
+            folder,
+            workdir,
+            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),
         )
         for i in range(2)
@@ -44,10 +48,17 @@ def finish(processes):
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny.tokenizer({
-        "steps": 60, "checkpoint_every": 20, "preview_every": 60, "evals.codebook.every": 30,
-        "loss.adversarial": 0.0, "fsdp": True, "data.train_split": "train[:64]",
-    })
+    return tiny.tokenizer(
+        {
+            "steps": 60,
+            "checkpoint_every": 20,
+            "preview_every": 60,
+            "evals.codebook.every": 30,
+            "loss.adversarial": 0.0,
+            "fsdp": True,
+            "data.train_split": "train[:64]",
+        }
+    )
 
 
 @pytest.fixture(scope="module")

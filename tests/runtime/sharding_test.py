@@ -104,7 +104,8 @@ def images(rows=8):
     rng = np.random.default_rng(0)
     return {
         "image": rng.random((rows, 8, 8, 3), np.float32),
-        "label": rng.integers(0, 3, rows, np.int32), "mask": np.ones(rows, bool),
+        "label": rng.integers(0, 3, rows, np.int32),
+        "mask": np.ones(rows, bool),
         "depth": rng.uniform(1, 9, (rows, 8, 8)).astype(np.float32),
     }
 
@@ -120,7 +121,8 @@ def updates(config, num_devices, fsdp, num_steps=3):
     state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
     update = jax.jit(
-        stage.update, donate_argnums=0,
+        stage.update,
+        donate_argnums=0,
         out_shardings=(shardings.replace(frozen=frozen), sharding.replicated(mesh)),
     )
     metrics = []
@@ -184,8 +186,9 @@ def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run, label_code
 
 
 def test_fsdp_run_is_saved_and_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "state_shardings",
-                        functools.partial(sharding.state_shardings, min_size=MIN_SIZE))
+    monkeypatch.setattr(
+        sharding, "state_shardings", functools.partial(sharding.state_shardings, min_size=MIN_SIZE)
+    )
     config = tiny.tokenizer({"fsdp": True, "steps": 3, "loss.adversarial": 0.0})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     results = train.train(config, str(whole))

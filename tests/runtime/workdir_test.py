@@ -55,10 +55,14 @@ def test_the_latest_step_without_overrides_is_the_runs_own(tmp_path):
     assert workdir.load_results(run) == again
 
 
-@pytest.mark.parametrize("overrides, kept", [
-    ({}, None), ({"data.data_dir": "/x", "data.workers": 3}, None),
-    ({"data.data_dir": "/x", "sampling.guidance": 1.0}, {"sampling.guidance": 1.0}),
-])
+@pytest.mark.parametrize(
+    "overrides, kept",
+    [
+        ({}, None),
+        ({"data.data_dir": "/x", "data.workers": 3}, None),
+        ({"data.data_dir": "/x", "sampling.guidance": 1.0}, {"sampling.guidance": 1.0}),
+    ],
+)
 def test_where_data_lies_is_no_setting(overrides, kept):
     marked = workdir.with_overrides({"a": result(1.0)}, overrides)
     assert marked["a"].get("overrides") == kept

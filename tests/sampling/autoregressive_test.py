@@ -20,7 +20,11 @@ def counting(cache, tokens_B, position):
 def decode(temperature=0.0, key=0, batch=2, num_tokens=7, step_fn=counting):
     cache = jnp.full((batch, num_tokens), -1)
     return lib.decode(
-        step_fn, cache, jax.random.key(key), num_tokens=num_tokens, batch=batch,
+        step_fn,
+        cache,
+        jax.random.key(key),
+        num_tokens=num_tokens,
+        batch=batch,
         temperature=temperature,
     )
 

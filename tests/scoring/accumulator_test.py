@@ -59,5 +59,11 @@ def test_files_give_back_what_they_were_given(tmp_path):
         )
     seen.save(tmp_path / "b.npz", told, np.zeros((2, 4, 4, 3), np.uint8))
     assert reference_file.names(tmp_path / "b.npz") == {
-        "count", "protocol", "mu", "sigma", "mu_s", "sigma_s", "arr_0"
+        "count",
+        "protocol",
+        "mu",
+        "sigma",
+        "mu_s",
+        "sigma_s",
+        "arr_0",
     }

@@ -48,15 +48,18 @@ def test_floats_are_rounded_and_grey_is_repeated(images, tmp_path):
         np.testing.assert_array_equal(read(path), images[..., :1].repeat(3, axis=3))
 
 
-@pytest.mark.parametrize("array, message", [
-    (np.full((2, 4, 4, 3), 255.0), "are floats from 255 to 255; floats must be in"),
-    (np.full((2, 4, 4, 3), -0.1), "are floats from -0.1 to -0.1"),
-    (np.full((2, 4, 4, 3), np.nan), "have NaN or infinity"),
-    (np.zeros((2, 4, 4, 4), np.uint8), r"arr_0 is uint8 of shape \(2, 4, 4, 4\); images are"),
-    (np.zeros((2, 4, 4, 3), int), "arr_0 is int64 of shape"),
-    (np.zeros((0, 4, 4, 3), np.uint8), "holds no image"),
-    (np.array([{}, 1], object), "arr_0 is object of shape"),
-])
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.full((2, 4, 4, 3), 255.0), "are floats from 255 to 255; floats must be in"),
+        (np.full((2, 4, 4, 3), -0.1), "are floats from -0.1 to -0.1"),
+        (np.full((2, 4, 4, 3), np.nan), "have NaN or infinity"),
+        (np.zeros((2, 4, 4, 4), np.uint8), r"arr_0 is uint8 of shape \(2, 4, 4, 4\); images are"),
+        (np.zeros((2, 4, 4, 3), int), "arr_0 is int64 of shape"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "holds no image"),
+        (np.array([{}, 1], object), "arr_0 is object of shape"),
+    ],
+)
 def test_arrays_that_are_no_images(array, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read(saved(tmp_path, array))

@@ -43,22 +43,45 @@ def test_what_is_told_is_json_with_every_field():
     adm = protocols.named("adm").replace(sampling={"guidance": 0.2}, seed=3)
     told = protocols.as_record(adm)
     assert json.loads(json.dumps(told)) == told
-    renamed = {"name", "network", "weights_sha256", "resize", "scaling", "dtype", "rounding",
-               "num_samples"}
+    renamed = {
+        "name",
+        "network",
+        "weights_sha256",
+        "resize",
+        "scaling",
+        "dtype",
+        "rounding",
+        "num_samples",
+    }
     fields = {field.name for field in dataclasses.fields(adm)}
     assert fields - renamed <= set(told)
     assert set(told["features"]) == {
-        "name", "weights_sha256", "input", "scaling", "dtype", "rounding"
+        "name",
+        "weights_sha256",
+        "input",
+        "scaling",
+        "dtype",
+        "rounding",
     }
     assert told["protocol"] == "adm" and told["num_images"] == 50_000
 
 
-@pytest.mark.parametrize("change", [
-    {"network": "random"}, {"weights_sha256": "ab"}, {"resize": "bilinear"}, {"dtype": "tf32"},
-    {"scaling": "127.5"}, {"rounding": "none"}, {"num_samples": 10_000}, {"class_balance": "data"},
-    {"reference": protocols.Reference("tfds:imagenet2012", "validation")},
-    {"inception_score": "shuffled"}, {"precision_images": 0},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": "random"},
+        {"weights_sha256": "ab"},
+        {"resize": "bilinear"},
+        {"dtype": "tf32"},
+        {"scaling": "127.5"},
+        {"rounding": "none"},
+        {"num_samples": 10_000},
+        {"class_balance": "data"},
+        {"reference": protocols.Reference("tfds:imagenet2012", "validation")},
+        {"inception_score": "shuffled"},
+        {"precision_images": 0},
+    ],
+)
 def test_how_it_is_measured_must_agree(change):
     adm = protocols.named("adm")
     one, other = protocols.as_record(adm), protocols.as_record(adm.replace(**change))
@@ -70,13 +93,16 @@ def test_how_it_is_measured_must_agree(change):
 def test_what_is_measured_may_differ():
     adm = protocols.named("adm")
     one = protocols.as_record(adm.replace(sampling={"guidance": 0.2}, seed=1)) | {"stage_1": "a"}
-    other = protocols.as_record(adm.replace(sampling={"num_steps": 8}, seed=2)) | {"codebook_size": 9}
+    other = protocols.as_record(adm.replace(sampling={"num_steps": 8}, seed=2)) | {
+        "codebook_size": 9
+    }
     assert protocols.differing(one, other) == {}
     protocols.check_comparable("fid", {"a": one, "b": other})
 
 
 def test_keys_that_one_of_the_two_lacks_differ():
     assert protocols.differing({"a": {"b": 1}}, {"c": (1, 2)}) == {
-        "a.b": (1, None), "c": (None, [1, 2])
+        "a.b": (1, None),
+        "c": (None, [1, 2]),
     }
     assert protocols.differing({"c": [1, 2]}, {"c": (1, 2)}) == {}  # as JSON gives them back

@@ -63,12 +63,16 @@ def test_all_metrics_are_those_of_all_images_at_once():
 
     precision, recall = precision_recall.precision_recall(one.pool_BF, other.pool_BF)
     name = "_inception-random"
-    assert values == pytest.approx({
-        f"fd{name}": distance(one.pool_BF, other.pool_BF),
-        f"sfid{name}": distance(one.spatial_BF, other.spatial_BF),
-        f"inception_score{name}": inception_score.inception_score(one.logits_BV)[0],
-        f"precision{name}": precision, f"recall{name}": recall,
-    }, rel=1e-4)
+    assert values == pytest.approx(
+        {
+            f"fd{name}": distance(one.pool_BF, other.pool_BF),
+            f"sfid{name}": distance(one.spatial_BF, other.spatial_BF),
+            f"inception_score{name}": inception_score.inception_score(one.logits_BV)[0],
+            f"precision{name}": precision,
+            f"recall{name}": recall,
+        },
+        rel=1e-4,
+    )
 
 
 def test_a_reference_keeps_what_its_metrics_read():
@@ -137,7 +141,8 @@ def test_references_of_another_protocol_are_refused(tmp_path):
 
 def test_files_that_are_no_reference(tmp_path):
     for name, content, message in (
-        ("none", None, "There is no reference"), ("text", b"hello", "is not a whole .npz file"),
+        ("none", None, "There is no reference"),
+        ("text", b"hello", "is not a whole .npz file"),
     ):
         if content:
             (tmp_path / name).write_bytes(content)

@@ -70,10 +70,15 @@ def test_the_tokenizer_feels_only_its_own_loss(trained, batch):
 
 
 def test_sides_that_have_not_started_stay_where_they_are(batch):
-    config = tiny.tokenizer({
-        "loss.adversarial_start": 2, "loss.discriminator_start": 1, "loss.r1_every": 2,
-        "loss.lecam": 0.1, "loss.lecam_decay": 0.5,
-    })
+    config = tiny.tokenizer(
+        {
+            "loss.adversarial_start": 2,
+            "loss.discriminator_start": 1,
+            "loss.r1_every": 2,
+            "loss.lecam": 0.1,
+            "loss.lecam_decay": 0.5,
+        }
+    )
     _, state, update = start(config, batch)
     norms, r1, lecam = [], [], []
     for step in range(3):
@@ -88,7 +93,8 @@ def test_sides_that_have_not_started_stay_where_they_are(batch):
         expected += critic if step >= 1 else 0
         np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
         np.testing.assert_allclose(
-            lecam[-1].real, 0.5 * (lecam[-2].real if step else 0) + 0.5 * values["real_logit"],
+            lecam[-1].real,
+            0.5 * (lecam[-2].real if step else 0) + 0.5 * values["real_logit"],
             rtol=1e-5,
         )
     assert norms[0] == 0 and norms[1] > 0
@@ -103,7 +109,8 @@ def test_a_critic_wakes_with_a_step_of_the_usual_length(batch):
         before, (state, _) = state, update(state, batch, jax.random.key(0))
     change = jax.tree.map(
         lambda old, new: np.abs(new - old).max(),
-        before.params["discriminator"], state.params["discriminator"],
+        before.params["discriminator"],
+        state.params["discriminator"],
     )
     # Adam's first step is the learning rate, whatever the gradient; with zeros counted it is not.
     longest = max(jax.tree.leaves(change))
@@ -141,8 +148,9 @@ def test_every_quantizer_learns_one_batch(quantizer, batch):
 def test_averaged_weights_follow(trained, batch):
     _, begin, _ = start(tiny.tokenizer(), batch)
     state = trained[0]
-    expected = jax.tree.map(
-        lambda old, new: 0.999 * old + 0.001 * new, begin.params, state.params)["tokenizer"]
+    expected = jax.tree.map(lambda old, new: 0.999 * old + 0.001 * new, begin.params, state.params)[
+        "tokenizer"
+    ]
     assert equal(state.ema_params, expected, 1e-7)
 
 
@@ -168,7 +176,8 @@ def test_perceptual_loss_reads_frozen_features(batch, monkeypatch):
     after, values = update(state, batch, jax.random.key(0))
     assert values["perceptual"] > 0
     np.testing.assert_allclose(
-        values["loss"], values["reconstruction"] + 0.5 * values["perceptual"], rtol=1e-5)
+        values["loss"], values["reconstruction"] + 0.5 * values["perceptual"], rtol=1e-5
+    )
     assert after.frozen["scale"] == 3
     without, _ = run(tiny.tokenizer({"loss.adversarial": 0.0}), batch)
     assert not equal(moments(after, "tokenizer"), moments(without, "tokenizer"), 1e-4)

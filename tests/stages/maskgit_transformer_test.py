@@ -97,7 +97,8 @@ def test_loss_reads_masked_tokens_alone(begun, batch, tokens):
     assert first["loss"].shape == first["accuracy"].shape == (4,)
     assert (first["loss"] > 0).all()
     np.testing.assert_array_equal(  # no dropout, so the key draws masks and nothing else
-        first["loss"], loss(state, batch, jax.random.key(0))["loss"])
+        first["loss"], loss(state, batch, jax.random.key(0))["loss"]
+    )
     assert not np.allclose(first["loss"], loss(state, batch, jax.random.key(1))["loss"])
 
 

@@ -67,9 +67,7 @@ CASES = {
     "vq": lambda _: tiny.tokenizer({"quantizer.entropy_group": 2}, "vq"),
     "vq_ema": lambda _: tiny.tokenizer({"quantizer.split_threshold": 0.0}, "vq_ema"),
     "transformer": lambda get: tiny.transformer(get("tokenizer"), NO_DROPOUT),
-    "uvim_base": lambda _: tiny.label_coder(
-        {"model.code_dropout": "none"}, "panoptic", "vq_ema"
-    ),
+    "uvim_base": lambda _: tiny.label_coder({"model.code_dropout": "none"}, "panoptic", "vq_ema"),
     "uvim_lm": lambda get: tiny.code_model(get("base")),
 }
 

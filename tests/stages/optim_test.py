@@ -93,8 +93,10 @@ def test_microbatches_see_each_row_once_and_keys_of_their_own():
 def test_adamw_is_the_loop():
     rng = np.random.default_rng(1)
     params = {
-        "head/kernel": rng.normal(size=(3, 2)), "head/bias": rng.normal(size=2),
-        "table/embedding": rng.normal(size=(4, 3)), "norm/scale": rng.normal(size=3),
+        "head/kernel": rng.normal(size=(3, 2)),
+        "head/bias": rng.normal(size=2),
+        "table/embedding": rng.normal(size=(4, 3)),
+        "norm/scale": rng.normal(size=3),
     }
     optimizer = optim.make_optimizer(
         0.1, total_steps=20, b1=0.7, b2=0.9, weight_decay=0.3, clip_norm=2.0, schedule="cosine"
@@ -149,8 +151,16 @@ def test_adafactor_is_the_loop(shape):
         "table": rng.normal(size=shape).astype(np.float32),
     }
     optimizer = optim.make_optimizer(
-        0.1, name="adafactor", total_steps=40, b1=0.9, b2=0.6, weight_decay=0.01, clip_norm=1.0,
-        warmup_steps=2, schedule="cosine", rate_multipliers={"encoder/.*": 0.1, ".*": 1.0},
+        0.1,
+        name="adafactor",
+        total_steps=40,
+        b1=0.9,
+        b2=0.6,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        warmup_steps=2,
+        schedule="cosine",
+        rate_multipliers={"encoder/.*": 0.1, ".*": 1.0},
     )
     rate = optim.make_schedule(1.0, total_steps=40, warmup_steps=2, schedule="cosine")
     state = optimizer.init(params)

@@ -34,11 +34,14 @@ def equal(ours, theirs):
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("task, quantizer, name, shape", [
-    ("depth", "fsq", "depth", (4, 8, 8)),
-    ("colorization", "vq", "image", (4, 8, 8, 3)),
-    ("panoptic", "vq_ema", "segments", (4, 8, 8, 2)),
-])
+@pytest.mark.parametrize(
+    "task, quantizer, name, shape",
+    [
+        ("depth", "fsq", "depth", (4, 8, 8)),
+        ("colorization", "vq", "image", (4, 8, 8, 3)),
+        ("panoptic", "vq_ema", "segments", (4, 8, 8, 2)),
+    ],
+)
 def test_it_learns_one_batch(task, quantizer, name, shape):
     config = tiny.label_coder({"optim.learning_rate": 3e-2, "steps": 100}, task, quantizer)
     stage, state, batch, update = start(config)
@@ -96,11 +99,13 @@ def test_codes_are_those_of_no_dropout_and_no_key():
     changes = {"model.code_dropout": "none"}
     stage, state, batch, _ = start(tiny.label_coder(quantizer="vq_ema"))
     undropped = make_stage(tiny.label_coder(changes, quantizer="vq_ema"))
-    first, second, theirs = jax.jit(lambda: (
-        stage.predict["indices"](state, batch, jax.random.key(0)),
-        stage.predict["indices"](state, batch, jax.random.key(1)),
-        undropped.predict["indices"](state, batch, jax.random.key(0)),
-    ))()
+    first, second, theirs = jax.jit(
+        lambda: (
+            stage.predict["indices"](state, batch, jax.random.key(0)),
+            stage.predict["indices"](state, batch, jax.random.key(1)),
+            undropped.predict["indices"](state, batch, jax.random.key(0)),
+        )
+    )()
     np.testing.assert_array_equal(first["indices"], second["indices"])
     np.testing.assert_array_equal(first["indices"], theirs["indices"])
 
@@ -119,18 +124,26 @@ def test_idle_words_are_split_unless_that_is_off(threshold):
     def encode(params, codebook, key):
         labels, context = coder.task.to_inputs(batch)
         return coder.model.apply(
-            {"params": params, "codebook_state": {"quantizer": codebook}}, coder.patches(labels),
-            context, train=True, method="encode", rngs={"codebook": key}, mutable="codebook_state",
+            {"params": params, "codebook_state": {"quantizer": codebook}},
+            coder.patches(labels),
+            context,
+            train=True,
+            method="encode",
+            rngs={"codebook": key},
+            mutable="codebook_state",
         )[1]["codebook_state"]["quantizer"]["counts"]
 
     revived = encode(state.params, codebook, jax.random.key(0))
     assert (revived.min() >= 0.1) == (threshold > 0)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"model.patch": 3}, "data.size=8 is not a multiple of patch=3"),
-    ({"model.code_side": 3}, "and of code_side=3"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model.patch": 3}, "data.size=8 is not a multiple of patch=3"),
+        ({"model.code_side": 3}, "and of code_side=3"),
+    ],
+)
 def test_images_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_stage(tiny.label_coder(changes))

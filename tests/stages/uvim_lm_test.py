@@ -104,24 +104,33 @@ def test_a_run_on_token_cache_sees_the_same_images_and_codes(base, tmp_path):
     plain.data.flip = False
     indices, by_image = jax.jit(stage.predict["indices"]), {}
     for flipped in (False, True):
-        for views in inputs.every_record(plain, inputs.eval_dataset(plain, "train"),
-                                       inputs.transforms_of(plain)[1]):
-            views = {n: v[:, :, ::-1] if flipped and n != "label" and v.ndim > 2 else v
-                     for n, v in views.items()}
+        for views in inputs.every_record(
+            plain, inputs.eval_dataset(plain, "train"), inputs.transforms_of(plain)[1]
+        ):
+            views = {
+                n: v[:, :, ::-1] if flipped and n != "label" and v.ndim > 2 else v
+                for n, v in views.items()
+            }
             codes = np.asarray(indices(state, views, None)["indices"])
             by_image |= {im.tobytes(): c for im, c in zip(views["image"], codes, strict=True)}
     for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
         np.testing.assert_array_equal(by_image[image.tobytes()], tokens)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"stage_1.workdir": ""}, "needs a trained stage I"),
-    ({"stage_1.workdir": "no/run"}, "no/run is not a file; expected .*, or the workdir of a run"),
-    ({"data.size": 16}, "of other images .data.size: 8 there, 16 here"),
-    ({"task.num_bins": 32}, "another task .* .task.num_bins: 16 there, 32 here"),
-    ({"stage_1.fingerprint": "0" * 16}, "trained on stage I 0000000000000000, but"),
-    ({"model.patch": 3}, "not a multiple of patch=3"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stage_1.workdir": ""}, "needs a trained stage I"),
+        (
+            {"stage_1.workdir": "no/run"},
+            "no/run is not a file; expected .*, or the workdir of a run",
+        ),
+        ({"data.size": 16}, "of other images .data.size: 8 there, 16 here"),
+        ({"task.num_bins": 32}, "another task .* .task.num_bins: 16 there, 32 here"),
+        ({"stage_1.fingerprint": "0" * 16}, "trained on stage I 0000000000000000, but"),
+        ({"model.patch": 3}, "not a multiple of patch=3"),
+    ],
+)
 def test_stages_that_do_not_fit_are_refused(base, changes, message):
     with pytest.raises(ValueError, match=message):
         make_stage(tiny.code_model(base, changes))
@@ -136,5 +145,7 @@ def test_a_cache_of_other_views_is_refused(base, tmp_path):
 
 def test_a_tokenizer_is_no_stage_of_uvim(tmp_path):
     save_config(str(tmp_path), tiny.tokenizer())
-    with pytest.raises(ValueError, match="stage 'maskgit_tokenizer'; one of stage 'uvim_base' is needed"):
+    with pytest.raises(
+        ValueError, match="stage 'maskgit_tokenizer'; one of stage 'uvim_base' is needed"
+    ):
         make_stage(tiny.code_model(tmp_path))

@@ -42,9 +42,13 @@ def test_segments_have_a_colour_each_and_dark_outlines():
     np.testing.assert_array_equal(drawn[0, :2, 3:], np.broadcast_to(upper, (2, 3, 3)))
 
 
-@pytest.mark.parametrize("name, shape, dtype", [
-    ("depth", (1, 4, 4), np.float32), ("segments", (1, 4, 4, 2), np.int32),
-])
+@pytest.mark.parametrize(
+    "name, shape, dtype",
+    [
+        ("depth", (1, 4, 4), np.float32),
+        ("segments", (1, 4, 4, 2), np.int32),
+    ],
+)
 def test_drawing_can_be_compiled(name, shape, dtype):
     values = np.random.default_rng(0).integers(0, 8, shape).astype(dtype)
     compiled = jax.jit(lambda x: drawing.draw(name, x))(values)

@@ -32,7 +32,8 @@ def test_members_and_a_perfect_prediction(name):
     segments[:, :, 3:] = [7, 1]
     segments[:, 2:, :2] = [9, 2]
     batch = {
-        "image": IMAGES, "depth": RNG.uniform(0.1, 9.9, (2, 4, 6)).astype(np.float32),
+        "image": IMAGES,
+        "depth": RNG.uniform(0.1, 9.9, (2, 4, 6)).astype(np.float32),
         "segments": segments,
     }
     labels, context = task.to_inputs({k: batch[k] for k in ("image", *task.features)})

@@ -38,8 +38,9 @@ def resnet_state_dict() -> dict[str, np.ndarray]:
             width_in = 4 * width
     state["fc.weight"] = 0.1 * rng.randn(10, width_in)
     state["fc.bias"] = 0.1 * rng.randn(10)
-    return {k: np.asarray(v, np.int64 if "num_batches" in k else np.float32)
-            for k, v in state.items()}
+    return {
+        k: np.asarray(v, np.int64 if "num_batches" in k else np.float32) for k, v in state.items()
+    }
 
 
 def byte_images() -> dict[str, np.ndarray]:

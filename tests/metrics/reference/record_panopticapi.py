@@ -24,9 +24,14 @@ def annotation(segments: np.ndarray, crowd: set, path: pathlib.Path) -> dict:
     ids = np.where(semantic > 0, 16 * semantic + instance + 1, 0)
     PIL.Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8)).save(path)
     infos = [
-        {"id": int(i), "category_id": int(i // 16), "area": int((ids == i).sum()),
-         "iscrowd": int(i // 16 in THINGS and i % 16 - 1 in crowd)}
-        for i in np.unique(ids) if i
+        {
+            "id": int(i),
+            "category_id": int(i // 16),
+            "area": int((ids == i).sum()),
+            "iscrowd": int(i // 16 in THINGS and i % 16 - 1 in crowd),
+        }
+        for i in np.unique(ids)
+        if i
     ]
     return {"file_name": path.name, "image_id": 0, "segments_info": infos}
 
@@ -39,14 +44,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         pairs = [
-            (annotation(truth[i], {1} if i % 2 else set(), folder / f"true{i}.png"),
-             annotation(prediction[i], set(), folder / f"predicted{i}.png"))
+            (
+                annotation(truth[i], {1} if i % 2 else set(), folder / f"true{i}.png"),
+                annotation(prediction[i], set(), folder / f"predicted{i}.png"),
+            )
             for i in range(len(truth))
         ]
         stat = pq_compute_single_core(0, pairs, folder, folder, categories)
     counts = [stat[c] for c in categories]
     values = {
-        "truth": truth.astype(np.int8), "prediction": prediction.astype(np.int8),
+        "truth": truth.astype(np.int8),
+        "prediction": prediction.astype(np.int8),
         "iou": np.array([c.iou for c in counts]),
         "true_positives": np.array([c.tp for c in counts]),
         "false_positives": np.array([c.fp for c in counts]),
