@@ -101,3 +101,10 @@ def test_cross_entropy_of_ids_with_and_without_a_channel():
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     loss = losses.cross_entropy(jnp.asarray(logits), jnp.array([2, 3, -1]))
     np.testing.assert_allclose(loss, [-log_p[0, 2], 0, 0], rtol=1e-6)
+
+
+def test_every_id_with_a_column_costs_and_no_other_does():
+    logits = np.array([[0.5, -1.0, 2.0]] * 5, np.float32)
+    costs = losses.cross_entropy(logits, np.array([-1, 0, 1, 2, 3]))
+    log_p = logits[0] - np.log(np.exp(logits[0]).sum())
+    np.testing.assert_allclose(costs, [0, *-log_p, 0], rtol=1e-5)

@@ -36,6 +36,7 @@ def table(cache, tokens_B, position):
     """Logits that the position and the token before it decide; the cache notes both."""
     rng = np.random.default_rng(0)
     logits_NVV = rng.standard_normal((TOKENS, VOCABULARY, VOCABULARY))
+    assert len(cache) == int(position)  # what the steps before it noted is there
     cache = [*cache, (int(position), np.asarray(tokens_B).tolist())]
     return jnp.asarray(logits_NVV)[position, tokens_B], cache
 

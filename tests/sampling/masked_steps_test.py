@@ -235,9 +235,10 @@ def test_a_class_token_is_no_code_and_no_mask():
 def test_training_masks_as_many_as_the_paper_says(monkeypatch):
     """ceil(cos(pi/2 (1 - r)) S) with r from r_min on, of draws that the test knows (A.4.2)."""
     share_B = np.array([0.0, 0.13, 0.29, 0.41, 0.66, 0.87, 0.99], np.float32)
-    drawn = jax.random.uniform
+    drawn, keys = jax.random.uniform, []
 
     def uniform(key, shape=(), *args, **kwargs):
+        keys.append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
         return jnp.asarray(share_B) if shape == share_B.shape else drawn(key, shape)
 
     monkeypatch.setattr(jax.random, "uniform", uniform)
@@ -246,3 +247,4 @@ def test_training_masks_as_many_as_the_paper_says(monkeypatch):
     expected = np.ceil(np.cos(share_B * np.arccos(0.45)) * 50)
     np.testing.assert_array_equal(mask.sum(1), expected)
     assert expected[0] == 50 and expected[-1] == 23
+    assert len(keys) == len(set(keys)) == 2
