@@ -23,16 +23,16 @@ class Guard:
     def __init__(self, max_loss: float = 0.0, max_logit_gap: float = 0.0, patience: int = 1):
         if min(max_loss, max_logit_gap) < 0 or patience < 1:
             raise UserError(
-                f"guard: {max_loss=} and {max_logit_gap=} must be at least 0, {patience=} at "
-                "least 1."
+                f"guard: {max_loss=} and {max_logit_gap=} must be at least 0, "
+                f"{patience=} at least 1."
             )
         self._limits = {
             "max_loss": (max_loss, "A lower learning rate, more warm-up or a clip_norm may help."),
             "max_logit_gap": (
                 max_logit_gap,
-                "A discriminator that starts to learn before it is listened to "
-                "(discriminator_start below adversarial_start), loss.lecam, more loss.r1 or "
-                "less loss.adversarial may help.",
+                "A discriminator that learns before it is listened to (discriminator_start below "
+                "adversarial_start), loss.lecam, more loss.r1 or less loss.adversarial may "
+                "help.",
             ),
         }
         self._patience, self._beyond = patience, dict.fromkeys(self._limits, 0)
