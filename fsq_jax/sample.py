@@ -13,7 +13,7 @@ A masked transformer draws images, or completes one. Its .npz holds `arr_0`, uin
 ADM's evaluator reads it, and `arr_1`, the labels.
 
 UViM's stages show what they make of held-out images: input, prediction and truth side by side
-(stage I from the true code), and of an image of one's own, which has no truth. Their .npz holds
+(stage I from the true indices), and of an image of one's own, which has no truth. Their .npz holds
 "input", "prediction" and "truth", uint8 [N,H,W,3], labels as they are drawn.
 """
 

@@ -70,9 +70,9 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
         wanted = ("image", *inputs.features(config))
         return {name: noise[name]() for name in wanted} | {"label": label}
     length = (config.data.size // stage.facts.downsampling) ** 2
-    codes = rng.integers(0, stage.facts.codebook_size, (shape[0], length)).astype(np.int32)
+    tokens = rng.integers(0, stage.facts.codebook_size, (shape[0], length)).astype(np.int32)
     image = {"image": noise["image"]()} if config.stage == "uvim_lm" else {}  # which it reads, too
-    return image | {"tokens": codes, "label": label}
+    return image | {"tokens": tokens, "label": label}
 
 
 def measure(variant: str) -> dict:

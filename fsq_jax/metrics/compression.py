@@ -87,8 +87,8 @@ def bits(
 
     def add_group(step, bits_B):
         logits_BLV = logits_fn(jnp.where(steps_L < step, tokens_BL, mask_id))
-        codes_BPK = logits_BLV[:, 1:, :codebook_size].astype(jnp.float32)
-        log_p_BPK = jax.nn.log_softmax(codes_BPK)
+        logits_BPK = logits_BLV[:, 1:, :codebook_size].astype(jnp.float32)
+        log_p_BPK = jax.nn.log_softmax(logits_BPK)
         log_p_BP = jnp.take_along_axis(log_p_BPK, tokens_BL[:, 1:, None], axis=2)[..., 0]
         return bits_B - jnp.sum(jnp.where(steps_L[1:] == step, log_p_BP, 0), axis=1) / np.log(2)
 

@@ -100,7 +100,7 @@ class LabelAutoencoder(nn.Module):
         }
 
     @property
-    def num_codes(self) -> int:
+    def num_tokens(self) -> int:
         return self.code_side**2
 
     def __call__(

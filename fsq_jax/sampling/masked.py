@@ -1,7 +1,7 @@
 """Masked generation (MaskGIT): how much to mask, parallel decoding, guidance, editing.
 
-A sampler takes the model as a function, `logits_fn`: tokens_BL -> logits_BLK over codes only.
-Tokens: codes 0..K-1, class c is K + c, the mask is K + num_classes.
+A sampler takes the model as a function, `logits_fn`: tokens_BL -> logits_BLK over indices only.
+Tokens: indices 0..K-1, class c is K + c, the mask is K + num_classes.
 
 Shapes: B batch  L tokens, the class first  S image tokens, L - 1  K codebook size  T steps
 """

@@ -52,7 +52,7 @@ def test_paper_size_has_the_published_tree(kinds, expected):
     labels = {kind: jnp.zeros(shape, jnp.float32 if real else jnp.int32) for kind in kinds}
     variables = jax.eval_shape(model.init, jax.random.key(0), labels, jnp.zeros((1, 512, 512, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
-    assert model.num_codes == 256
+    assert model.num_tokens == 256
     state = variables["codebook_state"]["quantizer"]
     assert state["dictionary"].shape == (4096, 768) and state["counts"].shape == (4096,)
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
