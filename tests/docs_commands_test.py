@@ -118,8 +118,8 @@ def test_commands_of_a_page_could_be_run(page):
 def test_overrides_that_a_page_names_are_of_a_config(page):
     known = set()
     for module in CONFIGS.values():
-        for scale in ("paper", "smoke"):
-            values = module.get_config(f"scale={scale}").to_dict()
+        for task in module.ARGUMENTS.get("task", [""]):
+            values = module.get_config(f"scale=smoke,task={task}" if task else "").to_dict()
             known |= set(traverse_util.flatten_dict(values, sep="."))
     for piece in code(page):
         for key in re.findall(r"--config\.([\w.]+)", piece):
