@@ -26,9 +26,9 @@ def group_norm_swish(
 ) -> jax.Array:
     """swish(norm(x) * scale + bias), in the dtype of x; statistics of each group of channels.
 
-    Sums of x and x^2 are taken in float32 in one pass over x; per-channel scale and shift then
-    turn the normalisation into one multiply-add. The backward pass keeps nothing but x, in its own
-    dtype, and reads it and the gradient twice: once for the sums, once for what is written.
+    Float32 sums of x and x^2 in one pass over x make one multiply-add of the normalisation. The
+    backward pass keeps x alone, and reads it and the gradient twice. Among the changes from 2013 to
+    1950 ms a step: tokenizer_step.jsonl in experiments/results/speed/h100 and its before/.
     """
     return _group_norm_swish_fwd(x_BHWC, scale_C, bias_C, groups, epsilon)[0]
 
