@@ -136,7 +136,7 @@ BEST = {
 def task(name: str, scale: str, data: str) -> dict:
     """The constructor's arguments of the task; the scenes have few classes and few objects."""
     if name == "depth":
-        # 8 cm a bin are enough for the scenes, and halve what logits take.
+        # Bins of 8 cm are fine enough for the scenes, and halve the memory of the logits.
         num_bins = 128 if scale == "bench" else 256
         return dict(name=name, num_bins=num_bins, min_depth=0.001, max_depth=10.0)
     if name == "colorization":
@@ -228,7 +228,7 @@ def paper(task: str) -> dict:
     return dict(
         steps=round(of_task["epochs"] * of_task["num_records"] / 1024),
         batch_size=1024,
-        eval_batch_size=32,  # segments take 0.35 GB of logits and masks an image
+        eval_batch_size=32,  # segments take 0.35 GB of logits and masks per image
         optim=dict(learning_rate=of_task["learning_rate"], weight_decay=of_task["weight_decay"]),
         log_every=50,
         preview_every=5_000,
@@ -318,7 +318,7 @@ def evals(
             features=features,
             weights="",
             num_images=num_images,
-            names="",  # file of the names of the images that are coloured, one a line
+            names="",  # file of the names of the images that are coloured, one per line
             reference_split=reference_split,
             reference_limit=5_000,
             reference_names="",  # the same of the real images, in place of the split

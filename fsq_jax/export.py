@@ -9,7 +9,7 @@ README.md, which says what each file's SHA-256 is, and, by --format:
   safetensors   model.safetensors: all arrays, with config, results and this card in the metadata
   msgpack       model.msgpack: the layout of MaskGIT's own checkpoints
   npz           model.npz: the layout of UViM's
-  jax-export    a compiled-anywhere function a file, weights inside, for CPU, CUDA and TPU. Of a
+  jax-export    one function per file, weights inside, that compiles for CPU, CUDA and TPU. Of a
                 tokenizer encode.jax (images float32 [B,H,W,3] in [0,1] -> int32 [B,h,w]) and
                 decode.jax (back, clipped to [0,1]); of a transformer logits.jax (tokens int32
                 [B,L], the class first -> float32 [B,L,indices]). Any batch size. They need JAX and

@@ -105,7 +105,7 @@ def gather(
 
 
 def table(results: dict[str, dict[str, dict]]) -> html.Table:
-    """A row a metric, a column for each of {what was measured: its scores}.
+    """One row per metric, one column for each of {what was measured: its scores}.
 
     Raises:
       UserError: with the keys that differ, where two columns were measured differently.

@@ -91,15 +91,15 @@ def test_images_in_any_form_have_one_score(folder, tmp_path, capsys):
     first = score.score(str(folder / "samples.npz"), ref, ADM, batch_size=8)
     assert set(first) == {"fd_random", "precision_random", "recall_random"}
     assert first["fd_random"]["value"] > 0.1
-    told = first["fd_random"]["protocol"]
-    assert told["num_images"] == 20 and told["reference"]["num_images"] == 40
+    protocol = first["fd_random"]["protocol"]
+    assert protocol["num_images"] == 20 and protocol["reference"]["num_images"] == 40
     for other in (tmp_path, tmp_path / "float.npz"):
         again = score.score(str(other), ref, ADM, batch_size=16)
         for name, result in first.items():
             assert again[name]["value"] == pytest.approx(result["value"], rel=1e-4)
     main(samples=str(tmp_path), reference=ref, json=str(tmp_path / "new" / "a.json"), beside=[])
     saved = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert saved["fd_random"]["protocol"]["reference"] == told["reference"]
+    assert saved["fd_random"]["protocol"]["reference"] == protocol["reference"]
     printed = capsys.readouterr()
     assert f"{saved['fd_random']['value']:.6g}" in printed.out
     assert "asks for 50000 samples, these are 20" in printed.err

@@ -101,7 +101,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "File that takes a JSON line a size of the batch.")
+    flags.DEFINE_string("out", "", "File that takes one JSON line per batch size.")
     flags.DEFINE_bool("smoke", False, "Tiny networks, for a CPU.")
     flags.DEFINE_list("batches", ["1", "8", "64"], "Sizes of a batch.")
     flags.DEFINE_integer("repeats", 3, "Batches that are timed.", lower_bound=1)

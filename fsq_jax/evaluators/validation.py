@@ -5,7 +5,7 @@ from fsq_jax.evaluators.predictor import Predictor
 
 
 def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
-    """validation/loss (nats a token) and validation/accuracy, as in training but for chance.
+    """validation/loss (nats per token) and validation/accuracy, as in training but for chance.
 
     Args:
       predictor: of a masked transformer or of a language model of tokens.

@@ -226,10 +226,10 @@ class Tokenizer(nn.Module):
     Attributes:
       quantizer: a module of `fsq_jax.quantizers`; its `channels` set the encoder's output width.
       filters: width of the first level; `channel_multipliers` scale it level by level.
-      num_res_blocks: residual blocks a level, and once more at the coarsest resolution.
+      num_res_blocks: residual blocks per level, and once more at the coarsest resolution.
       num_groups: of each GroupNorm; a width that they do not divide gets their greatest common
         divisor. A group of few channels forgets how bright and colourful the image is: networks
-        narrower than MaskGIT's 128 do better with four channels a group or more.
+        narrower than MaskGIT's 128 do better with four channels per group or more.
       shortcut: "output" (the published network) or "input" (corrected), see `ResBlock`.
       dtype: of activations and convolutions. Parameters, statistics, the quantizer's input and
         the reconstruction are float32 in any case.

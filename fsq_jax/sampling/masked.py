@@ -75,7 +75,7 @@ def random_mask(
     Every row draws its own r uniformly from [r_min, 1] and masks exactly
     ceil(mask_ratio(1 - r) * S) tokens, more than `min_ratio` of them (FSQ paper, A.4.2). For the
     cosine that is ceil(cos(pi/2 (1 - r)) * S) with r_min = 1 - 2 arccos(min_ratio) / pi. The
-    paper leaves open whether r below r_min is clipped or drawn anew; it is drawn anew here, so
+    paper leaves open whether r below r_min is clipped or redrawn; it is redrawn here, so
     that no share of the batch sits at the bound.
     Raises UserError unless 0 <= min_ratio < 1.
     """

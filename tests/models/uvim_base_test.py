@@ -154,7 +154,7 @@ def test_as_many_codes_are_kept_as_dropped_and_any_number_as_often():
     counts = np.bincount(keep.sum(axis=1), minlength=5)
     np.testing.assert_allclose(counts / 20_000, 0.2, atol=5 * (0.16 / 20_000) ** 0.5)
     np.testing.assert_allclose(keep.mean(axis=0), 0.5, atol=5 * (0.25 / 20_000) ** 0.5)
-    ones = keep[keep.sum(axis=1) == 1]  # which one is kept is drawn anew in each example
+    ones = keep[keep.sum(axis=1) == 1]  # which one is kept is drawn for each example
     np.testing.assert_allclose(ones.mean(axis=0), 0.25, atol=0.04)
 
 
