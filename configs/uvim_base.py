@@ -27,7 +27,6 @@ from typing import Any
 import ml_collections
 
 from configs import arguments
-from fsq_jax.runtime.user_error import UserError
 
 TASKS = ("depth", "colorization", "panoptic")
 ARGUMENTS = dict(
@@ -85,7 +84,7 @@ PAPER: dict[str, dict[str, Any]] = {
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
-    _refuse_unused(args)
+    arguments.refuse_unused(args)
     for name, value in (
         DEFAULTS[scale] | dict(data=PAPER[args["task"]]["data"])
         if scale == "paper"
@@ -169,24 +168,6 @@ def quantizer(args, codeword_width: int) -> dict:
         standardize=True,
         split_threshold=0.0 if args["splitting"] == "false" else 0.1,
     )
-
-
-def _refuse_unused(args) -> None:
-    """Raises a UserError for what the chosen quantizer would not look at."""
-    name = args["quantizer"]
-    if name == "fsq" and args["codebook_size"]:
-        raise UserError(
-            f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
-        )
-    if name != "fsq" and args["levels"] != (0,):
-        raise UserError(
-            f"levels={args['levels']} are for FSQ; quantizer={name} takes codebook_size."
-        )
-    if name != "vq_ema" and args["splitting"]:
-        raise UserError(
-            f"splitting={args['splitting']} is for vq_ema, whose codebook can split words; "
-            f"quantizer={name} has none."
-        )
 
 
 def optimizer() -> dict:

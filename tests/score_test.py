@@ -10,6 +10,7 @@ from PIL import Image
 
 from fsq_jax import reference, score
 from fsq_jax.data.open import open_dataset
+from fsq_jax.runtime import manifest
 from fsq_jax.scoring import protocols, reference_file
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -111,7 +112,7 @@ def test_images_against_images(folder):
     assert abs(same["fd_random"]["value"]) < 1e-3
     assert same["precision_random"]["value"] == same["recall_random"]["value"] == 1
     own = same["fd_random"]["protocol"]["reference"]
-    assert own["sha256"] == reference_file.sha256(samples) and own["name"] == "samples.npz"
+    assert own["sha256"] == manifest.sha256(samples) and own["name"] == "samples.npz"
 
 
 def test_scores_stand_beside_each_other_only_where_they_compare(folder):

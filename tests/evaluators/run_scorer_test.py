@@ -114,6 +114,7 @@ def test_without_a_workdir_nothing_is_written(run, tmp_path):
 )
 def test_what_an_evaluation_lacks_is_said_before_training(change, message, monkeypatch):
     monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
-    evaluators.check({"generation": {"features": "random"}, "reconstruction": {"features": ""}})
+    evals = {"every": 0, "features": "random"}
+    evaluators.check({"generation": evals, "reconstruction": {"every": 0, "features": ""}})
     with pytest.raises(ValueError, match=message):
-        evaluators.check({"generation": {"features": "random"} | change})
+        evaluators.check({"generation": evals | change})

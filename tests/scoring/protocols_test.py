@@ -40,7 +40,7 @@ def test_what_only_inception_has_is_not_measured_over_other_features():
 
 
 def test_a_record_is_json_with_every_field():
-    adm = protocols.named("adm").replace(sampling={"guidance": 0.2}, seed=3)
+    adm = protocols.named("adm").replace(sampling={"guidance": 0.2}, seed=3, kernel_subset=500)
     protocol = protocols.as_record(adm)
     assert json.loads(json.dumps(protocol)) == protocol
     renamed = {
