@@ -1,1 +1,1 @@
-"""Configs: one file a stage, launched with --config=configs/FILE.py:ARGUMENTS."""
+"""Configs: one file per stage, launched with --config=configs/FILE.py:ARGUMENTS."""

@@ -50,7 +50,7 @@ DEFAULTS = {
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
-    _refuse_unused(args)
+    arguments.refuse_unused(args)
     for name, value in DEFAULTS[scale].items():
         if not args[name] or args[name] == (0,):
             args[name] = value
@@ -121,20 +121,6 @@ def quantizer(args) -> dict:
             entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
         )
     return dict(name="vq_ema", **codebook)
-
-
-def _refuse_unused(args) -> None:
-    """Raises a UserError for what the chosen quantizer would not look at."""
-    fsq = args["quantizer"] == "fsq"
-    if fsq and args["codebook_size"]:
-        raise UserError(
-            f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
-        )
-    if not fsq and args["levels"] != (0,):
-        raise UserError(
-            f"levels={args['levels']} are for FSQ; quantizer={args['quantizer']} takes "
-            "codebook_size."
-        )
 
 
 def data(args) -> dict:

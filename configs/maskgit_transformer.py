@@ -13,9 +13,9 @@ Arguments, after the colon, separated by commas:
                                                tokenizer=PATH is given; a run reads them from it
 
 Reached with scale=bench and the shorter settings of experiments/maskgit_runs.py (Fashion-MNIST,
-4,000 steps of 128, experiments/results/fig3_tradeoff): on FSQ's tokens 4.868 ± 0.007 bits a token
-and a Fréchet distance of samples (EfficientNet) of 58.3 ± 0.5 (three seeds), on VQ's 4.093 and 65.5
-(one). Neither scale=bench as it is nor scale=paper was run.
+4,000 steps of 128, experiments/results/fig3_tradeoff): on FSQ's tokens 4.868 ± 0.007 bits per
+token and a Fréchet distance of samples (EfficientNet) of 58.3 ± 0.5 (three seeds), on VQ's 4.093
+and 65.5 (one). Neither scale=bench as it is nor scale=paper was run.
 """
 
 import ml_collections

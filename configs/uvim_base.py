@@ -17,8 +17,8 @@ Arguments, after the colon, separated by commas:
   data_dir=PATH             where TFDS keeps its data sets
   dtype=float32|bfloat16    what activations are computed in; default by scale
 
-Reached with scale=bench (scenes, experiments/results/uvim_bench), from the true code, FSQ and VQ:
-depth RMSE 0.238 and 0.246 m, PQ 92.6 and 90.9, colour PSNR 31.87 and 30.98 dB.
+Reached with scale=bench (scenes, experiments/results/uvim_bench), from the true indices, FSQ
+and VQ: depth RMSE 0.238 and 0.246 m, PQ 92.6 and 90.9, colour PSNR 31.87 and 30.98 dB.
 scale=paper: not run.
 """
 
@@ -27,7 +27,6 @@ from typing import Any
 import ml_collections
 
 from configs import arguments
-from fsq_jax.runtime.user_error import UserError
 
 TASKS = ("depth", "colorization", "panoptic")
 ARGUMENTS = dict(
@@ -85,7 +84,7 @@ PAPER: dict[str, dict[str, Any]] = {
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
-    _refuse_unused(args)
+    arguments.refuse_unused(args)
     for name, value in (
         DEFAULTS[scale] | dict(data=PAPER[args["task"]]["data"])
         if scale == "paper"
@@ -136,7 +135,7 @@ BEST = {
 def task(name: str, scale: str, data: str) -> dict:
     """The constructor's arguments of the task; the scenes have few classes and few objects."""
     if name == "depth":
-        # 8 cm a bin are enough for the scenes, and halve what logits take.
+        # Bins of 8 cm are fine enough for the scenes, and halve the memory of the logits.
         num_bins = 128 if scale == "bench" else 256
         return dict(name=name, num_bins=num_bins, min_depth=0.001, max_depth=10.0)
     if name == "colorization":
@@ -169,24 +168,6 @@ def quantizer(args, codeword_width: int) -> dict:
         standardize=True,
         split_threshold=0.0 if args["splitting"] == "false" else 0.1,
     )
-
-
-def _refuse_unused(args) -> None:
-    """Raises a UserError for what the chosen quantizer would not look at."""
-    name = args["quantizer"]
-    if name == "fsq" and args["codebook_size"]:
-        raise UserError(
-            f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
-        )
-    if name != "fsq" and args["levels"] != (0,):
-        raise UserError(
-            f"levels={args['levels']} are for FSQ; quantizer={name} takes codebook_size."
-        )
-    if name != "vq_ema" and args["splitting"]:
-        raise UserError(
-            f"splitting={args['splitting']} is for vq_ema, whose codebook can split words; "
-            f"quantizer={name} has none."
-        )
 
 
 def optimizer() -> dict:
@@ -228,7 +209,7 @@ def paper(task: str) -> dict:
     return dict(
         steps=round(of_task["epochs"] * of_task["num_records"] / 1024),
         batch_size=1024,
-        eval_batch_size=32,  # segments take 0.35 GB of logits and masks an image
+        eval_batch_size=32,  # segments take 0.35 GB of logits and masks per image
         optim=dict(learning_rate=of_task["learning_rate"], weight_decay=of_task["weight_decay"]),
         log_every=50,
         preview_every=5_000,
@@ -318,7 +299,7 @@ def evals(
             features=features,
             weights="",
             num_images=num_images,
-            names="",  # file of the names of the images that are coloured, one a line
+            names="",  # file of the names of the images that are coloured, one per line
             reference_split=reference_split,
             reference_limit=5_000,
             reference_names="",  # the same of the real images, in place of the split

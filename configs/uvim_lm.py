@@ -1,4 +1,4 @@
-"""UViM stage II: a language model that writes the codes of a trained stage I, given the image.
+"""UViM stage II: a language model that writes the tokens of a trained stage I, given the image.
 
 python -m fsq_jax.train --workdir=runs/lm \
     --config=configs/uvim_lm.py:scale=bench,task=depth,base=runs/base
@@ -6,13 +6,13 @@ python -m fsq_jax.train --workdir=runs/lm \
 Arguments, after the colon, separated by commas:
   scale=bench|smoke|paper   as in uvim_base.py
   task=depth|colorization|panoptic
-  base=PATH                 workdir of the stage I run whose codes are modelled
+  base=PATH                 workdir of the stage I run whose tokens are modelled
   encoder=PATH|none         weights that the image encoder starts from. UViM's, which scale=paper
                             needs, are AugReg's ViT-L/16 of ImageNet-21k:
                             L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz of
                             gs://vit_models/augreg; none, the other scales' default, trains it
                             from scratch and at the decoder's rate
-  token_cache=PATH          trains on codes that `python -m fsq_jax.encode` wrote, rather than on
+  token_cache=PATH          trains on tokens that `python -m fsq_jax.encode` wrote, rather than on
                             labels that are encoded on the fly
   size, data, data_dir, dtype                          as in uvim_base.py
   quantizer, levels, codebook_size, splitting, context what `fsq_jax.describe` assumes where no
@@ -57,7 +57,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         remat=False,
         dtype=stage_1.model.dtype,
     )
-    config.sampling = dict(temperature=0.0)  # 0: the likeliest code, as UViM's evaluators do
+    config.sampling = dict(temperature=0.0)  # 0: the likeliest token, as UViM's evaluators do
     encoder = encoder or (ENCODER if scale == "paper" else "none")
     config.optim = uvim_base.optimizer() | dict(
         learning_rate=1e-3,

@@ -24,7 +24,7 @@ def runs(options: Options) -> list[Run]:
     """VQ tokenizers with each size of group; those of all examples are Figure 3's own."""
     made = maskgit_runs.data_run(options)
     for bits in BITS[options.scale]:
-        facts = maskgit_runs.codes("vq", bits)
+        facts = maskgit_runs.codebook("vq", bits)
         for seed in range(options.seeds):
             made.append(maskgit_runs.tokenizer(options, facts, seed))
             for group in GROUPS[options.scale]:

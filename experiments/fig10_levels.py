@@ -39,10 +39,10 @@ def runs(options: Options) -> list[Run]:
     made = maskgit_runs.data_run(options)
     for bits in SIZES[options.scale]:
         for levels in LEVELS[bits]:
-            facts = maskgit_runs.codes("fsq", bits, levels)
+            facts = maskgit_runs.codebook("fsq", bits, levels)
             stage_1 = [maskgit_runs.tokenizer(options, facts, s) for s in range(options.seeds)]
             made += [*stage_1, maskgit_runs.transformer(options, stage_1[0], 0)]
-    facts = maskgit_runs.codes("fsq", 10, DENSE["levels"]) | {"dense_layers": DENSE["layers"]}
+    facts = maskgit_runs.codebook("fsq", 10, DENSE["levels"]) | {"dense_layers": DENSE["layers"]}
     for seed in range(options.seeds):
         changes = {"model.dense_layers": DENSE["layers"]}
         run = maskgit_runs.tokenizer(options, facts, seed, changes, f"_dense{DENSE['layers']}")

@@ -29,7 +29,7 @@ def runs(options: Options) -> list[Run]:
     made = maskgit_runs.data_run(options)
     for bits in SIZES[options.scale]:
         for quantizer in QUANTIZERS:
-            facts = maskgit_runs.codes(quantizer, bits)
+            facts = maskgit_runs.codebook(quantizer, bits)
             stage_1 = [
                 maskgit_runs.tokenizer(options, facts, seed) for seed in range(options.seeds)
             ]

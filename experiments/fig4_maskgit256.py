@@ -40,7 +40,7 @@ def runs(options: Options) -> list[Run]:
     suffix, pixels = ("_256px", 256) if options.scale == "paper" else ("", 128)
     seeds = 1 if options.scale == "paper" else options.seeds
     for quantizer in QUANTIZERS:
-        facts = maskgit_runs.codes(quantizer, BITS[options.scale])
+        facts = maskgit_runs.codebook(quantizer, BITS[options.scale])
         stage_1 = maskgit_runs.tokenizer(options, facts, 0, suffix=suffix, pixels=pixels)
         made.append(stage_1)
         for seed in range(seeds):

@@ -41,7 +41,7 @@ def runs(options: Options) -> list[Run]:
     """A tokenizer of each quantizer, and the study of each."""
     made = table2_uvim.data_run(options)
     for quantizer in QUANTIZERS:
-        facts = maskgit_runs.codes(quantizer, BITS[options.scale])
+        facts = maskgit_runs.codebook(quantizer, BITS[options.scale])
         stage_1 = _tokenizer(options, facts, made[:1])
         name = f"representation_of_{stage_1.name}"
         path = os.path.join(options.workdir, name)

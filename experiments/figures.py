@@ -21,7 +21,7 @@ from fsq_jax.runtime.metric_writer import read_metrics
 def curves_figure(
     workdirs: Mapping[str, str], metrics: Sequence[str] = ("loss",), split: str = "train"
 ) -> Figure:
-    """A panel a metric, a line a predictor, over steps; runs without the metric are left out.
+    """One panel per metric, one line per run, over steps; runs without the metric are left out.
 
     A metric whose values are all positive and span more than a factor of ten is drawn on a
     logarithmic scale.
@@ -46,7 +46,7 @@ def curves_figure(
 
 
 def rows_figure(rows: Mapping[str, np.ndarray], num_images: int = 12) -> Figure:
-    """A row a name: its first images [N,H,W,3] beside each other, the same ones in each row."""
+    """One row per name: its first images [N,H,W,3] beside each other, the same ones in each row."""
     num_images = min(num_images, *map(len, rows.values()))
     figure, axes = html.panels(len(rows), 1, (11.0, 11.0 / num_images + 0.05))
     for axis, (name, images_NHWC) in zip(axes, rows.items(), strict=True):
@@ -89,7 +89,7 @@ def samples_figure(
     columns: int = 6,
     tile: int = 3,
 ) -> Figure:
-    """A panel a class, titled with its name: its images, `tile` beside each other."""
+    """One panel per class, titled with its name: its images, `tile` beside each other."""
     classes = np.unique(labels_N)
     of_class = [images_NHWC[labels_N == c] for c in classes]
     tall = -(-max(map(len, of_class)) // tile) / tile

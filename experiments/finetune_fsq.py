@@ -31,9 +31,9 @@ LEVELS = "8-6-5"
 
 def make_config(quantizer: str, steps: int, size: int):
     """A small tokenizer on scenes: the same but for its quantizer."""
-    codes = f"levels={LEVELS}" if quantizer == "fsq" else "codebook_size=240"
+    sizes = f"levels={LEVELS}" if quantizer == "fsq" else "codebook_size=240"
     config = maskgit_tokenizer.get_config(
-        f"scale=smoke,size={size},quantizer={quantizer},{codes},data=scenes"
+        f"scale=smoke,size={size},quantizer={quantizer},{sizes},data=scenes"
     )
     config.model.update(filters=16, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=4)
     if quantizer == "vq":

@@ -56,7 +56,7 @@ def sweep(
             real = network.reference(
                 settings.reference_split, settings.reference_limit, settings.reference
             )
-        values, told = network.measure(
+        values, record = network.measure(
             sample_moments(run, network, number),
             real,
             settings.get("published_reference", ""),
@@ -67,7 +67,7 @@ def sweep(
         found.append(
             {"guidance": strength, "steps": run.step, "device": run.protocol["device"]}
             | {f"sampling/{name}": value for name, value in values.items()}
-            | {"protocol": {"sampling": dict(run.protocol) | told}}
+            | {"protocol": {"sampling": dict(run.protocol) | record}}
         )
         distance = next(iter(values))
         log(f"guidance {strength}: {distance} {values[distance]:.3f}")

@@ -86,7 +86,7 @@ def data_run(options: Options) -> list[Run]:
     return [Run(DATA, commands, weights="test/meta.json", carried=False)]
 
 
-def codes(quantizer: str, bits: int, levels: Sequence[int] = ()) -> dict:
+def codebook(quantizer: str, bits: int, levels: Sequence[int] = ()) -> dict:
     """The facts of a codebook of about 2**bits; FSQ's levels are the paper's by default."""
     if quantizer == "fsq":
         levels = tuple(levels) or fsq.LEVELS[2**bits]
@@ -94,7 +94,7 @@ def codes(quantizer: str, bits: int, levels: Sequence[int] = ()) -> dict:
     return {"quantizer": "vq", "codebook_size": 2**bits, "size": 2**bits, "bits": bits}
 
 
-def codes_name(facts: Mapping) -> str:
+def codebook_name(facts: Mapping) -> str:
     """ "fsq_8-5-5-5", "vq_1024"."""
     if facts["quantizer"] == "fsq":
         return "fsq_" + "-".join(map(str, facts["levels"]))
@@ -131,17 +131,17 @@ def tokenizer(
     suffix: str = "",
     pixels: int = 128,
 ) -> Run:
-    """A tokenizer with the codebook of `codes`.
+    """A tokenizer with the codebook of `facts`.
 
     Args:
       options: of the experiment.
-      facts: as `codes` gives them, and more that the entry is to say.
+      facts: as `codebook` gives them, and more that the entry is to say.
       seed: of the run.
       changes: {dotted key: value} of its config, besides the scale's.
       suffix: of its name, which says what the changes are.
       pixels: 128 or 256, of scale=paper; the other scales have one size.
     """
-    name = f"tokenizer_{codes_name(facts)}{suffix}_s{seed}"
+    name = f"tokenizer_{codebook_name(facts)}{suffix}_s{seed}"
     path = os.path.join(options.workdir, name)
     own = {"seed": seed} | dict(changes)
     if options.scale == "bench":

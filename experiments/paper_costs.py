@@ -115,9 +115,9 @@ def rows() -> list[Row]:
     )
     thrice = Options(**(once.__dict__ | {"seeds": 3}))
     named = [
-        *((f"Figure 4, {_codes(r)}", r) for r in fig4_maskgit256.runs(once)),
+        *((f"Figure 4, {_codebook(r)}", r) for r in fig4_maskgit256.runs(once)),
         *((f"Table 2, {r.facts['task']}, {_variant(r)}", r) for r in table2_uvim.runs(thrice)),
-        *((f"Figure 3, {_codes(r)}", r) for r in fig3_tradeoff.runs(once)),
+        *((f"Figure 3, {_codebook(r)}", r) for r in fig3_tradeoff.runs(once)),
     ]
     made = {}
     for name, run in named:
@@ -125,8 +125,8 @@ def rows() -> list[Row]:
     return [Row(name, tuple(runs)) for name, runs in made.items()]
 
 
-def _codes(run: Run) -> str:
-    return maskgit_runs.codes_name(run.facts)
+def _codebook(run: Run) -> str:
+    return maskgit_runs.codebook_name(run.facts)
 
 
 def _variant(run: Run) -> str:

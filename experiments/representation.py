@@ -88,7 +88,7 @@ def study(run: Predictor, number: int) -> tuple[dict[str, np.ndarray], dict, dic
     glued = stitch(rebuilt[:pairs], rebuilt[pairs : 2 * pairs])
     decoded = images_of(stitch(indices[:pairs], indices[pairs : 2 * pairs]))
 
-    values, told = reconstruction.evaluate(
+    values, record = reconstruction.evaluate(
         run,
         settings.features,
         settings.reference_split,
@@ -123,7 +123,7 @@ def study(run: Predictor, number: int) -> tuple[dict[str, np.ndarray], dict, dic
         "constant": image_grid(constant, 3),
         "stitched": image_grid(np.concatenate([glued[:shown], decoded[:shown]]), shown),
     }
-    return pictures, measured, {"representation": dict(run.protocol) | told | {"soups": number}}
+    return pictures, measured, {"representation": dict(run.protocol) | record | {"soups": number}}
 
 
 def main(argv) -> None:

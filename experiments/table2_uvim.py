@@ -47,7 +47,7 @@ class Row:
     def name(self) -> str:
         return f"{self.task}_{self.variant}"
 
-    def codes(self, scale: str) -> dict:
+    def codebook(self, scale: str) -> dict:
         """The facts of its codebook, as the configs have it."""
         defaults = uvim_base.DEFAULTS[scale]
         if self.variant.startswith("fsq"):
@@ -164,7 +164,7 @@ def _base(options: Options, row: Row) -> Run:
         *maskgit_runs.config_flags(own),
         *options.changes,
     )
-    facts = row.codes(options.scale) | {
+    facts = row.codebook(options.scale) | {
         "stage": "base",
         "seed": 0,
         "task": row.task,

@@ -9,10 +9,10 @@ README.md, which says what each file's SHA-256 is, and, by --format:
   safetensors   model.safetensors: all arrays, with config, results and this card in the metadata
   msgpack       model.msgpack: the layout of MaskGIT's own checkpoints
   npz           model.npz: the layout of UViM's
-  jax-export    a compiled-anywhere function a file, weights inside, for CPU, CUDA and TPU. Of a
+  jax-export    one function per file, weights inside, that compiles for CPU, CUDA and TPU. Of a
                 tokenizer encode.jax (images float32 [B,H,W,3] in [0,1] -> int32 [B,h,w]) and
                 decode.jax (back, clipped to [0,1]); of a transformer logits.jax (tokens int32
-                [B,L], the class first -> float32 [B,L,codes]). Any batch size. They need JAX and
+                [B,L], the class first -> float32 [B,L,indices]). Any batch size. They need JAX and
                 flatbuffers: jax.export.deserialize(open("encode.jax", "rb").read()).call(images)
 """
 
@@ -31,7 +31,7 @@ from fsq_jax.formats import hub, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
-from fsq_jax.runtime import cli, outputs
+from fsq_jax.runtime import cli, manifest, outputs
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_results, of_step
@@ -77,7 +77,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
         written = [path]
     else:
         written = write_functions(out, loaded)
-    checksums = {os.path.basename(path): hub.sha256(path) for path in written}
+    checksums = {os.path.basename(path): manifest.sha256(path) for path in written}
     written.append(os.path.join(out, hub.CARD))
     with written_whole(written[-1]) as file:
         file.write(hub.front_matter(model_card.facts_for_hub(loaded, results, checksums)) + card)

@@ -13,7 +13,7 @@ A masked transformer draws images, or completes one. Its .npz holds `arr_0`, uin
 ADM's evaluator reads it, and `arr_1`, the labels.
 
 UViM's stages show what they make of held-out images: input, prediction and truth side by side
-(stage I from the true code), and of an image of one's own, which has no truth. Their .npz holds
+(stage I from the true indices), and of an image of one's own, which has no truth. Their .npz holds
 "input", "prediction" and "truth", uint8 [N,H,W,3], labels as they are drawn.
 """
 
@@ -42,7 +42,7 @@ from fsq_jax.tasks.unlabelled import context
 def sample(
     predictor: Predictor, labels_N: np.ndarray, seed: int = 0, known: dict | None = None
 ) -> np.ndarray:
-    """Images [N,H,W,3] in [0, 1] of the labels, each drawn anew.
+    """Images [N,H,W,3] in [0, 1] of the labels, one draw each.
 
     Args:
       predictor: a masked transformer's run.
@@ -268,7 +268,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "", "Picture to write.")
     flags.DEFINE_string("npz", "", "uint8 images to write, for ADM's evaluator.")
     flags.DEFINE_string("image", "", "Image to complete, or to label.")
-    flags.DEFINE_string("mask", "", "Picture whose white part is drawn anew.")
+    flags.DEFINE_string("mask", "", "Picture whose white part is redrawn.")
     flags.DEFINE_integer("seed", 0, "Another seed, other images.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
     flags.DEFINE_multi_string(

@@ -17,7 +17,7 @@ import tqdm
 from absl import flags
 
 from fsq_jax.reports import html
-from fsq_jax.runtime import bounded, cli, outputs, sharding
+from fsq_jax.runtime import bounded, cli, manifest, outputs, sharding
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
@@ -100,12 +100,12 @@ def gather(
     )
     seen = scorer.add_blocks(scorer.empty(reference), bar, batch_size)
     name = os.path.basename(os.path.normpath(path))
-    digest = "" if os.path.isdir(path) or not reference else reference_file.sha256(path)
+    digest = "" if os.path.isdir(path) or not reference else manifest.sha256(path)
     return seen.with_source(name, sha256=digest)
 
 
 def table(results: dict[str, dict[str, dict]]) -> html.Table:
-    """A row a metric, a column for each of {what was measured: its scores}.
+    """One row per metric, one column for each of {what was measured: its scores}.
 
     Raises:
       UserError: with the keys that differ, where two columns were measured differently.

@@ -40,8 +40,8 @@ def test_every_documented_argument_is_an_argument(module):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_every_argument_arrives(module, scale, quantizer):
-    codes = "levels=7-5-5-5-5" if quantizer == "fsq" else "codebook_size=77"
-    text = f"scale={scale},quantizer={quantizer},{codes}"
+    sizes = "levels=7-5-5-5-5" if quantizer == "fsq" else "codebook_size=77"
+    text = f"scale={scale},quantizer={quantizer},{sizes}"
     config = module.get_config(f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16")
     stage_1 = config.get("stage_1", config)
     assert stage_1.quantizer.name == quantizer

@@ -51,7 +51,7 @@ class Reads:
         def to_dict(node, *args, **kwargs):
             with self.unnoticed():
                 result = plain(node, *args, **kwargs)
-            return self.told(result, self._paths[id(node)]) if id(node) in self._paths else result
+            return self.noting(result, self._paths[id(node)]) if id(node) in self._paths else result
 
         made = kind.__init__
 
@@ -76,7 +76,7 @@ class Reads:
         yield
         self._quiet -= 1
 
-    def told(self, values, path):
+    def noting(self, values, path):
         return Told(values, path, self.seen)
 
     def follow(self, node, path=""):

@@ -133,10 +133,10 @@ def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
         reference_limit=8,
     )
     first = evaluators.evaluate({"colorization": arguments}, predictor)
-    told = first["colorization/fd_random"]["protocol"]
+    protocol = first["colorization/fd_random"]["protocol"]
     assert seen == {"coloured": names[:6], "real": names[10:18]}
-    assert told["images"]["names_sha256"] == file_names.checksum(names[:6])
-    assert told["images"]["order"] == "TFDS's, of 4 files"
+    assert protocol["images"]["names_sha256"] == file_names.checksum(names[:6])
+    assert protocol["images"]["order"] == "TFDS's, of 4 files"
     seen["coloured"] = []
     listed = {name: str(tmp_path / name) for name in files}
     again = evaluators.evaluate({"colorization": arguments | listed}, predictor)
@@ -144,7 +144,7 @@ def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
     theirs = again["colorization/fd_random"]
     assert theirs["value"] == pytest.approx(first["colorization/fd_random"]["value"], rel=1e-5)
     for kind in ("images", "reference_images"):
-        assert theirs["protocol"][kind]["names_sha256"] == told[kind]["names_sha256"]
+        assert theirs["protocol"][kind]["names_sha256"] == protocol[kind]["names_sha256"]
         assert theirs["protocol"][kind]["order"] == "as listed"
     with pytest.raises(ValueError, match="lists 6 images, and 5 are asked for"):
         evaluators.evaluate({"colorization": arguments | listed | {"num_images": 5}}, predictor)

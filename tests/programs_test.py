@@ -118,7 +118,7 @@ def test_sample_writes_a_grid_and_adm_arrays(trained, tmp_path):
     assert arrays["arr_1"].tolist() == [3, 7] * 5 + [3]
     assert Image.open(out).size == (8 * 18 + 2, 2 * 18 + 2)
     run_sample(trained.transformer, labels="3,7", out=str(out))
-    assert Image.open(out).size == (8 * 18 + 2, 2 * 18 + 2)  # a row a class
+    assert Image.open(out).size == (8 * 18 + 2, 2 * 18 + 2)  # one row per class
 
 
 def test_a_seed_is_a_set_of_images(generator):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fsq_jax import reference, score
 from fsq_jax.data.open import open_dataset
+from fsq_jax.runtime import manifest
 from fsq_jax.scoring import protocols, reference_file
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -91,15 +92,15 @@ def test_images_in_any_form_have_one_score(folder, tmp_path, capsys):
     first = score.score(str(folder / "samples.npz"), ref, ADM, batch_size=8)
     assert set(first) == {"fd_random", "precision_random", "recall_random"}
     assert first["fd_random"]["value"] > 0.1
-    told = first["fd_random"]["protocol"]
-    assert told["num_images"] == 20 and told["reference"]["num_images"] == 40
+    protocol = first["fd_random"]["protocol"]
+    assert protocol["num_images"] == 20 and protocol["reference"]["num_images"] == 40
     for other in (tmp_path, tmp_path / "float.npz"):
         again = score.score(str(other), ref, ADM, batch_size=16)
         for name, result in first.items():
             assert again[name]["value"] == pytest.approx(result["value"], rel=1e-4)
     main(samples=str(tmp_path), reference=ref, json=str(tmp_path / "new" / "a.json"), beside=[])
     saved = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert saved["fd_random"]["protocol"]["reference"] == told["reference"]
+    assert saved["fd_random"]["protocol"]["reference"] == protocol["reference"]
     printed = capsys.readouterr()
     assert f"{saved['fd_random']['value']:.6g}" in printed.out
     assert "asks for 50000 samples, these are 20" in printed.err
@@ -111,7 +112,7 @@ def test_images_against_images(folder):
     assert abs(same["fd_random"]["value"]) < 1e-3
     assert same["precision_random"]["value"] == same["recall_random"]["value"] == 1
     own = same["fd_random"]["protocol"]["reference"]
-    assert own["sha256"] == reference_file.sha256(samples) and own["name"] == "samples.npz"
+    assert own["sha256"] == manifest.sha256(samples) and own["name"] == "samples.npz"
 
 
 def test_scores_stand_beside_each_other_only_where_they_compare(folder):

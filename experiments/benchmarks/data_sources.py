@@ -5,7 +5,7 @@ python -m experiments.benchmarks.data_sources --out=experiments/results/speed/da
 One worker: a single thread reads a record, decodes it and makes a training crop of 256 x 256, in
 the shuffled order of training and in the order of the records. The images are JPEGs as large as
 ImageNet's (500 x 375, some 110 kB), made from the scenes with noise over them, and lie in the
-system's cache: what is compared is what a source costs, not a disk. Rates are images a second
+system's cache: what is compared is what a source costs, not a disk. Rates are images per second
 of the thread's own CPU time, which other programs on the machine don't slow; the wall clock's are
 beside them. Rounds are interleaved over the sources, and the median is kept.
 """

@@ -5,7 +5,7 @@ python -m experiments.benchmarks.decode --out=decode.jsonl --batches=1,8,64 \
     configs/maskgit_transformer.py:scale=paper,dtype=bfloat16
 
 A variant is a config, then KEY=VALUE over it ("sampling.num_steps=8"). Each is compiled and timed
-for each size of a batch, in a process of its own: from images to all codes of a label (UViM), from
+for each batch size, in a process of its own: from images to all tokens of a label (UViM), from
 classes to images (MaskGIT). Seconds are medians; the peak of memory is the process's own.
 """
 

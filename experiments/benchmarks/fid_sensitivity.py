@@ -82,7 +82,7 @@ def runnable(dtype: str) -> bool:
 
 
 def rows(samples: np.ndarray, reference: np.ndarray) -> Iterator[dict]:
-    """A row a change: the distance, beside that with the reference left as it is in BASE."""
+    """One row per change: the distance, beside that with the reference left as it is in BASE."""
     base = None
     for change in CHANGES:
         options = BASE | change

@@ -16,7 +16,7 @@ from absl import app, flags
 from experiments.benchmarks import apart
 from fsq_jax import LEVELS, codes_to_indices, quantize
 
-_OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a measurement.")
+_OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per measurement.")
 _VECTORS = flags.DEFINE_integer("vectors", 2**20, "Vectors of an array.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Walks that the median is of.")
 _ARRAYS = 16
@@ -30,7 +30,7 @@ def bytes_moved(num_vectors: int, channels: int) -> int:
 
 
 def time_ours(levels: tuple[int, ...], num_vectors: int) -> list[float]:
-    """Seconds an array of each walk."""
+    """Seconds per array of each walk."""
 
     def step(carry, arrays):
         z, gradient = arrays
@@ -80,7 +80,7 @@ def time_peer(levels: tuple[int, ...], num_vectors: int, compiled: bool) -> list
 
 
 def measure(name: str, levels: tuple[int, ...]) -> dict:
-    """One line: microseconds an array, and the bandwidth that they stand for."""
+    """One line: microseconds per array, and the bandwidth that they stand for."""
     num_vectors = _VECTORS.value
     line = {"implementation": name, "levels": levels, "vectors": num_vectors}
     try:

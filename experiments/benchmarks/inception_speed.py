@@ -239,7 +239,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "File that takes a JSON line a measurement.")
+    flags.DEFINE_string("out", "", "File that takes one JSON line per measurement.")
     flags.DEFINE_integer("side", 256, "Side of the images in pixels.")
     flags.DEFINE_list("batches", ["64", "128", "256", "512"], "Batch sizes.")
     flags.DEFINE_integer("samples", 50_000, "Samples of the end-to-end measurements.")

@@ -4,8 +4,8 @@ python -m experiments.benchmarks.pretrained --out=pretrained.jsonl
 python -m experiments.benchmarks.pretrained --smoke
 
 The weights are random, written as flax msgpack and read back by the loaders; sizes, steps and
-batch are MaskGIT's own at 256 px. A JSON line a compute dtype of the transformer: seconds to load
-each file and to put both on the device, seconds to compile, images per second (median over
+batch are MaskGIT's own at 256 px. One JSON line per compute dtype of the transformer: seconds to
+load each file and to put both on the device, seconds to compile, images per second (median over
 batches), and the peak of the process's memory on the device. With --smoke everything is tiny.
 """
 
@@ -138,7 +138,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "File that takes a JSON line a dtype.")
+    flags.DEFINE_string("out", "", "File that takes one JSON line per dtype.")
     flags.DEFINE_bool("smoke", False, "Tiny networks and batches, for a CPU.")
     flags.DEFINE_integer("batch_size", 64, "Images that are sampled at once.")
     flags.DEFINE_integer("num_steps", 12, "Decoding steps.")

@@ -1,11 +1,11 @@
-"""Times a UViM pair of full size, from files in the published format: image to code to depth.
+"""Times a UViM pair of full size, from files in the published format: image to tokens to depth.
 
 python -m experiments.benchmarks.pretrained_uvim --out=pretrained_uvim.jsonl --batches=1,8,64
 python -m experiments.benchmarks.pretrained_uvim --smoke
 
 The weights are random, written as .npz and read back by the loaders; sizes are UViM's at 512 px, in
-float32. A JSON line a size of the batch: seconds to load each file, to compile, to write a code of
-256 tokens with a cache and to decode it to logits, and the peak of the process's memory.
+float32. One JSON line per batch size: seconds to load each file, to compile, to write 256 tokens
+with a cache and to decode them to logits, and the peak of the process's memory.
 """
 
 import os
@@ -33,7 +33,7 @@ def networks(smoke: bool) -> tuple[LabelAutoencoder, CodeLanguageModel, int]:
         base = LabelAutoencoder(
             EMAVectorQuantizer(codebook_size=8, channels=16), {"depth": 8}, code_side=2, **small
         )
-        return base, CodeLanguageModel(vocab_size=9, num_codes=4, **small), 16
+        return base, CodeLanguageModel(vocab_size=9, num_tokens=4, **small), 16
     base = LabelAutoencoder(EMAVectorQuantizer(codebook_size=4096, channels=768), {"depth": 256})
     return base, CodeLanguageModel(vocab_size=4097), 512
 
@@ -43,7 +43,7 @@ def write(folder: str, base, lm, size: int) -> dict[str, str]:
     image = jnp.zeros((1, size, size, 3))
     patches = (size // base.patch) ** 2
     labels = {"depth": jnp.zeros((1, patches, base.patch**2), jnp.int32)}
-    inputs = {"base": (base, labels, image), "lm": (lm, image, jnp.zeros((1, lm.num_codes), int))}
+    inputs = {"base": (base, labels, image), "lm": (lm, image, jnp.zeros((1, lm.num_tokens), int))}
     paths = {}
     for name, (model, *arguments) in inputs.items():
         paths[name] = os.path.join(folder, f"{name}.npz")
@@ -62,20 +62,20 @@ def timed(call, repeats: int) -> tuple[float, float]:
 
 
 def measure(base, lm, size: int, batch: int, repeats: int) -> dict:
-    """What a batch of images takes, to codes and on to logits."""
+    """What a batch of images takes, to tokens and on to logits."""
     images = jax.random.uniform(jax.random.key(0), (batch, size, size, 3), minval=-1.0)
-    compile_code, code = timed(lambda: lm.decode(images), repeats)
-    codes = lm.decode(images)
-    compile_logits, logits = timed(lambda: base.decode(codes, images), repeats)
+    compile_decode, seconds = timed(lambda: lm.decode(images), repeats)
+    indices = lm.decode(images)
+    compile_logits, logits = timed(lambda: base.decode(indices, images), repeats)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
         "batch_size": batch,
         "size": size,
-        "tokens": lm.model.num_codes,
-        "code_seconds": code,
+        "tokens": lm.model.num_tokens,
+        "code_seconds": seconds,
         "logits_seconds": logits,
-        "images_per_second": batch / (code + logits),
-        "first_call_seconds": [compile_code, compile_logits],
+        "images_per_second": batch / (seconds + logits),
+        "first_call_seconds": [compile_decode, compile_logits],
         "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
     }
 
@@ -101,7 +101,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "File that takes a JSON line a size of the batch.")
+    flags.DEFINE_string("out", "", "File that takes one JSON line per batch size.")
     flags.DEFINE_bool("smoke", False, "Tiny networks, for a CPU.")
     flags.DEFINE_list("batches", ["1", "8", "64"], "Sizes of a batch.")
     flags.DEFINE_integer("repeats", 3, "Batches that are timed.", lower_bound=1)

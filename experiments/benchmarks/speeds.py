@@ -1,4 +1,4 @@
-"""Measures all speeds that the README reports, each in a process of its own, one a GPU at a time.
+"""Measures all speeds that the README reports, each in its own process, one at a time per GPU.
 
 python -m experiments.benchmarks.speeds --out=experiments/results/speed/h100 --seconds=540
 

@@ -59,7 +59,7 @@ class MaskedLayer(nn.Module):
 
 
 class MaskedTransformer(nn.Module):
-    """MaskGIT's second stage; logits over codes, tied to the word embedding."""
+    """MaskGIT's second stage; logits over tokens, tied to the word embedding."""
 
     def __init__(self, dropout=0.0):
         super().__init__()
@@ -182,8 +182,8 @@ def time_sample(guidance, size=64, steps=12):
         return torch.where(sure < bound, MASK, sampled), sampled
 
     @torch.compile
-    def draw(codes):
-        grid = codebook[codes].unflatten(1, (16, 16)).permute(0, 3, 1, 2)
+    def draw(indices):
+        grid = codebook[indices].unflatten(1, (16, 16)).permute(0, 3, 1, 2)
         return decoder(grid.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
 
     def run():
@@ -248,7 +248,7 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """UViM's second stage: ViT-L over 1,024 patches, 24 decoder blocks, 256 tokens."""
 
-    def __init__(self, width=1024, heads=16, hidden=4096, depth=24, vocabulary=4097, codes=256):
+    def __init__(self, width=1024, heads=16, hidden=4096, depth=24, vocabulary=4097, tokens=256):
         super().__init__()
         self.patches = nn.Conv2d(3, width, 16, 16)
         blocks = [[Block(width, heads, hidden, x) for _ in range(depth)] for x in (False, True)]
@@ -256,7 +256,7 @@ class LanguageModel(nn.Module):
         self.encoder_norm, self.decoder_norm = (nn.LayerNorm(width) for _ in range(2))
         self.words, self.logits = nn.Embedding(vocabulary, width), nn.Linear(width, vocabulary)
         self.patch_positions = nn.Parameter(0.02 * torch.randn(1, 1024, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(codes, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(tokens, width))
 
     def encode(self, image):
         x = self.patches(image).flatten(2).transpose(1, 2) + self.patch_positions

@@ -1,4 +1,4 @@
-"""Times the train step of any config on random data, one process a variant.
+"""Times the train step of any config on random data, one process per variant.
 
 python -m experiments.benchmarks.train_step --out=speed.jsonl \
     "configs/maskgit_tokenizer.py:scale=paper,dtype=bfloat16 accumulate=8" \
@@ -30,7 +30,7 @@ from fsq_jax.runs.config import override_config, parse_overrides
 from fsq_jax.runtime import batch_random_init, sharding
 from fsq_jax.runtime.compiler import compiler_options
 
-_OUT = flags.DEFINE_string("out", "", "File that takes a JSON line a variant.")
+_OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a block.")
 _TIMEOUT = flags.DEFINE_integer("timeout", 240, "Seconds after which a variant is given up.")
@@ -70,13 +70,13 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
         wanted = ("image", *inputs.features(config))
         return {name: noise[name]() for name in wanted} | {"label": label}
     length = (config.data.size // stage.facts.downsampling) ** 2
-    codes = rng.integers(0, stage.facts.codebook_size, (shape[0], length)).astype(np.int32)
+    tokens = rng.integers(0, stage.facts.codebook_size, (shape[0], length)).astype(np.int32)
     image = {"image": noise["image"]()} if config.stage == "uvim_lm" else {}  # which it reads, too
-    return image | {"tokens": codes, "label": label}
+    return image | {"tokens": tokens, "label": label}
 
 
 def measure(variant: str) -> dict:
-    """What a variant reaches: ms a step, images/s, GiB, seconds of init and of compilation."""
+    """What a variant reaches: ms per step, images/s, GiB, seconds of init and of compilation."""
     config, tokens = load_config(variant)
     stage = stages.make(config, **stages.frozen_shapes(config))
     mesh = sharding.make_mesh()

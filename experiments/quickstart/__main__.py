@@ -7,7 +7,7 @@ python -m experiments.quickstart --workdir=runs/depth --family=uvim
 Trains two tokenizers of the same size on the embedded scenes (32 x 32 pixels, 8 x 8 tokens), one
 with FSQ and one with VQ, of 240 codes each; then a masked transformer on the tokens of FSQ.
 Evaluates all three, samples images of each class, and writes WORKDIR/report/index.html. Started
-again in the same workdir it goes on where it was stopped, and writes the report anew. Other data
+again in the same workdir it goes on where it was stopped, and writes a new report. Other data
 take the place of the scenes with --data; --transformers=fsq,vq trains one on each tokenizer.
 
 With --family=uvim the task is depth: two label autoencoders, and a language model on the codes of

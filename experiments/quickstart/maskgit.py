@@ -65,8 +65,8 @@ def tokenizer_config(
       data: the config's arguments that name the data, "data=tfds:NAME,data_dir=PATH".
     """
     levels = "-".join(map(str, LEVELS))
-    codes = f"levels={levels}" if quantizer == "fsq" else f"codebook_size={CODEBOOK_SIZE}"
-    config = maskgit_tokenizer.get_config(f"scale=smoke,quantizer={quantizer},{codes},{data}")
+    sizes = f"levels={levels}" if quantizer == "fsq" else f"codebook_size={CODEBOOK_SIZE}"
+    config = maskgit_tokenizer.get_config(f"scale=smoke,quantizer={quantizer},{sizes},{data}")
     # Five channels a group: with one, what is lost is how bright and colourful the image is.
     config.model.update(filters=20, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_groups=8)
     config.loss.update(reconstruction=10.0, adversarial=0.0, perceptual=0.0)

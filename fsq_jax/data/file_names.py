@@ -21,7 +21,7 @@ COLTRAN = {
 
 
 def read_list(path: str | os.PathLike) -> tuple[str, ...]:
-    """The file names in a text file, one a line; UserError for no file, no name or one twice."""
+    """The file names in a text file, one per line; UserError for no file, no name or one twice."""
     if not os.path.isfile(path):
         raise UserError(f"There is no list of file names {str(path)!r}.")
     with open(path) as file:
@@ -35,7 +35,7 @@ def read_list(path: str | os.PathLike) -> tuple[str, ...]:
 
 
 def checksum(names: Sequence[str]) -> str:
-    """SHA-256 of the names, one a line, the last line without its end."""
+    """SHA-256 of the names, one per line, without a newline after the last."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Images in folders: a sub-folder a class."""
+"""Images in folders: one sub-folder per class."""
 
 import dataclasses
 import hashlib

@@ -88,13 +88,13 @@ def scan(path: pathlib.Path) -> tuple[shard_index.Rows, dict[str, Any]]:
 
 def _columns(path: pathlib.Path, schema) -> tuple[str, str, list[str]]:
     """(column of the images, of the labels or "", names of the classes) of a file."""
-    told = {}
+    features = {}
     try:
         text = (schema.metadata or {}).get(b"huggingface", b"{}")
-        told = json.loads(text).get("info", {}).get("features", {})
+        features = json.loads(text).get("info", {}).get("features", {})
     except (ValueError, AttributeError):
         pass  # not what the hub writes: the columns' own types and names must do
-    kinds = {n: f.get("_type") for n, f in told.items() if isinstance(f, dict)}
+    kinds = {n: f.get("_type") for n, f in features.items() if isinstance(f, dict)}
     images = [name for name in schema.names if kinds.get(name) == "Image"]
     images = images or [name for name in _IMAGES if name in schema.names]
     labels = [name for name in _LABELS if name in schema.names]
@@ -105,7 +105,7 @@ def _columns(path: pathlib.Path, schema) -> tuple[str, str, list[str]]:
             f"{', '.join(_IMAGES)}) and one label ({', '.join(_LABELS)})."
         )
     label = labels[0] if labels else ""
-    names = told.get(label, {}).get("names") if kinds.get(label) == "ClassLabel" else []
+    names = features.get(label, {}).get("names") if kinds.get(label) == "ClassLabel" else []
     whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return images[0], label, names if whole else []
 

@@ -116,23 +116,23 @@ def _check_end(path: pathlib.Path, file, end: int) -> None:
 
 def _label(members: dict, where: str) -> tuple[int | str, str]:
     """(class, its name or ""); -1 where a sample has none."""
-    told: Any = {}
+    facts: Any = {}
     if "json" in members:
         try:
-            told = json.loads(members["json"][2])
+            facts = json.loads(members["json"][2])
         except (ValueError, RecursionError) as error:
             raise UserError(f"The .json of sample {where} can't be read ({error}).") from None
-    told = told if isinstance(told, dict) else {}
-    label = told.get("label", -1)
+    facts = facts if isinstance(facts, dict) else {}
+    label = facts.get("label", -1)
     if "cls" in members:
         label = members["cls"][2].decode(errors="replace").strip()
         label = int(label) if label.lstrip("-").isdecimal() else label
     is_class = isinstance(label, str) and label or (type(label) is int and -1 <= label < 2**31)
     if not is_class or ("cls" in members and label == -1):
         raise UserError(f"Sample {where} has label {label!r}; expected a number or a word.")
-    name = next((told[key] for key in _NAME_KEYS if isinstance(told.get(key), str)), "")
-    if not name and isinstance(told.get("filename"), str):
-        name = pathlib.PurePosixPath(told["filename"]).parent.name
+    name = next((facts[key] for key in _NAME_KEYS if isinstance(facts.get(key), str)), "")
+    if not name and isinstance(facts.get("filename"), str):
+        name = pathlib.PurePosixPath(facts["filename"]).parent.name
     return label, name
 
 

@@ -26,8 +26,8 @@ def count_codes_by_class(predictor: Predictor, num_classes: int) -> np.ndarray:
         mask, labels, indices = sharding.to_host(
             (batch["mask"], batch["label"], outputs["indices"])
         )
-        codes = indices.reshape(len(indices), -1)[mask]
-        np.add.at(counts, (labels[mask][:, None], codes), 1)
+        flat = indices.reshape(len(indices), -1)[mask]
+        np.add.at(counts, (labels[mask][:, None], flat), 1)
     return counts
 
 

@@ -1,4 +1,4 @@
-"""How well a masked transformer models held-out tokens: bits a token, and its training loss."""
+"""How well a masked transformer models held-out tokens: bits per token, and its training loss."""
 
 from fsq_jax.evaluators import validation
 from fsq_jax.evaluators.masked_means import masked_means

@@ -15,7 +15,7 @@ def evaluate(
     over images of each image's own value, as UViM takes them.
 
     Predictions are brought to the truth's size, each pixel to the nearest. With stage I, they are
-    what the true codes decode to: a bound for stage II.
+    what the true indices decode to: a bound for stage II.
 
     Args:
       predictor: one whose "prediction" has "depth" [B,H,W] in metres.

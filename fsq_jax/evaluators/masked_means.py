@@ -10,7 +10,7 @@ from fsq_jax.runtime import sharding
 def masked_means(
     batches: Iterable[tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]]],
 ) -> tuple[dict[str, float], int]:
-    """Means over all examples of values [B] an example, and how many examples there were.
+    """Means over all examples of values [B], one per example, and how many examples there were.
 
     Args:
       batches: pairs (batch with "mask" [B], {name: values [B]}). Sums are taken on the device and

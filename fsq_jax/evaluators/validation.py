@@ -5,10 +5,10 @@ from fsq_jax.evaluators.predictor import Predictor
 
 
 def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], dict]:
-    """validation/loss (nats a token) and validation/accuracy, as in training but for chance.
+    """validation/loss (nats per token) and validation/accuracy, as in training but for chance.
 
     Args:
-      predictor: of a masked transformer or of a language model of codes.
+      predictor: of a masked transformer or of a language model of tokens.
       limit: held-out images; 0 for all.
     """
     means, count = masked_means(predictor.outputs("loss", limit=limit))

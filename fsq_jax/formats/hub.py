@@ -5,14 +5,13 @@ HF_ENDPOINT, HF_HUB_OFFLINE). A repository that `fsq_jax.export --push` made say
 each file's SHA-256 is, and a file of another one is refused.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import yaml
 
-from fsq_jax.runtime import bounded
+from fsq_jax.runtime import bounded, manifest
 from fsq_jax.runtime.user_error import UserError
 
 PREFIX = "hf:"
@@ -92,12 +91,6 @@ def front_matter(facts: Mapping) -> str:
     return f"---\n{yaml.safe_dump(dict(facts), sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def sha256(path: str) -> str:
-    """The checksum of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _fetch(path: str, repository: str, name: str, revision: str | None) -> str:
     """The cached copy of a file; "" where the repository has no such file."""
     library = require()
@@ -126,7 +119,7 @@ def _check(path: str, name: str, file: str, card: str) -> None:
     expected = _checksums(path, card).get(name) if card else None
     if expected is None:
         return  # a repository of others
-    found = sha256(file)
+    found = manifest.sha256(file)
     if found != expected:
         raise UserError(
             f"{path}: {name} has the SHA-256 {found[:12]}…, and its card says {expected[:12]}…: "

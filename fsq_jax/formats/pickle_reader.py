@@ -2,7 +2,7 @@
 
 A pickle is a program for a machine with a stack. Python's own machine calls whatever functions the
 program names, hashes tuples that contain themselves 2**60 times over, and recurses as deeply as it
-is told to. This one knows the instructions that containers of numbers and text need, calls nothing
+says. This one knows the instructions that containers of numbers and text need, calls nothing
 but the functions it is given, and takes keys that are text or numbers alone.
 """
 

@@ -127,12 +127,12 @@ class Pool:
     def _failed(self, job: Job, status: int) -> None:
         """Puts a run that came further than before at the end of the queue; gives up others."""
         path = plan.folder(self._workdir, job.run)
-        told = f"{job.run.name} failed with exit status {status}"
+        failure = f"{job.run.name} failed with exit status {status}"
         if (step := _saved(path)) > job.saved:
             self.waiting.append(job.run)
-            log(f"{told}; it goes on from step {step} when the others have begun.")
+            log(f"{failure}; it goes on from step {step} when the others have begun.")
             return
-        self.failed[job.run.name] = f"{told}; see {os.path.join(path, 'log.txt')}."
+        self.failed[job.run.name] = f"{failure}; see {os.path.join(path, 'log.txt')}."
         log(self.failed[job.run.name])
 
     def _note(self, job: Job, status: int) -> None:

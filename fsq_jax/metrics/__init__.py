@@ -1,1 +1,1 @@
-"""Per-example maths of what is measured, one idea a file."""
+"""Per-example maths of what is measured, one idea per file."""

@@ -35,7 +35,7 @@ def groups(height: int, width: int, num_steps: int = 12, alpha: float = 2.2) -> 
         )
     share = np.cumsum(np.arange(1, num_steps + 1) ** float(alpha))
     ends = np.rint(num_positions * share / share[-1]).astype(int)
-    # At least one position a step: push the ends of the first steps apart, keep room for the last.
+    # At least one position per step: push the first steps' ends apart, keep room for the last.
     ends = np.maximum.accumulate(ends - np.arange(num_steps)).clip(1) + np.arange(num_steps)
     ends = np.minimum(ends, num_positions - np.arange(num_steps)[::-1])
     steps = np.empty(num_positions, np.int32)
@@ -70,12 +70,12 @@ def bits(
     codebook_size: int,
     mask_id: int,
 ) -> jax.Array:
-    """Returns the bits that code each image: float32 [B]; divide by P for bits a token.
+    """Returns the bits that code each image: float32 [B]; divide by P for bits per token.
 
     logits_fn: tokens_BL -> logits_BLV; probabilities are taken over the first `codebook_size`
         entries only, since no other token can occur.
     tokens_BL: int32; position 0 holds the class token, which is always seen and costs nothing.
-    steps_P: the concrete result of `groups`. One call of logits_fn a step, in a loop inside jit.
+    steps_P: the concrete result of `groups`. One call of logits_fn per step, in a loop inside jit.
     """
     steps_P = np.asarray(steps_P)
     if tokens_BL.shape[1] != len(steps_P) + 1:
@@ -87,8 +87,8 @@ def bits(
 
     def add_group(step, bits_B):
         logits_BLV = logits_fn(jnp.where(steps_L < step, tokens_BL, mask_id))
-        codes_BPK = logits_BLV[:, 1:, :codebook_size].astype(jnp.float32)
-        log_p_BPK = jax.nn.log_softmax(codes_BPK)
+        logits_BPK = logits_BLV[:, 1:, :codebook_size].astype(jnp.float32)
+        log_p_BPK = jax.nn.log_softmax(logits_BPK)
         log_p_BP = jnp.take_along_axis(log_p_BPK, tokens_BL[:, 1:, None], axis=2)[..., 0]
         return bits_B - jnp.sum(jnp.where(steps_L[1:] == step, log_p_BP, 0), axis=1) / np.log(2)
 

@@ -1,5 +1,5 @@
-"""How far a predicted depth is from the true one, one value an image; in NumPy, since images of a
-data set differ in size. Means over images are the caller's: UViM averages RMSEs of images, which
+"""How far a predicted depth is from the true one, one value per image; in NumPy, since images of
+a data set differ in size. Means over images are the caller's: UViM averages RMSEs of images, which
 is less than the RMSE of all pixels.
 
 Legend: H, W height and width of an image.

@@ -8,12 +8,9 @@ Legend: B rows of a batch  F features.
 """
 
 import dataclasses
-import os
 
 import numpy as np
 
-from fsq_jax.formats import numpy_file
-from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 
 # Statistics that were saved in float32 have eigenvalues below zero of 1e-7 of the largest.
@@ -75,35 +72,6 @@ class Moments:
         if self.count < 2:
             raise UserError(f"A covariance needs at least 2 rows of features, not {self.count}.")
         return self.scatter / (self.count - 1)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an npz file with `mu` and `sigma`, as published statistics have, and `count`."""
-        with written_whole(path, "wb") as file:
-            np.savez(file, mu=self.mean, sigma=self.covariance, count=self.count)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Moments":
-        """Returns what `save` wrote; raises UserError for a file without a count."""
-        if "count" not in numpy_file.npz_names(path):
-            raise UserError(
-                f"{path} has no count of rows, so it can't be merged; "
-                "load_statistics reads its mean and covariance."
-            )
-        file = numpy_file.read_npz(path, ("count", "mu", "sigma"))
-        count = int(file["count"])
-        return cls(count, file["mu"], file["sigma"] * (count - 1))
-
-
-def load_statistics(path: str | os.PathLike, suffix: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean [F] and covariance [F, F] of an npz file, its `mu` and `sigma`.
-
-    suffix: added to both names, such as "_s" for the spatial features of ADM's files.
-    """
-    names, there = (f"mu{suffix}", f"sigma{suffix}"), numpy_file.npz_names(path)
-    if missing := [name for name in names if name not in there]:
-        raise UserError(f"{path} has no {' and '.join(missing)}, only {sorted(there)}.")
-    file = numpy_file.read_npz(path, names)
-    return file[names[0]].astype(np.float64), file[names[1]].astype(np.float64)
 
 
 def distance(first: Moments, second: Moments) -> float:

@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its image: PSNR and SSIM, one value an image.
+"""How close a reconstruction is to its image: PSNR and SSIM, one value per image.
 
 Legend: B images  H height  W width  C channels. Images are float, in [0, 1]; a reconstruction that
 leaves this range is not clipped here, since what is shown to a viewer is the caller's choice.

@@ -55,7 +55,7 @@ class PanopticQuality:
         """Returns the counts with an image added.
 
         prediction, truth: int [H,W,2], class and instance of each pixel; a segment is what has
-            the same two. Stuff that is to be one segment a class needs one instance, see
+            the same two. Stuff that is to be one segment per class needs one instance, see
             `merge_stuff`. Instances are small numbers: tables are made that are as long.
         crowd: true instances that are crowds.
         Raises UserError for shapes that differ and for classes that there aren't.

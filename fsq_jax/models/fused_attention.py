@@ -2,8 +2,10 @@
 
 What `attention` computes with matrix products of its own, without ever writing anything of size
 L x L per head: the shared keep mask is read from the cache and multiplied onto the weights while
-they are in registers. cuDNN can't do this: its dropout takes no seed that is data. The speed that
-the kernels buy is in experiments/results/speed/h100/against_torch.json ("transformer_step").
+they are in registers. cuDNN can't do this: its dropout takes no seed that is data. The times of
+the kernels, of cuDNN's and of whole steps are in attention_kernels.jsonl of
+experiments/results/speed/h100, today's step beside torch's in against_torch.json
+("transformer_step").
 
 Queries, keys and values are one array, as one joined projection writes them, and so are their
 gradients. A program of the grid works on one head of one example; a tile is 64 tokens, and what

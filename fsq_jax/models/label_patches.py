@@ -1,8 +1,8 @@
 """Labels in patches: into tokens (embedding) and out of them (logits), for UViM's stage I.
 
-What a label embedding multiplies is one-hot, C x X zeros and ones a patch of which X are ones. They
-are never all written down: forward, rows of the kernel are looked up and added; backward, one-hot
-labels are made of a few pixels at a time.
+What a label embedding multiplies is one-hot: C x X zeros and ones per patch, of which X are ones.
+They are never all in memory: forward, rows of the kernel are looked up and added; backward, one-hot
+labels are made for a few pixels at a time.
 
 Shapes: B batch  P patches  X pixels of a patch  C channels of a label  D width
 """
@@ -70,7 +70,7 @@ sum_rows.defvjp(_sum_rows_fwd, _sum_rows_bwd)
 
 
 class LabelEmbedding(nn.Module):
-    """One token a patch, [B, P, D] of `dtype`, of a label: a dense layer over C and X.
+    """One token per patch, [B, P, D] of `dtype`, of a label: a dense layer over C and X.
 
     The label: ids [B, P, X], one-hot in C = `channels`; or with `real` values [B, P, C, X].
     """

@@ -26,9 +26,9 @@ def group_norm_swish(
 ) -> jax.Array:
     """swish(norm(x) * scale + bias), in the dtype of x; statistics of each group of channels.
 
-    Sums of x and x^2 are taken in float32 in one pass over x; per-channel scale and shift then
-    turn the normalisation into one multiply-add. The backward pass keeps nothing but x, in its own
-    dtype, and reads it and the gradient twice: once for the sums, once for what is written.
+    Float32 sums of x and x^2 in one pass over x make one multiply-add of the normalisation. The
+    backward pass keeps x alone, and reads it and the gradient twice. Among the changes from 2013 to
+    1950 ms a step: tokenizer_step.jsonl in experiments/results/speed/h100 and its before/.
     """
     return _group_norm_swish_fwd(x_BHWC, scale_C, bias_C, groups, epsilon)[0]
 
@@ -226,10 +226,10 @@ class Tokenizer(nn.Module):
     Attributes:
       quantizer: a module of `fsq_jax.quantizers`; its `channels` set the encoder's output width.
       filters: width of the first level; `channel_multipliers` scale it level by level.
-      num_res_blocks: residual blocks a level, and once more at the coarsest resolution.
+      num_res_blocks: residual blocks per level, and once more at the coarsest resolution.
       num_groups: of each GroupNorm; a width that they do not divide gets their greatest common
         divisor. A group of few channels forgets how bright and colourful the image is: networks
-        narrower than MaskGIT's 128 do better with four channels a group or more.
+        narrower than MaskGIT's 128 do better with four channels per group or more.
       shortcut: "output" (the published network) or "input" (corrected), see `ResBlock`.
       dtype: of activations and convolutions. Parameters, statistics, the quantizer's input and
         the reconstruction are float32 in any case.

@@ -1,7 +1,7 @@
 """MaskGIT stage II: a bidirectional transformer that predicts masked tokens.
 
 BERT with the norm after each residual (post-LN), learned positions, and an output layer tied to
-the word embedding. Input ids: codes 0..K-1, class c is K + c, the mask is the last row. The
+the word embedding. Input tokens: indices 0..K-1, class c is K + c, the mask is the last row. The
 parameter tree is that of the published checkpoints. Parameters are float32; `dtype` is what the
 matrix products run in. Norms keep float32 statistics, the softmax runs in float32.
 
@@ -174,7 +174,7 @@ class MaskedTransformer(nn.Module):
 
     `dropout` is on embeddings and after both halves of a layer, `attention_dropout` on attention
     weights; both act only with train=True and draw from the rng "dropout". `num_logits`: how many
-    rows of the vocabulary are scored, the codes say; None for all. `attention` is one of
+    rows of the vocabulary are scored, the indices say; None for all. `attention` is one of
     `attention.IMPLEMENTATIONS`. `remat`: "none" keeps all activations, "dots" recomputes all but
     matrix products, attention and random bits, "full" keeps only what enters a layer.
     """
@@ -194,7 +194,7 @@ class MaskedTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BL: jax.Array, train: bool = False) -> jax.Array:
-        """Float32 logits [B, L, V], or [B, L, num_logits] over the first rows (the codes).
+        """Float32 logits [B, L, V], or [B, L, num_logits] over the first rows (the indices).
 
         tokens_BL: int32 in [0, vocab_size), L = num_positions, the class token first.
         Raises UserError when the length, the heads, num_logits or remat do not fit.

@@ -27,9 +27,9 @@ CODE_DROPOUTS = ("random", "none")
 
 
 def kept_codes(key: jax.Array, batch: int, num_codes: int) -> jax.Array:
-    """Which codes training keeps, bool [B, N]: of each example 0 to N, all numbers alike likely.
+    """Which codes training keeps, bool [B, N]: 0 to N per example, each number equally likely.
 
-    Which ones is drawn anew for each example (UViM's code dropout "random").
+    They are drawn for each example (UViM's code dropout "random").
     """
     key_count, key_order = jax.random.split(key)
     count_B1 = jax.random.randint(key_count, (batch, 1), 0, num_codes + 1)
@@ -100,7 +100,7 @@ class LabelAutoencoder(nn.Module):
         }
 
     @property
-    def num_codes(self) -> int:
+    def num_tokens(self) -> int:
         return self.code_side**2
 
     def __call__(

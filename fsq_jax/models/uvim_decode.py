@@ -4,7 +4,7 @@ The decoder of `uvim_lm` once more, as plain functions of one token: its weights
 joined before the first token rather than at each, and on a GPU attention reads its caches in
 kernels made for one query. A token costs little but reading weights and caches.
 
-Shapes: B images  P patches  N codes  V vocabulary  D width  H heads
+Shapes: B images  P patches  N tokens  V vocabulary  D width  H heads
 """
 
 import functools
@@ -33,7 +33,7 @@ def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
     weights = _weights(params, model.decoder_depth, model.dtype)
     memory_BPD: Any = model.apply({"params": params}, context_BHWC, method="encode")
     batch = memory_BPD.shape[0]
-    empty_B2HND = jnp.zeros((batch, 2, heads[0], model.num_codes, heads[1]), model.dtype)
+    empty_B2HND = jnp.zeros((batch, 2, heads[0], model.num_tokens, heads[1]), model.dtype)
     image = [memory_BPD @ layer.pop("image") for layer in weights["layers"]]
     cache = {
         "own": [empty_B2HND for _ in weights["layers"]],

@@ -1,12 +1,13 @@
-"""UViM stage II: a language model of a label's code, given the image.
+"""UViM stage II: a language model of a label's tokens, given the image.
 
-A vision transformer reads the image; a decoder writes the code, each token from those before it
-(causal self-attention) and from the image (cross-attention). Token 0 begins, code c is token c + 1;
-there is no end token. The parameter tree is that of the published checkpoints.
+A vision transformer reads the image; a decoder writes the tokens, each from those before it
+(causal self-attention) and from the image (cross-attention). Token 0 begins, index i of
+stage I's codebook is token i + 1; there is no end token. The parameter tree is that of the
+published checkpoints.
 
-`uvim_decode` writes codes with it, one token after the other.
+`uvim_decode` writes with it, one token after the other.
 
-Shapes: B batch  H W pixels  P patches  N codes  V vocabulary  D width
+Shapes: B batch  H W pixels  P patches  N tokens  V vocabulary  D width
 """
 
 from typing import Any
@@ -100,13 +101,13 @@ class Logits(nn.Module):
 class CodeLanguageModel(nn.Module):
     """UViM's stage II model; the defaults are the paper's.
 
-    vocab_size: V, the number of codes and one more. num_codes: N, how long a code is. patch: side
+    vocab_size: V, the codebook's size plus one. num_tokens: N, the tokens of a label. patch: side
     of a patch of the image in pixels. remat: recompute activations of the blocks in the backward
     pass. Context is an image, float32 [B,H,W,3] in [-1, 1], H and W multiples of `patch`.
     """
 
     vocab_size: int
-    num_codes: int = 256
+    num_tokens: int = 256
     patch: int = 16
     width: int = 1024
     encoder_depth: int = 24
@@ -129,17 +130,17 @@ class CodeLanguageModel(nn.Module):
     def __call__(self, context_BHWC: jax.Array, indices_BN: jax.Array) -> jax.Array:
         """float32 logits [B, N, V] of each token, given the true ones before it.
 
-        indices_BN: codes from 0; what is predicted at position n is token indices_BN[:, n] + 1.
-        Raises UserError for another number of codes than `num_codes`.
+        indices_BN: of the codebook; what is predicted at position n is token indices_BN[:, n] + 1.
+        Raises UserError for another number of indices than `num_tokens`.
         """
-        if indices_BN.ndim != 2 or indices_BN.shape[1] != self.num_codes:
+        if indices_BN.ndim != 2 or indices_BN.shape[1] != self.num_tokens:
             raise UserError(
-                f"Codes have shape {indices_BN.shape}, but num_codes={self.num_codes} asks for "
-                "[batch, num_codes]."
+                f"Indices have shape {indices_BN.shape}, but num_tokens={self.num_tokens} asks for "
+                "[batch, num_tokens]."
             )
         memory_BPD = self.encode(context_BHWC)
         tokens_BN = jnp.pad(indices_BN[:, :-1] + 1, ((0, 0), (1, 0)))
-        return self.decoder(tokens_BN, self.decoder_positions(self.num_codes), memory_BPD)
+        return self.decoder(tokens_BN, self.decoder_positions(self.num_tokens), memory_BPD)
 
     def encode(self, context_BHWC: jax.Array) -> jax.Array:
         """What the decoder reads of an image, [B, P, D]."""

@@ -43,7 +43,7 @@ def unpatchify(x_BPX: jax.Array, patch: int, height: int, width: int) -> jax.Arr
 
 
 class EmbedPatches(nn.Module):
-    """One token a patch, [B, P, D], of images [B, H, W, channels].
+    """One token per patch, [B, P, D], of images [B, H, W, channels].
 
     A convolution whose stride is its size, which is a matrix product of patches.
     """

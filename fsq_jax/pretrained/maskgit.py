@@ -28,7 +28,7 @@ from fsq_jax.runtime.user_error import UserError
 
 PyTree = Any
 
-# Rows of a vocabulary -> codes among them: codes, 1000 classes and the mask token.
+# Rows of a vocabulary -> indices among them; the rest are 1000 classes and the mask token.
 KNOWN_VOCABULARIES = {2025: 1024, 2001: 1000}
 
 
@@ -55,7 +55,7 @@ class PretrainedTransformer:
     Attributes:
       model: scores all rows of the vocabulary.
       variables: what `model.apply` takes.
-      codebook_size: how many rows are codes.
+      codebook_size: how many rows are the codebook's indices.
       num_classes: how many are classes; the mask is the last row.
     """
 
@@ -108,7 +108,7 @@ def load_maskgit_transformer(path: str, codebook_size: int = 0) -> PretrainedTra
 
     Args:
       path: a flax msgpack file, {"params": {"Embed_0", "TransformerLayer_...", "MlmLayer_0"}}.
-      codebook_size: how many rows of the vocabulary are codes, which the arrays do not tell; 0
+      codebook_size: how many rows of the vocabulary are indices, which the arrays do not tell; 0
         where it is known: 1024 of MaskGIT's 2025 rows.
 
     Raises:
@@ -219,8 +219,8 @@ def transformer_config(
     codebook_size = codebook_size or KNOWN_VOCABULARIES.get(rows, 0)
     if not codebook_size:
         raise UserError(
-            f"{path} has a vocabulary of {rows} rows, codes + classes + 1, and the arrays do not "
-            "tell codes from classes: give codebook_size, or the tokenizer that it goes with."
+            f"{path} has a vocabulary of {rows} rows, indices + classes + 1, and the arrays do not "
+            "tell indices from classes: give codebook_size, or the tokenizer that it goes with."
         )
     if not 0 < codebook_size < rows - 1:
         raise UserError(f"{path}: {codebook_size=} leaves no class of {rows} rows and the mask.")

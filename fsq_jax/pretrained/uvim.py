@@ -9,7 +9,7 @@
 
 Images are in [-1, 1] and of the size that the positions in the file are for.
 
-    B batch  H W pixels  P patches  X pixels of a patch  C channels  N codes  V vocabulary
+    B batch  H W pixels  P patches  X pixels of a patch  C channels  N tokens  V vocabulary
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class PretrainedLanguageModel:
         """Indices int32 [B, N] that the model writes for images.
 
         temperature: 0 takes the likeliest; UViM does for depth and panoptic, and 1 for colour. It
-            needs a `key` then. allow_begin: see `sampling.autoregressive.decode_codes`.
+            needs a `key` then. allow_begin: see `sampling.autoregressive.sample_indices`.
         """
         if temperature and key is None:
             raise UserError(f"{temperature=} needs a key.")
@@ -94,10 +94,10 @@ def _logits(model, variables, image_BHWC, indices_BN):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _write(model, temperature, allow_begin, variables, image_BHWC, key):
-    return autoregressive.decode_codes(
+    return autoregressive.sample_indices(
         *decoding(model, variables["params"], image_BHWC),
         key,
-        num_codes=model.num_codes,
+        num_tokens=model.num_tokens,
         batch=image_BHWC.shape[0],
         temperature=temperature,
         allow_begin=allow_begin,
@@ -156,7 +156,7 @@ def base_config(
     parameter_trees.expect(path, params, "uvim_base")
     if "bottleneck_downsample" in params:
         raise UserError(
-            f"{path} maps patches to codes by a learned matrix; expected a model that resizes "
+            f"{path} maps patches to tokens by a learned matrix; expected a model that resizes "
             "(bottleneck_resize), as the published ones do."
         )
     kinds, patch = _kinds_and_patch(path, params)
@@ -188,9 +188,9 @@ def base_config(
 
 @parameter_trees.named_arrays
 def lm_config(path: str, params: Mapping) -> ml_collections.ConfigDict:
-    """The stage, model and image size of a language model's config, and the sizes of its codes.
+    """The stage, model and image size of a language model's config, and the sizes of its tokens.
 
-    Beside what a run's config has there are `vocab_size` and `num_codes`. Errors as `base_config`.
+    Beside what a run's config has there are `vocab_size` and `num_tokens`. Errors as `base_config`.
     """
     parameter_trees.expect(path, params, "uvim_lm")
     patch = np.shape(params["EmbedPatches"]["kernel"])[0]
@@ -205,11 +205,11 @@ def lm_config(path: str, params: Mapping) -> ml_collections.ConfigDict:
                 **_block_sizes(params["encoder"]),
             },
             "vocab_size": np.shape(params["decoder"]["EmbedTargets"]["embedding"])[0],
-            "num_codes": np.shape(params["pos_embedding_decoder"])[1],
+            "num_tokens": np.shape(params["pos_embedding_decoder"])[1],
             "data": {"size": patch * _square(path, "the image", num_patches)},
         }
     )
-    indices = jnp.zeros((1, config.num_codes), jnp.int32)
+    indices = jnp.zeros((1, config.num_tokens), jnp.int32)
     parameter_trees.check_shapes(path, _lm_model(config), params, _image(config), indices)
     return config
 
@@ -221,7 +221,7 @@ def _base_model(config) -> LabelAutoencoder:
 
 
 def _lm_model(config) -> CodeLanguageModel:
-    return CodeLanguageModel(config.vocab_size, config.num_codes, **config.model)
+    return CodeLanguageModel(config.vocab_size, config.num_tokens, **config.model)
 
 
 def _image(config) -> jax.Array:
@@ -255,7 +255,7 @@ def _task(path: str, kinds: Mapping[str, int]) -> dict:
             "num_instances": kinds["instances"],
             "min_fraction": 0.0,
         }
-    raise UserError(f"{path} codes labels {sorted(kinds)}, which no task here has.")
+    raise UserError(f"{path} encodes labels {sorted(kinds)}, which no task here has.")
 
 
 def _quantizer(path, params, state, levels) -> dict:

@@ -197,7 +197,7 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
 class FSQ(nn.Module):
     """Finite scalar quantizer as a Flax Linen module; it has no parameters and needs no `init`.
 
-    levels: one count a channel, such as LEVELS[2**10]. Other options as in `bound`.
+    levels: one count per channel, such as LEVELS[2**10]. Other options as in `bound`.
     """
 
     levels: Sequence[int]

@@ -42,7 +42,7 @@ def write(predictor: Predictor) -> str:
 
 
 def bits_of_models(predictor: Predictor) -> dict[str, float]:
-    """{workdir: bits a token} of the transformers beside this run that were trained on its codes.
+    """{workdir: bits per token} of the transformers beside this run that were trained on its codes.
 
     They are known by the fingerprint of the tokenizer's weights, which their results carry.
     """
@@ -70,7 +70,7 @@ def page(
       counts_CK: how often each code occurs in each class.
       class_names: C names.
       predictor: that was counted.
-      bits: {a model of the tokens: bits a token}.
+      bits: {a model of the tokens: bits per token}.
     """
     counts_K, levels = counts_CK.sum(axis=0), tuple(predictor.facts.levels)
     name = "FSQ" if levels else "codebook"
@@ -95,7 +95,7 @@ def page(
 def summary_table(
     counts_K: np.ndarray, levels: Sequence[int], bits: Mapping[str, float]
 ) -> html.Table:
-    """Usage, perplexity and bits a token: as stored, by frequency alone, and by each model."""
+    """Usage, perplexity and bits per token: as stored, by frequency alone, and by each model."""
     size, used = len(counts_K), int((counts_K > 0).sum())
     perplexity = codebook.perplexity(counts_K)
     rows = [
@@ -104,12 +104,14 @@ def summary_table(
         ("dead", f"{1 - codebook.usage(counts_K):.2%} ({size - used})"),
         ("perplexity", f"{perplexity:.1f} ({perplexity / size:.1%} of the codes)"),
         ("most frequent code", f"{counts_K.argmax()} ({counts_K.max() / counts_K.sum():.2%})"),
-        ("bits a token, all codes alike", f"{math.log2(size):.3f}"),
-        ("bits a token, entropy of the frequencies", f"{math.log2(perplexity):.3f}"),
+        ("bits per token, all codes alike", f"{math.log2(size):.3f}"),
+        ("bits per token, entropy of the frequencies", f"{math.log2(perplexity):.3f}"),
     ]
-    rows += [(f"bits a token, transformer {name}", f"{value:.3f}") for name, value in bits.items()]
+    rows += [
+        (f"bits per token, transformer {name}", f"{value:.3f}") for name, value in bits.items()
+    ]
     if not bits:
-        rows.append(("bits a token, transformer", "not run"))
+        rows.append(("bits per token, transformer", "not run"))
     return html.Table(("", ""), rows)
 
 

@@ -12,7 +12,7 @@ TITLES = {
     "maskgit_tokenizer": "Image tokenizer (MaskGIT stage I)",
     "maskgit_transformer": "Masked transformer (MaskGIT stage II)",
     "uvim_base": "Label autoencoder (UViM stage I)",
-    "uvim_lm": "Language model of label codes (UViM stage II)",
+    "uvim_lm": "Language model of label tokens (UViM stage II)",
 }
 READING = {
     "safetensors": "`model.safetensors` holds every array under its path, and the config, the "

@@ -3,11 +3,11 @@
     WORKDIR/config.json     the resolved config
     WORKDIR/results.json    {metric: {"value", "protocol", "step", "overrides", "variants"}}
 
-A result is identified by its metric, its protocol, its step and what was put over the config to
-get it ("overrides", left out where that is nothing); only the same measurement made again replaces
-it. What stands under the metric's name is the run's own result: without overrides rather than
-with, of the latest step, the last one written. All others follow in its "variants" (left out where
-there are none), the oldest step first: a sweep of guidances is the result and its variants.
+A result is identified by its metric, its protocol, its step and the config values that were
+overridden ("overrides", left out where there are none); only the same measurement, repeated,
+replaces it. What stands under the metric's name is the run's own result: without overrides rather
+than with, of the latest step, the last one written. All others follow in its "variants" (left out
+where there are none), the oldest step first: a sweep of guidances is the result and its variants.
 """
 
 import json
@@ -130,7 +130,7 @@ def is_evaluated(workdir: str, step: int) -> bool:
 
 
 def with_overrides(results: Mapping[str, Mapping], overrides: Mapping) -> dict[str, dict]:
-    """The results, with what was put over the config to get them, as far as that is a setting."""
+    """The results, with the overrides of their measurement, as far as these are settings."""
     settings = {name: value for name, value in overrides.items() if name not in _NO_SETTING}
     extra = {"overrides": settings} if settings else {}
     return {metric: dict(result) | extra for metric, result in results.items()}

@@ -2,7 +2,7 @@
 
 A sampler takes the model as a function, `step_fn`: (cache, tokens_B, position) -> (logits_BV,
 cache), where tokens_B are those at position - 1 (0, which begins, at position 0) and the cache is
-any tree of arrays. Token 0 begins, code c is token c + 1.
+any tree of arrays. Token 0 begins, index i of the codebook is token i + 1.
 
 Shapes: B batch  N tokens of a sequence  V vocabulary
 """
@@ -54,20 +54,20 @@ def decode(
     return tokens_NB.T
 
 
-def decode_codes(
+def sample_indices(
     step_fn: StepFn,
     cache: Any,
     key: jax.Array,
     *,
-    num_codes: int,
+    num_tokens: int,
     batch: int,
     temperature: float = 0.0,
     allow_begin: bool = False,
 ) -> jax.Array:
-    """Codes int32 [B, N] from 0: those of the tokens that `decode` gives, less 1.
+    """Indices int32 [B, N] of the codebook: the tokens that `decode` gives, less 1.
 
-    Token 0 stands for no code. It is never a target in training and is left out here; with
-    `allow_begin` it can be chosen, and then stands for the last code, as in UViM's own decoding.
+    Token 0 stands for no index. It is never a target in training and is left out here; with
+    `allow_begin` it can be chosen, and then stands for the last index, as in UViM's own decoding.
     """
 
     def without_begin(cache, tokens_B, position):
@@ -78,7 +78,7 @@ def decode_codes(
         step_fn if allow_begin else without_begin,
         cache,
         key,
-        num_tokens=num_codes,
+        num_tokens=num_tokens,
         batch=batch,
         temperature=temperature,
     )

@@ -1,7 +1,7 @@
 """Masked generation (MaskGIT): how much to mask, parallel decoding, guidance, editing.
 
-A sampler takes the model as a function, `logits_fn`: tokens_BL -> logits_BLK over codes only.
-Tokens: codes 0..K-1, class c is K + c, the mask is K + num_classes.
+A sampler takes the model as a function, `logits_fn`: tokens_BL -> logits_BLK over indices only.
+Tokens: indices 0..K-1, class c is K + c, the mask is K + num_classes.
 
 Shapes: B batch  L tokens, the class first  S image tokens, L - 1  K codebook size  T steps
 """
@@ -75,7 +75,7 @@ def random_mask(
     Every row draws its own r uniformly from [r_min, 1] and masks exactly
     ceil(mask_ratio(1 - r) * S) tokens, more than `min_ratio` of them (FSQ paper, A.4.2). For the
     cosine that is ceil(cos(pi/2 (1 - r)) * S) with r_min = 1 - 2 arccos(min_ratio) / pi. The
-    paper leaves open whether r below r_min is clipped or drawn anew; it is drawn anew here, so
+    paper leaves open whether r below r_min is clipped or redrawn; it is redrawn here, so
     that no share of the batch sits at the bound.
     Raises UserError unless 0 <= min_ratio < 1.
     """

@@ -76,7 +76,11 @@ def load(path: str | os.PathLike) -> Saved:
         origin = Reference(**record["reference"])
     else:
         origin = Reference(
-            os.path.basename(path), "", count if "count" in has else 0, sha256(path), "arr_0"
+            name=os.path.basename(path),
+            split="",
+            num_images=count if "count" in has else 0,
+            sha256=manifest.sha256(path),
+            subset="arr_0",
         )
     keep = {name: sum(map(len, blocks)) for name, blocks in kept.items()}
     has_images, size = "arr_0" in has, None
@@ -96,10 +100,6 @@ def names(path: str | os.PathLike) -> set[str]:
         return numpy_file.npz_names(path)
     except UserError as error:
         raise UserError(f"{error} It is not a whole .npz file.") from None
-
-
-def sha256(path: str | os.PathLike) -> str:
-    return manifest.sha256(path)
 
 
 def _record(path, protocol: np.ndarray | None) -> Mapping:

@@ -101,8 +101,7 @@ class Scorer:
     def add_blocks(
         self, seen: Statistics, blocks_BHWC: Iterable[np.ndarray], batch_size: int
     ) -> Statistics:
-        """With images of all hosts' common blocks, of `batch_size` but for the last, added and
-        settled."""
+        """With all images of blocks that every host has, `batch_size` at a time; none pending."""
         padded = sharding.padded(batch_size, self._mesh)
         rows = padded // jax.process_count()
         first = jax.process_index() * rows
@@ -172,7 +171,7 @@ class Scorer:
 
     def measure(self, samples: Statistics, reference: Statistics) -> dict[str, float]:
         """{metric: value} of all that the protocol asks for, but for what there are too few images
-        for, which is said; both are settled."""
+        for, which are logged; both sets are flushed first."""
         protocol, values = self.protocol, {}
         for name in self._widths:
             pair = samples.moments[name], reference.moments[name]

@@ -47,7 +47,7 @@ class MaskGIT:
         return self.encode(state.frozen, batch)
 
     def logits_fn(self, params) -> masked.LogitsFn:
-        """tokens_BS -> logits_BSV over codes."""
+        """tokens_BS -> logits_BSV over indices."""
         params = rounded(params, self.transformer.dtype)
 
         def logits(tokens_BS) -> Any:

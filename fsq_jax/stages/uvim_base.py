@@ -1,6 +1,6 @@
-"""UViM stage I: labels to a short code and back, with the image as context (recipe of section 4.4).
+"""UViM stage I: labels to a few codes and back, with the image as context (recipe of section 4.4).
 
-B batch, H W pixels, P patches, X pixels of a patch, C channels of a label kind, N codes.
+B batch, H W pixels, P patches, X pixels of a patch, C channels of a label kind, N tokens.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class LabelCoder:
         return {k: x.swapaxes(2, 3) for k, x in cut.items()} if self.task.real else cut
 
     def encode(self, variables, batch) -> jax.Array:
-        """Codes int32 [B, N] of a batch's labels, without code dropout."""
+        """Indices int32 [B, N] of a batch's labels, without code dropout."""
         labels, context_BHWC = self.task.to_inputs(batch)
         quantized: Any = self.model.apply(
             variables, self.patches(labels), context_BHWC, method="encode"
@@ -44,7 +44,7 @@ class LabelCoder:
         return quantized.indices
 
     def predict(self, variables, context_BHWC, indices_BN) -> dict[str, jax.Array]:
-        """The task's prediction, {name: [B,H,W,...]}, that codes and context stand for."""
+        """The task's prediction, {name: [B,H,W,...]}, that indices and context stand for."""
         logits: Any = self.model.apply(variables, indices_BN, context_BHWC, method="decode_indices")
         height, width = context_BHWC.shape[1:3]
         return self.task.to_prediction(
@@ -83,7 +83,7 @@ def make_model(config) -> LabelAutoencoder:
 
 
 def make_encode(config):
-    """(variables, batch) -> codes int32 [B, N] of the batch's labels."""
+    """(variables, batch) -> indices int32 [B, N] of the batch's labels."""
     return make_coder(config).encode
 
 
@@ -189,9 +189,9 @@ def _make_predict(coder: LabelCoder) -> dict:
         return {"indices": coder.encode(variables(state), batch)}
 
     def prediction(state, batch, key):
-        """The task's prediction from the true labels' code: the best that a stage II can reach."""
-        codes = indices(state, batch, key)["indices"]
-        return coder.predict(variables(state), context(coder.task, batch), codes)
+        """The task's prediction from the true indices: the best that a stage II can reach."""
+        indices_BN = indices(state, batch, key)["indices"]
+        return coder.predict(variables(state), context(coder.task, batch), indices_BN)
 
     def preview(state, batch, key):
         return {"prediction": coder.preview(batch, prediction(state, batch, key))}

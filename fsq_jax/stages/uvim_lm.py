@@ -1,7 +1,8 @@
-"""UViM stage II: a language model that writes a label's code, given the image (section 4.4).
+"""UViM stage II: a language model that writes the tokens of a label, given the image
+(section 4.4).
 
-B batch, H W pixels, N codes of a label, V = codebook size + 1: token 0 begins, and code c is
-token c + 1.
+B batch, H W pixels, N tokens of a label, V = codebook size + 1: token 0 begins, and index i of
+stage I is token i + 1.
 """
 
 import dataclasses
@@ -28,14 +29,14 @@ _VIEWS = ("source", "train_split", "size", "transform", "min_area", "aspect", "f
 
 @dataclasses.dataclass(frozen=True)
 class UViM:
-    """The language model, the frozen oracle, and how codes are drawn (0: the likeliest)."""
+    """The language model, the frozen oracle, and how tokens are drawn (0: the likeliest)."""
 
     lm: CodeLanguageModel
     coder: uvim_base.LabelCoder
     temperature: float
 
-    def codes(self, state: TrainState, batch) -> jax.Array:
-        """Codes [B, N] of a batch: read from it, or its labels encoded by the frozen oracle."""
+    def indices(self, state: TrainState, batch) -> jax.Array:
+        """Indices [B, N] of a batch: read from it, or its labels encoded by the frozen oracle."""
         if "tokens" in batch:
             return batch["tokens"]
         return self.coder.encode(state.frozen, batch)
@@ -44,21 +45,21 @@ class UViM:
         """What both models see of a batch, [B,H,W,3] in [-1, 1]."""
         return context(self.coder.task, batch)
 
-    def loss(self, params, context_BHWC, codes_BN) -> dict[str, jax.Array]:
-        """{"loss" in nats, "accuracy"} of the codes, each given those before it; [B]."""
-        logits_BNV: Any = self.lm.apply({"params": params}, context_BHWC, codes_BN)
-        hits_BN = logits_BNV.argmax(-1) == codes_BN + 1
+    def loss(self, params, context_BHWC, indices_BN) -> dict[str, jax.Array]:
+        """{"loss" in nats, "accuracy"} of the indices, each given those before it; [B]."""
+        logits_BNV: Any = self.lm.apply({"params": params}, context_BHWC, indices_BN)
+        hits_BN = logits_BNV.argmax(-1) == indices_BN + 1
         return {
-            "loss": losses.cross_entropy(logits_BNV, codes_BN + 1).mean(axis=1),
+            "loss": losses.cross_entropy(logits_BNV, indices_BN + 1).mean(axis=1),
             "accuracy": hits_BN.mean(axis=1),
         }
 
     def sample(self, params, context_BHWC, key) -> jax.Array:
-        """Codes [B, N] that the model writes, one after the other."""
-        return autoregressive.decode_codes(
+        """Indices [B, N] that the model writes, one after the other."""
+        return autoregressive.sample_indices(
             *decoding(self.lm, params, context_BHWC),
             key,
-            num_codes=self.lm.num_codes,
+            num_tokens=self.lm.num_tokens,
             batch=context_BHWC.shape[0],
             temperature=self.temperature,
         )
@@ -80,7 +81,7 @@ def make(config, stage_1: Stage1) -> Stage:
     uvim_base.check_size(config.data.size, config.model.patch)
     lm = CodeLanguageModel(
         vocab_size=stage_1.facts.codebook_size + 1,
-        num_codes=coder.model.num_codes,
+        num_tokens=coder.model.num_tokens,
         **config.model,
     )
     models = UViM(lm, coder, config.sampling.temperature)
@@ -98,7 +99,7 @@ def make(config, stage_1: Stage1) -> Stage:
 
 
 def _verify_task(stage_1: Stage1, config) -> None:
-    """Raises a UserError where stage I codes other labels, or saw other images."""
+    """Raises a UserError where stage I encodes other labels, or saw other images."""
     theirs = stage_1.config
     differing = {
         f"task.{name}": (value, config.task.get(name))
@@ -122,8 +123,8 @@ def _verify_task(stage_1: Stage1, config) -> None:
 def _make_init(models: UViM, optimizer):
     def init(key, batch) -> TrainState:
         context = models.context({"image": batch["image"][:1]})
-        codes = jnp.zeros((1, models.lm.num_codes), jnp.int32)
-        params = models.lm.init(key, context, codes)["params"]
+        indices = jnp.zeros((1, models.lm.num_tokens), jnp.int32)
+        params = models.lm.init(key, context, indices)["params"]
         return first_state(params, optimizer, {})
 
     return init
@@ -134,7 +135,7 @@ def _make_update(models: UViM, optimizer, config):
         del key  # nothing is drawn: neither model drops anything here
 
         def mean_loss(params):
-            values_B = models.loss(params, batch["context"], batch["codes"])
+            values_B = models.loss(params, batch["context"], batch["indices"])
             means = {name: value.mean() for name, value in values_B.items()}
             return means["loss"], means
 
@@ -142,7 +143,7 @@ def _make_update(models: UViM, optimizer, config):
         return grads, {}, metrics
 
     def update(state: TrainState, batch, key):
-        inputs = {"context": models.context(batch), "codes": models.codes(state, batch)}
+        inputs = {"context": models.context(batch), "indices": models.indices(state, batch)}
         grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
             state.params, inputs, key
         )
@@ -154,19 +155,19 @@ def _make_update(models: UViM, optimizer, config):
 
 def _make_predict(models: UViM) -> dict:
     def sample(state, batch, key):
-        """{"indices" [B, N]}, the codes that the model writes."""
+        """{"indices" [B, N]}, which the model writes."""
         return {"indices": models.sample(state.ema_params, models.context(batch), key)}
 
     def prediction(state, batch, key):
         """The task's prediction from the image alone."""
-        codes = sample(state, batch, key)["indices"]
-        return models.coder.predict(state.frozen, models.context(batch), codes)
+        indices = sample(state, batch, key)["indices"]
+        return models.coder.predict(state.frozen, models.context(batch), indices)
 
     def loss(state, batch, key):
-        """The training loss of the true labels' codes, "loss" and "accuracy" [B]."""
+        """The training loss of the true labels' indices, "loss" and "accuracy" [B]."""
         del key  # nothing is drawn
-        codes = models.codes(state, batch)
-        return models.loss(state.ema_params, models.context(batch), codes)
+        indices = models.indices(state, batch)
+        return models.loss(state.ema_params, models.context(batch), indices)
 
     def preview(state, batch, key):
         return {"prediction": models.coder.preview(batch, prediction(state, batch, key))}
@@ -175,6 +176,6 @@ def _make_predict(models: UViM) -> dict:
         "sample": sample,
         "prediction": prediction,
         "loss": loss,
-        "indices": lambda state, batch, key: {"indices": models.codes(state, batch)},
+        "indices": lambda state, batch, key: {"indices": models.indices(state, batch)},
         "preview": preview,
     }

@@ -36,7 +36,7 @@ def draw_depth(depth_BHW) -> jnp.ndarray:
 
 
 def draw_segments(segments_BHW2) -> jnp.ndarray:
-    """Colours [B,H,W,3]: a hue a class, a brightness an instance, dark lines between segments."""
+    """Colours [B,H,W,3]: a hue for each class, a brightness for each instance, dark outlines."""
     semantic_BHW, instance_BHW = segments_BHW2[..., 0], segments_BHW2[..., 1]
     colour_BHW3 = jnp.asarray(_palette())[semantic_BHW % 256]
     # Neighbouring numbers differ most: 1, 0.55, 0.85, 0.7, …

@@ -37,8 +37,8 @@ def table(values, labels=None, image="image", label="label", bare=False, metadat
     kind = pa.binary() if bare else pa.struct({"bytes": pa.binary(), "path": pa.string()})
     made = pa.table({image: pa.array(structs, kind), label: labels})
     features = {image: {"_type": "Image"}, label: {"names": NAMES, "_type": "ClassLabel"}}
-    told = {"huggingface": json.dumps({"info": {"features": features}})}
-    return made.replace_schema_metadata(told if metadata else None)
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    return made.replace_schema_metadata(described if metadata else None)
 
 
 def write(path, made, **options):

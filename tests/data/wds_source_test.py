@@ -41,11 +41,11 @@ def write_tar(path, members, **options):
 def sample(number, label, **changes):
     """The members of a sample as timm writes them: jpg, cls and json."""
     wnid = WNIDS[label]
-    told = {"filename": f"{wnid}/{wnid}_{number}.JPEG", "height": 6, "label": label, "width": 8}
+    members = {"filename": f"{wnid}/{wnid}_{number}.JPEG", "height": 6, "label": label, "width": 8}
     members = {
         "cls": str(label).encode(),
         "jpg": picture(10 * number),
-        "json": json.dumps(told).encode(),
+        "json": json.dumps(members).encode(),
     } | changes
     return [(f"{wnid}_{number}.{ext}", content) for ext, content in members.items() if content]
 
@@ -95,8 +95,8 @@ def test_a_source_travels_light_and_gives_the_same_batches_anywhere(tmp_path):
 
 
 def test_labels_from_json_or_words_and_none_at_all(tmp_path):
-    told = [m for i in range(4) for m in sample(i, i % 2, cls=b"")]
-    write_tar(tmp_path / "json" / "a.tar", told)
+    members = [m for i in range(4) for m in sample(i, i % 2, cls=b"")]
+    write_tar(tmp_path / "json" / "a.tar", members)
     assert open_dataset(f"wds:{tmp_path}/json", "train", 8).class_names == WNIDS[:2]
     for shard, words in enumerate((("dog", "cat"), ("cat", "ant"))):
         members = [m for i, w in enumerate(words) for m in sample(i, 0, cls=w.encode(), json=b"")]

@@ -171,8 +171,8 @@ def test_balance_in_words():
 
 def test_codes_are_counted_by_class(tokenizer, expected):
     counts = np.zeros((30, 15), np.int64)
-    for label, codes in zip(expected["labels"], expected["tokens"], strict=True):
-        counts[label] += np.bincount(codes, minlength=15)
+    for label, tokens in zip(expected["labels"], expected["tokens"], strict=True):
+        counts[label] += np.bincount(tokens, minlength=15)
     np.testing.assert_array_equal(codebook.count_codes_by_class(tokenizer, 30), counts)
 
 

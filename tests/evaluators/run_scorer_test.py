@@ -70,8 +70,8 @@ def test_a_reference_may_be_a_file(run, tmp_path):
     (file,) = files(tmp_path)
     real = network.reference("eval", 0, str(file))  # the split has no say then
     assert real.origin.split == "train[:32]"
-    value, told = network.measure(real, real)
-    assert abs(value[network.metric]) < 1e-6 and told["reference"]["num_images"] == 32
+    value, protocol = network.measure(real, real)
+    assert abs(value[network.metric]) < 1e-6 and protocol["reference"]["num_images"] == 32
     assert network.distance(real, real, "train")[0] == value[network.metric]
     with pytest.raises(ValueError, match=r"of 'train\[:32\]', not 'validation\[:20\]'"):
         network.distance(real, real, "eval")
@@ -83,10 +83,10 @@ def test_images_that_a_caller_adds_may_be_the_reference(run, tmp_path):
     real = network.no_images()
     for batch in map(run.put, run.batches("eval", 0)):
         real = network.add(real, batch, batch["image"])
-    value, told = network.distance(real, network.reference("eval", 0), "eval")
+    value, protocol = network.distance(real, network.reference("eval", 0), "eval")
     again, own = network.distance(real, real, "eval")
     assert abs(value) < 1e-3 and abs(again) < 1e-3
-    assert own["reference"] == told["reference"]
+    assert own["reference"] == protocol["reference"]
 
 
 def test_without_a_workdir_nothing_is_written(run, tmp_path):
@@ -114,11 +114,7 @@ def test_without_a_workdir_nothing_is_written(run, tmp_path):
 )
 def test_what_an_evaluation_lacks_is_said_before_training(change, message, monkeypatch):
     monkeypatch.delenv("FSQ_JAX_INCEPTION", raising=False)
-    evaluators.check(
-        {
-            "generation": {"every": 0, "features": "random"},
-            "reconstruction": {"every": 0, "features": ""},
-        }
-    )
+    evals = {"every": 0, "features": "random"}
+    evaluators.check({"generation": evals, "reconstruction": {"every": 0, "features": ""}})
     with pytest.raises(ValueError, match=message):
-        evaluators.check({"generation": {"every": 0, "features": "random"} | change})
+        evaluators.check({"generation": evals | change})

@@ -47,7 +47,7 @@ def fig3(usage_of_vq=0.3, sampling_of_fsq=0.9):
     found = []
     for bits in fig3_claims.BITS:
         for quantizer in fig3_claims.QUANTIZERS:
-            facts = maskgit_runs.codes(quantizer, bits)
+            facts = maskgit_runs.codebook(quantizer, bits)
             vq = quantizer == "vq"
             distance = 20 - bits + ((-1 if bits < 9 else 1) if vq else 0)
             share = usage_of_vq if vq and bits > 11 else 0.95
@@ -108,7 +108,7 @@ def test_figure_10_judges_few_levels_and_dense_layers():
         for levels in choices:
             for seed in range(3):
                 found.append(
-                    maskgit_runs.codes("fsq", bits, levels)
+                    maskgit_runs.codebook("fsq", bits, levels)
                     | {
                         "stage": "tokenizer",
                         "seed": seed,
@@ -175,7 +175,7 @@ def test_a_size_that_was_not_run_is_named_and_counts_as_undecided():
 
 
 def test_a_gain_too_small_to_be_seen_is_not_denied():
-    plain = maskgit_runs.codes("fsq", 10, (8, 5, 5, 5)) | {"stage": "tokenizer"}
+    plain = maskgit_runs.codebook("fsq", 10, (8, 5, 5, 5)) | {"stage": "tokenizer"}
     for step, verdict in ((0.1, CONFIRMED), (10, OPEN)):
         found = [
             plain | more | {"seed": s, "reconstruction/fd_efficientnet": 40 + step * s}
@@ -199,7 +199,7 @@ def test_quantizers_are_compared_seed_by_seed():
 def test_pictures_of_runs_are_taken_apart(tmp_path):
     found = []
     for quantizer, green in (("fsq", 0.0), ("vq", 10 / 255)):
-        entry = maskgit_runs.codes(quantizer, 4) | {
+        entry = maskgit_runs.codebook(quantizer, 4) | {
             "run": quantizer,
             "stage": "tokenizer",
             "seed": 0,

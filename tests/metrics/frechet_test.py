@@ -109,23 +109,6 @@ def test_float32_statistics_pass_and_no_covariance_does_not():
         frechet.frechet_distance(zero[:2], np.array([[1, 0.5], [0, 1]]), zero[:2], np.eye(2))
 
 
-def test_files(tmp_path):
-    path = tmp_path / "statistics"
-    x = gather(rows(6))
-    x.save(path)
-    back = Moments.load(path)
-    assert back.count == x.count
-    np.testing.assert_allclose(back.scatter, x.scatter, rtol=1e-12)
-    np.testing.assert_array_equal(frechet.load_statistics(path)[1], x.covariance)
-    published = tmp_path / "published.npz"
-    np.savez(published, mu_s=x.mean.astype(np.float32), sigma_s=x.covariance)
-    assert frechet.load_statistics(published, "_s")[0].dtype == np.float64
-    with pytest.raises(ValueError, match="no mu and sigma, only"):
-        frechet.load_statistics(published)
-    with pytest.raises(ValueError, match="no count"):
-        Moments.load(published)
-
-
 def test_mistakes():
     with pytest.raises(ValueError, match="at least 2 rows of features, not 1"):
         _ = gather(rows(0, 1)).covariance

@@ -56,7 +56,7 @@ def test_gradients_of_layer_norm_are_those_of_flax(offset):
 
         return jax.grad(value, argnums=(0, 1))(variables, x)
 
-    # Flax's own statistics cancel at a large mean unless told to take two passes.
+    # Flax's own statistics cancel at a large mean unless they take two passes.
     expected = grads(nn.LayerNorm(1e-6, use_fast_variance=False))
     close = functools.partial(np.testing.assert_allclose, atol=2e-5 * (1 + offset), rtol=1e-4)
     jax.tree.map(close, grads(layers.LayerNorm(1e-6)), expected)

@@ -52,7 +52,7 @@ def test_paper_size_has_the_published_tree(kinds, expected):
     labels = {kind: jnp.zeros(shape, jnp.float32 if real else jnp.int32) for kind in kinds}
     variables = jax.eval_shape(model.init, jax.random.key(0), labels, jnp.zeros((1, 512, 512, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
-    assert model.num_codes == 256
+    assert model.num_tokens == 256
     state = variables["codebook_state"]["quantizer"]
     assert state["dictionary"].shape == (4096, 768) and state["counts"].shape == (4096,)
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -154,7 +154,7 @@ def test_as_many_codes_are_kept_as_dropped_and_any_number_as_often():
     counts = np.bincount(keep.sum(axis=1), minlength=5)
     np.testing.assert_allclose(counts / 20_000, 0.2, atol=5 * (0.16 / 20_000) ** 0.5)
     np.testing.assert_allclose(keep.mean(axis=0), 0.5, atol=5 * (0.25 / 20_000) ** 0.5)
-    ones = keep[keep.sum(axis=1) == 1]  # which one is kept is drawn anew in each example
+    ones = keep[keep.sum(axis=1) == 1]  # which one is kept is drawn for each example
     np.testing.assert_allclose(ones.mean(axis=0), 0.25, atol=0.04)
 
 

@@ -15,7 +15,7 @@ from tests.tiny import random_variables
 
 MODEL = CodeLanguageModel(
     vocab_size=9,
-    num_codes=6,
+    num_tokens=6,
     patch=4,
     width=16,
     encoder_depth=1,
@@ -70,7 +70,7 @@ def test_reads_the_published_tree_and_agrees_with_the_reference(shared):
     expected = np.load(folder / "expected.npz")
     model = CodeLanguageModel(
         vocab_size=33,
-        num_codes=16,
+        num_tokens=16,
         patch=8,
         width=32,
         encoder_depth=2,
@@ -78,23 +78,23 @@ def test_reads_the_published_tree_and_agrees_with_the_reference(shared):
         num_heads=4,
         mlp_dim=64,
     )
-    codes = expected["targets"] - 1
-    shapes = jax.eval_shape(model.init, jax.random.key(0), expected["image"], codes)
+    indices = expected["targets"] - 1
+    shapes = jax.eval_shape(model.init, jax.random.key(0), expected["image"], indices)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, {"params": tree})
-    logits = jax.jit(model.apply)({"params": tree}, expected["image"], codes)
+    logits = jax.jit(model.apply)({"params": tree}, expected["image"], indices)
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
 
 
-def walk(model, image, codes):
+def walk(model, image, indices):
     """Logits [B, N, V] of one position after the other, the tokens before it being given."""
     step, cache = decoding(model, drawn()["params"], image)
-    tokens = jnp.pad(codes[:, :-1] + 1, ((0, 0), (1, 0)))
+    tokens = jnp.pad(indices[:, :-1] + 1, ((0, 0), (1, 0)))
 
     def one(cache, now):
         logits, cache = step(cache, *now)
         return cache, logits
 
-    _, logits = jax.lax.scan(one, cache, (tokens.T, jnp.arange(model.num_codes)))
+    _, logits = jax.lax.scan(one, cache, (tokens.T, jnp.arange(model.num_tokens)))
     return logits.swapaxes(0, 1)
 
 
@@ -107,19 +107,19 @@ def test_steps_with_a_cache_give_the_logits_of_all_at_once(quickly, dtype, atol)
     np.testing.assert_allclose(steps, full, atol=atol)
 
 
-def test_greedy_codes_are_the_likeliest_given_themselves(quickly):
+def test_greedy_tokens_are_the_likeliest_given_themselves(quickly):
     @jax.jit
     def decode(image):
-        return autoregressive.decode_codes(
+        return autoregressive.sample_indices(
             *decoding(MODEL, drawn()["params"], image),
             jax.random.key(0),
-            num_codes=6,
+            num_tokens=6,
             batch=2,
         )
 
-    codes = decode(IMAGE)
-    logits = APPLY(drawn(), IMAGE, codes)
-    np.testing.assert_array_equal(codes, logits[..., 1:].argmax(-1))
+    indices = decode(IMAGE)
+    logits = APPLY(drawn(), IMAGE, indices)
+    np.testing.assert_array_equal(indices, logits[..., 1:].argmax(-1))
 
 
 def test_no_position_sees_its_own_code_or_later_ones(quickly):
@@ -154,7 +154,7 @@ def test_bfloat16_and_remat(quickly):
 
 
 def test_errors_name_the_shapes():
-    with pytest.raises(ValueError, match=r"\(2, 5\), but num_codes=6"):
+    with pytest.raises(ValueError, match=r"\(2, 5\), but num_tokens=6"):
         MODEL.apply(drawn(), IMAGE, CODES[:, :5])
     with pytest.raises(ValueError, match="pos_embedding_encoder is for 6 tokens.* has 4"):
         MODEL.apply(drawn(), IMAGE[:, :, :8], CODES)

@@ -123,7 +123,7 @@ PLANTED = {
     "fsq_jax/models/uvim_lm.py": (
         LM,
         {
-            "codes before are tokens": (
+            "indices before are tokens": (
                 "jnp.pad(indices_BN[:, :-1] + 1,",
                 "jnp.pad(indices_BN[:, :-1],",
             ),

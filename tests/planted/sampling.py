@@ -127,7 +127,7 @@ PLANTED = {
                 "jnp.argmin(logits_BV, axis=-1)",
             ),
             "the wrong token is forbidden": (".at[:, 0].set(-jnp.inf)", ".at[:, 1].set(-jnp.inf)"),
-            "codes are tokens": ("return tokens_BN - 1", "return tokens_BN"),
+            "indices are tokens": ("return tokens_BN - 1", "return tokens_BN"),
             "each token follows the first": (
                 "return (cache, tokens_B), tokens_B",
                 "return (cache, carry[1]), tokens_B",

@@ -103,7 +103,7 @@ PLANTED = {
                 "config.label_dropping, label_B.shape",
                 "0.0, label_B.shape",
             ),
-            "classes are codes": (
+            "classes are indices": (
                 "models.mask_id, label_B + models.codebook_size)",
                 "models.mask_id, label_B)",
             ),
@@ -161,19 +161,19 @@ PLANTED = {
     "fsq_jax/stages/uvim_lm.py": (
         LM,
         {
-            "codes are tokens in the loss": (
-                "cross_entropy(logits_BNV, codes_BN + 1)",
-                "cross_entropy(logits_BNV, codes_BN)",
+            "indices are tokens in the loss": (
+                "cross_entropy(logits_BNV, indices_BN + 1)",
+                "cross_entropy(logits_BNV, indices_BN)",
             ),
-            "codes are tokens in the accuracy": (
-                "argmax(-1) == codes_BN + 1",
-                "argmax(-1) == codes_BN",
+            "indices are tokens in the accuracy": (
+                "argmax(-1) == indices_BN + 1",
+                "argmax(-1) == indices_BN",
             ),
             "validation of the weights": (
                 "return models.loss(state.ema_params,",
                 "return models.loss(state.params,",
             ),
-            "the loss is a sum": ("codes_BN + 1).mean(axis=1)", "codes_BN + 1).sum(axis=1)"),
+            "the loss is a sum": ("indices_BN + 1).mean(axis=1)", "indices_BN + 1).sum(axis=1)"),
         },
     ),
     "fsq_jax/stages/optim.py": (

@@ -25,9 +25,9 @@ def oracle(shared):
 def test_base_answers_as_the_reference(quickly, oracle):
     expected = np.load(oracle / "uvim_depth" / "expected.npz")
     base = uvim.load_uvim_base(oracle / "uvim_depth" / "checkpoint.npz")
-    codes = base.encode({"depth": expected["ids_depth"]}, expected["context"])
-    np.testing.assert_array_equal(codes, expected["code"])
-    logits = base.decode(codes, expected["context"])
+    indices = base.encode({"depth": expected["ids_depth"]}, expected["context"])
+    np.testing.assert_array_equal(indices, expected["code"])
+    logits = base.decode(indices, expected["context"])
     np.testing.assert_allclose(logits["depth"], expected["logits_depth"], atol=1e-4)
 
 
@@ -40,8 +40,8 @@ def test_language_model_answers_as_the_reference(quickly, oracle):
     np.testing.assert_array_equal(lm.decode(expected["image"]), expected["greedy"] - 1)
     with pytest.raises(ValueError, match="temperature=1.0 needs a key"):
         lm.decode(expected["image"], temperature=1.0)
-    codes = lm.decode(expected["image"], jax.random.key(0), temperature=1.0)
-    assert codes.min() >= 0 and codes.max() < 32
+    indices = lm.decode(expected["image"], jax.random.key(0), temperature=1.0)
+    assert indices.min() >= 0 and indices.max() < 32
 
 
 def test_other_names_and_types_of_the_same_arrays(tmp_path, oracle):
@@ -112,7 +112,7 @@ def test_fsq_needs_its_levels(tmp_path):
 def test_language_models_sizes(tmp_path):
     model = CodeLanguageModel(
         vocab_size=9,
-        num_codes=4,
+        num_tokens=4,
         patch=4,
         width=16,
         encoder_depth=1,

@@ -14,7 +14,7 @@ from tests.tiny import random_variables
 
 MODEL = CodeLanguageModel(
     vocab_size=9,
-    num_codes=4,
+    num_tokens=4,
     patch=4,
     width=16,
     encoder_depth=2,

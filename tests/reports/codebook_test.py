@@ -21,13 +21,13 @@ def test_summary():
     assert rows["codes"] == "6 (2 x 3)"
     assert rows["usage"] == "66.67% (4 of 6)" and rows["dead"] == "33.33% (2)"
     assert rows["most frequent code"] == "0 (62.50%)"
-    assert rows["bits a token, all codes alike"] == "2.585"
+    assert rows["bits per token, all codes alike"] == "2.585"
     share = np.array([5, 1, 1, 1]) / 8
     entropy = -(share * np.log2(share)).sum()
-    assert rows["bits a token, entropy of the frequencies"] == f"{entropy:.3f}"
-    assert rows["bits a token, transformer maskgit"] == "1.250"
+    assert rows["bits per token, entropy of the frequencies"] == f"{entropy:.3f}"
+    assert rows["bits per token, transformer maskgit"] == "1.250"
     without = dict(codebook_page.summary_table(COUNTS_CK.sum(0), (), {}).rows)
-    assert without["codes"] == "6" and without["bits a token, transformer"] == "not run"
+    assert without["codes"] == "6" and without["bits per token, transformer"] == "not run"
 
 
 def test_dead_codes_are_named(monkeypatch):

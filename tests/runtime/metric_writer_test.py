@@ -93,7 +93,7 @@ def test_grid_takes_what_is_out_of_range():
 
 
 class Recorder:
-    """A writer and a progress bar that remember what they were told."""
+    """A writer and a progress bar that remember what they were given."""
 
     def __init__(self):
         self.lines, self.updates = [], 0

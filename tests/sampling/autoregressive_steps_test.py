@@ -54,9 +54,8 @@ def by_hand(forbid_begin: bool) -> list[int]:
 
 
 def run(temperature, function=autoregressive.decode, **options):
-    name = "num_tokens" if function is autoregressive.decode else "num_codes"
     return function(
-        table, [], jax.random.key(3), batch=2, temperature=temperature, **{name: TOKENS}, **options
+        table, [], jax.random.key(3), batch=2, temperature=temperature, num_tokens=TOKENS, **options
     )
 
 
@@ -80,6 +79,6 @@ def test_logits_are_divided_by_the_temperature_and_keys_differ(drawn):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_codes_are_tokens_less_one_and_never_the_beginning(drawn, temperature):
-    codes = np.asarray(run(temperature, autoregressive.decode_codes))
-    np.testing.assert_array_equal(codes + 1, [by_hand(True)] * 2)
-    assert codes.min() >= 0 and codes.max() < VOCABULARY - 1
+    indices = np.asarray(run(temperature, autoregressive.sample_indices))
+    np.testing.assert_array_equal(indices + 1, [by_hand(True)] * 2)
+    assert indices.min() >= 0 and indices.max() < VOCABULARY - 1

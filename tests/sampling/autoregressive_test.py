@@ -73,15 +73,15 @@ def test_sampling_does_not_depend_on_sharding():
 
 
 def test_codes_leave_the_beginning_out_unless_told():
-    def codes(**options):
-        return lib.decode_codes(
-            counting, jnp.zeros((1, 7), int), jax.random.key(0), num_codes=7, batch=1, **options
+    def indices(**options):
+        return lib.sample_indices(
+            counting, jnp.zeros((1, 7), int), jax.random.key(0), num_tokens=7, batch=1, **options
         )[0]
 
     # Tokens 1 2 3 4, then the next likeliest after 0, which is 1.
-    np.testing.assert_array_equal(codes(), [0, 1, 2, 3, 0, 1, 2])
-    # As published: token 0 is chosen, and its code of -1 is the last one.
-    np.testing.assert_array_equal(codes(allow_begin=True), [0, 1, 2, 3, 3, 0, 1])
+    np.testing.assert_array_equal(indices(), [0, 1, 2, 3, 0, 1, 2])
+    # As published: token 0 is chosen, and its index of -1 is the last one.
+    np.testing.assert_array_equal(indices(allow_begin=True), [0, 1, 2, 3, 3, 0, 1])
 
 
 def test_errors_name_the_values():

@@ -211,8 +211,8 @@ def test_guidance_decides_for_what_the_class_adds(monkeypatch, strength):
 
     def logits_fn(tokens_BL):
         classes.append(np.asarray(tokens_BL[:, 0]))
-        told = (tokens_BL[:, 0] == CODES)[:, None, None]
-        of_class = jnp.where(told, jnp.asarray([0.0, 1.5, 0.0, 0.0]), 0.0)
+        has_class = (tokens_BL[:, 0] == CODES)[:, None, None]
+        of_class = jnp.where(has_class, jnp.asarray([0.0, 1.5, 0.0, 0.0]), 0.0)
         return jnp.broadcast_to(
             jnp.asarray([2.0, 0.0, 0.0, -9.0]) + of_class, (*tokens_BL.shape, CODES)
         )

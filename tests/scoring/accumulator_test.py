@@ -47,17 +47,17 @@ def test_files_give_back_what_they_were_given(tmp_path):
     seen = Statistics.empty({"pool": 4, "spatial": 3}, {"pool": 6})
     batch = {"pool": rng.normal(size=(9, 4)), "spatial": rng.normal(size=(9, 3))}
     seen = seen.add(batch, np.ones(9, bool)).with_source("data", split="train", subset="first 6")
-    told = {"reference": vars(seen.origin)}
-    seen.save(tmp_path / "new" / "a.npz", told)
+    protocol = {"reference": vars(seen.origin)}
+    seen.save(tmp_path / "new" / "a.npz", protocol)
     saved = reference_file.load(tmp_path / "new" / "a.npz")
-    assert saved.record == told and not saved.has_images
+    assert saved.record == protocol and not saved.has_images
     assert saved.statistics.origin == seen.origin and saved.statistics.count == 9
     np.testing.assert_array_equal(saved.statistics.rows("pool"), seen.rows("pool"))
     for name in ("pool", "spatial"):
         np.testing.assert_allclose(
             saved.statistics.moments[name].scatter, seen.flush().moments[name].scatter
         )
-    seen.save(tmp_path / "b.npz", told, np.zeros((2, 4, 4, 3), np.uint8))
+    seen.save(tmp_path / "b.npz", protocol, np.zeros((2, 4, 4, 3), np.uint8))
     assert reference_file.names(tmp_path / "b.npz") == {
         "count",
         "protocol",

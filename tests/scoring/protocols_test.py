@@ -39,10 +39,10 @@ def test_what_only_inception_has_is_not_measured_over_other_features():
     assert adm.over("inception") == adm
 
 
-def test_what_is_told_is_json_with_every_field():
-    adm = protocols.named("adm").replace(sampling={"guidance": 0.2}, seed=3)
-    told = protocols.as_record(adm)
-    assert json.loads(json.dumps(told)) == told
+def test_a_record_is_json_with_every_field():
+    adm = protocols.named("adm").replace(sampling={"guidance": 0.2}, seed=3, kernel_subset=500)
+    protocol = protocols.as_record(adm)
+    assert json.loads(json.dumps(protocol)) == protocol
     renamed = {
         "name",
         "network",
@@ -54,8 +54,8 @@ def test_what_is_told_is_json_with_every_field():
         "num_samples",
     }
     fields = {field.name for field in dataclasses.fields(adm)}
-    assert fields - renamed <= set(told)
-    assert set(told["features"]) == {
+    assert fields - renamed <= set(protocol)
+    assert set(protocol["features"]) == {
         "name",
         "weights_sha256",
         "input",
@@ -63,7 +63,7 @@ def test_what_is_told_is_json_with_every_field():
         "dtype",
         "rounding",
     }
-    assert told["protocol"] == "adm" and told["num_images"] == 50_000
+    assert protocol["protocol"] == "adm" and protocol["num_images"] == 50_000
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_what_is_told_is_what_was_measured():
     adm = make()
     seen = gathered(adm, images(0))
     real = gathered(adm, images(1), reference=True).with_source("data", split="train")
-    told = json.loads(json.dumps(adm.record(seen, real, class_balance="data", seed=3)))
-    assert told["num_images"] == told["reference"]["num_images"] == 40
-    assert told["reference"]["name"] == "data" and told["seed"] == 3
-    assert told["features"]["weights_sha256"] == "ab"
+    protocol = json.loads(json.dumps(adm.record(seen, real, class_balance="data", seed=3)))
+    assert protocol["num_images"] == protocol["reference"]["num_images"] == 40
+    assert protocol["reference"]["name"] == "data" and protocol["seed"] == 3
+    assert protocol["features"]["weights_sha256"] == "ab"

@@ -1,4 +1,4 @@
-"""Stage II: what the transformer is told, what it learns, and what its predictions hold."""
+"""Stage II: what the transformer is given, what it learns, and what its predictions hold."""
 
 import jax
 import numpy as np

@@ -11,7 +11,7 @@ from tests.stages.reference_layers import attention, dense, gelu, layer_norm, lo
 EPSILON = 1e-12
 
 
-def logits(p, tokens_BS, num_codes, dropped, rates):
+def logits(p, tokens_BS, codebook_size, dropped, rates):
     """[B,S,K]; `dropped` are masks of what dropout keeps, in the order of the network: embedding,
     then attention weights, their output and the MLP's of each layer; None for no dropout."""
     kept = iter(dropped or ())
@@ -34,18 +34,19 @@ def logits(p, tokens_BS, num_codes, dropped, rates):
         x = layer_norm(x + drop(out, hidden), own["layer_output_ln"], EPSILON)
     own = p["MlmLayer_0"]
     x = layer_norm(gelu(dense(x, own["mlm_dense"])), own["mlm_ln"], EPSILON)
-    return (x @ words_VD.T + own["mlm_bias"]["bias"])[..., :num_codes]
+    return (x @ words_VD.T + own["mlm_bias"]["bias"])[..., :codebook_size]
 
 
-def make_loss(num_codes, mask_id, smoothing, rates):
+def make_loss(codebook_size, mask_id, smoothing, rates):
     """(params, tokens_BL, class_B, mask_BL, dropped) -> (loss, {"loss" and "accuracy" [B]})."""
 
     def loss(params, tokens_BL, class_B, mask_BL, dropped):
         seen_BL = jnp.where(mask_BL, mask_id, tokens_BL)
         tokens_BS = jnp.concatenate([class_B[:, None], seen_BL], axis=1)
-        logits_BLK = logits(params, tokens_BS, num_codes, dropped, rates)[:, 1:]
+        logits_BLK = logits(params, tokens_BS, codebook_size, dropped, rates)[:, 1:]
         log_p_BLK = log_softmax(logits_BLK)
-        target_BLK = (1 - smoothing) * jax.nn.one_hot(tokens_BL, num_codes) + smoothing / num_codes
+        target_BLK = (1 - smoothing) * jax.nn.one_hot(tokens_BL, codebook_size)
+        target_BLK += smoothing / codebook_size
         loss_BL = -(target_BLK * log_p_BLK).sum(-1) * mask_BL
         right_BL = (logits_BLK.argmax(-1) == tokens_BL) * mask_BL
         values = {
