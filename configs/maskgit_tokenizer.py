@@ -118,7 +118,7 @@ def quantizer(args) -> dict:
             **codebook,
             commitment_weight=0.25,
             entropy_weight=0.1,
-            entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
+            entropy_group=0,  # examples over which the mean choice is taken; 0 for the whole batch
         )
     return dict(name="vq_ema", **codebook)
 

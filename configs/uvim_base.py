@@ -102,7 +102,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         decoder_depth=12,
         num_heads=12,
         mlp_dim=3072,
-        code_side=16,  # so many codes along a side, whatever the number of patches
+        code_side=16,  # codes along a side, whatever the number of patches
         encoder_context=args["context"] in ("both", "encoder"),
         decoder_context=args["context"] in ("both", "decoder"),
         code_dropout="random",
@@ -119,7 +119,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.wandb = dict(project="", name="")
     config.fsdp = False  # shard large weights over the devices, rather than copy them to each
     config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
-    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
+    config.guard = dict(max_loss=0.0, patience=10)  # stops after so many steps above a loss
     config.best, config.best_mode = BEST[args["task"]]
     return config
 
@@ -158,7 +158,7 @@ def quantizer(args, codeword_width: int) -> dict:
             **codebook,
             commitment_weight=0.25,
             entropy_weight=0.1,
-            entropy_group=0,  # examples whose mean choice is to be even; 0 for the whole batch
+            entropy_group=0,  # examples over which the mean choice is taken; 0 for the whole batch
         )
     return dict(
         name="vq_ema",

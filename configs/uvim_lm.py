@@ -42,7 +42,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.task = stage_1.task.to_dict()
     config.stage_1 = dict(
         workdir=workdir,
-        fingerprint="",  # of its weights; written by the run, and held against them ever after
+        fingerprint="",  # of its weights; written by the run, and checked at every later start
         model=stage_1.model.to_dict(),
         quantizer=stage_1.quantizer.to_dict(),
     )
@@ -81,7 +81,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.wandb = dict(project="", name="")
     config.fsdp = False
     config.idle_devices = scale == "bench"  # whether a batch may leave some devices idle
-    config.guard = dict(max_loss=0.0, patience=10)  # stops above a loss, so many steps on end
+    config.guard = dict(max_loss=0.0, patience=10)  # stops after so many steps above a loss
     config.best, config.best_mode = stage_1.best, stage_1.best_mode
     return config
 

@@ -1,9 +1,9 @@
-"""Puts runs beside each other: what they reached, how it was measured, which config keys differ.
+"""Compares runs: what they reached, how it was measured, which config keys differ.
 
 python -m fsq_jax.compare runs/fsq runs/vq
 python -m fsq_jax.compare runs/fsq runs/vq --out=comparison.html
 
-Numbers that were measured differently are not put into one table: the keys of the protocol that
+Numbers that were measured differently do not share a table: the keys of the protocol that
 differ are named instead. --metrics=codebook/usage,reconstruction/psnr shows these alone.
 """
 
@@ -29,7 +29,7 @@ def compare(
       out: HTML page that gets the tables, and the curves of all runs in common axes.
 
     Raises:
-      UserError: one of them is no run, or a metric of two was measured differently.
+      UserError: one of them is not a run, or a metric of two was measured differently.
     """
     if len(paths) < 2:
         raise UserError("Name two runs or more: python -m fsq_jax.compare RUN RUN")

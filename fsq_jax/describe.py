@@ -1,4 +1,4 @@
-"""Says what a config would do, before anyone pays for it. Nothing is trained, nothing is read.
+"""Says what a config would cost before anyone pays for it. Nothing is trained, nothing is read.
 
 python -m fsq_jax.describe --config=configs/maskgit_tokenizer.py:scale=paper
 python -m fsq_jax.describe --config=configs/uvim_lm.py:scale=paper,task=depth

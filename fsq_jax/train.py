@@ -75,7 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
         if run.first == config.steps and not is_evaluated(workdir, run.first):
             evaluate(run.first, only_due=False)  # training was done, but not this
         reporter.flush()
-    except Exception as error:
+    except Exception as error:  # re-raised, unless another process was lost
         run.watch.wait_for_verdict(error)
         raise
     finally:

@@ -131,6 +131,13 @@ def test_scores_stand_beside_each_other_only_where_they_compare(folder):
         score.read_scores(str(folder / "no.json"))
 
 
+def test_any_batch_size_gives_the_same_scores(folder):
+    samples, ref = str(folder / "samples.npz"), str(folder / "ref.npz")
+    even, odd = (score.score(samples, ref, ADM, batch_size=size) for size in (8, 9))
+    for name, entry in even.items():
+        assert odd[name]["value"] == pytest.approx(entry["value"], rel=1e-4)
+
+
 def test_what_can_not_be_scored(folder, tmp_path):
     samples, ref = str(folder / "samples.npz"), str(folder / "ref.npz")
     with np.load(samples) as file:

@@ -7,8 +7,8 @@
     segments  int32 [H,W,2], class and instance, channels last or first
     crowd     int32 [n]
 
-Which of these an array is, is decided once, from rows all over it, and every row is held against
-it. Any order in memory and of bytes is read.
+How an array is read is decided once, from rows spread over it, and every row is checked against
+that. Any memory layout and byte order is read.
 
 Legend: N records, H, W height and width, C channels.
 """

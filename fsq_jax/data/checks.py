@@ -1,4 +1,4 @@
-"""A data set held against what is trained on it, when it is opened: before it costs anything.
+"""Checks of a data set against what is trained on it, made when it is opened, before any cost.
 
 A few dozen records, spread over the split, are looked at: types, shapes, ranges. What a run's
 model can tell apart (classes, classes of segments, depths) is held against what there is. Every
@@ -20,8 +20,8 @@ from fsq_jax.data.decode import RecordError
 from fsq_jax.runtime.user_error import UserError
 
 _SECONDS = 5.0  # that looking at records may take, once two have been seen
-_MOST_INSTANCES = 2**16 - 1  # tables are made that are as long: ids of files are to be numbered
-_BEYOND = 0.5  # share of known depths beyond the largest: above it, they are no metres
+_MOST_INSTANCES = 2**16 - 1  # tables of that length are made, so ids from files must be renumbered
+_BEYOND = 0.5  # share of known depths beyond the largest: above it, they are not metres
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def check_dataset(source: Dataset, wanted: Wanted, least: int = 1, purpose: str 
     Args:
       source: the split.
       wanted: what it is needed for.
-      least: so many records there must be.
+      least: how many records there must be.
       purpose: what needs as many, for the message: "evals.generation".
 
     Raises:
@@ -103,7 +103,7 @@ def num_semantics(source: Dataset) -> int:
 def check_record(
     record: Mapping[str, Any], features: Sequence[str], where: str, num_segment_classes: int = 0
 ) -> None:
-    """Holds what a record has for each pixel against its image.
+    """Checks what a record has for each pixel against its image.
 
     Args:
       record: has all of `features`.

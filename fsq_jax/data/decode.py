@@ -59,7 +59,7 @@ def decode_image(encoded: bytes, where: str, *, upright: bool = True) -> np.ndar
             image = PIL.ImageOps.exif_transpose(image) if upright else image
             deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
             image = np.array(image if deep else image.convert("RGB"))
-    except Exception as error:
+    except Exception as error:  # Pillow's plugins raise anything on damaged bytes
         reason = "unknown format" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise RecordError(
             f"{where} is not a whole, readable image ({reason}; {len(encoded)} bytes)."
@@ -77,7 +77,7 @@ def _check_pixels(encoded: bytes, where: str) -> None:
                 width, height = image.size
     except PIL.Image.DecompressionBombError as error:
         raise RecordError(f"{where} has more than {MAX_PIXELS} pixels ({error}).") from None
-    except Exception:  # it can't be read, which is said where it is decoded
+    except Exception:  # Pillow's plugins raise anything; `decode_image` then says what is wrong
         return
     if width * height > MAX_PIXELS:
         raise RecordError(f"{where} has {width} x {height} pixels; expected {MAX_PIXELS} at most.")

@@ -57,7 +57,7 @@ def _load(datasets, name: str, where: str):
             loaded = datasets.load_from_disk(str(folder))
         else:
             loaded = datasets.load_dataset(repository, config or None)
-    except Exception as error:  # of the hub, of the network, of the data set's own files
+    except Exception as error:  # `datasets` raises errors of the hub, the network and the files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"{where} cannot be loaded ({reason}).") from error
     if isinstance(loaded, datasets.Dataset):

@@ -1,7 +1,7 @@
 """Panoptic segments: int32 [H,W,2], a class (0: void) and an instance of each pixel.
 
 A segment is a pair of the two: stuff, such as floor, may have instance 0 everywhere, or ids of its
-own. Instances are small numbers: tables are made that are as long as the largest is.
+own. Instances are small numbers: tables as long as the largest one are made.
 
 Legend: H, W height and width of a record, K ids of pairs.
 """

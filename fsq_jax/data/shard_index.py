@@ -1,4 +1,4 @@
-"""Where each record of a set of shards lies: found once, kept beside them, checked ever after.
+"""Where each record of a set of shards lies: found once, kept beside them, checked at every use.
 
 An index is a file ($FSQ_JAX_CACHE, a folder .fsq_jax beside the shards, or ~/.cache/fsq_jax where
 that can't be written) of arrays with a row for each record, and of the size and time of change of

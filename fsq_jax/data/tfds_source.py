@@ -107,7 +107,7 @@ class _TfdsRecords:
         where = f"Record {index} of {self.name}"
         try:
             record = dict(self.data[index])
-        except Exception as error:
+        except Exception as error:  # of ArrayRecord and of TFDS, on damaged bytes
             raise decode.RecordError(f"{where} cannot be read ({error}).") from error
         # As TensorFlow decodes it, whatever EXIF says: depth and segments don't turn with it.
         record["image"] = decode.to_rgb(record["image"], where, upright=False)

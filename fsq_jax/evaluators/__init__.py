@@ -70,7 +70,7 @@ def check(evals: Mapping[str, Mapping]) -> None:
 def check_stage(
     evals: Mapping[str, Mapping], stage: Stage, mesh: Mesh, size: int, task: str = ""
 ) -> None:
-    """Raises a UserError where evaluators could refuse, after a training, what it has made.
+    """Raises a UserError for what an evaluator would otherwise refuse only after training.
 
     Args:
       evals: `config.evals`.

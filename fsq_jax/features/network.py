@@ -25,7 +25,7 @@ class Network:
 
     Attributes:
       apply: (variables, images [B,H,W,3] in [0, 1]) -> arrays; pure.
-      variables: its weights, an argument so that jit does not make constants of them.
+      variables: its weights, passed as an argument so that jit does not bake them in.
       name: how it was asked for.
       weights_sha256: of its weights; "" where they are shapes.
       input: how images are prepared for it.

@@ -1,4 +1,4 @@
-"""Members of a zip archive (.npz, .pth), each held against the file's size before it is read.
+"""Members of a zip archive (.npz, .pth), each checked against the file's size before it is read.
 
 A zip file of kilobytes can say that it holds gigabytes, and can hold them: what is unpacked at
 once is bounded by the file's own size, and what a member says of its size by what comes out of it.

@@ -1,4 +1,4 @@
-"""Trees of arrays in flax's msgpack, whose lengths are held against the bytes that are there.
+"""Trees of arrays in flax's msgpack, whose lengths are checked against the bytes that are there.
 
 msgpack sets aside room for as many items as a list says it has, and lists stand inside lists: a
 file of a megabyte could ask for gigabytes. So its structure is walked first, over the bytes alone.

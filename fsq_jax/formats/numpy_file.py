@@ -1,7 +1,7 @@
 """Arrays in NumPy's .npy and .npz files, believed only as far as they have bytes.
 
 The header of an array is a Python dictionary as text. It is matched, never evaluated, and says a
-type and a shape: both are held against the file's size before memory is taken for them.
+type and a shape: both are checked against the file's size before memory is allocated.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What a launcher works off: runs, what each needs of others, and what is left to be done.
+"""What a launcher works through: runs, what each needs of others, and what is left to do.
 
-A run is a folder. All that says how far it has come lies in it, so that a plan goes on where it was
-cut off, however that happened.
+A run is a folder, which holds all that says how far it has come: a plan goes on where it was cut
+off, however that happened.
 """
 
 import os
@@ -31,7 +31,7 @@ class Run:
         if one of them is still to be done. "" for none.
       carried: whether `weights` are worth carrying to the next machine, rather than made there.
       rank: runs of a lower rank are begun first; among equals, the longest.
-      gpu_hours: of one H100, estimated; 0 where nobody knows.
+      gpu_hours: of one H100, estimated; 0 where it is not known.
       places: of a GPU's places, how many it takes.
     """
 

@@ -56,7 +56,7 @@ class PanopticQuality:
 
         prediction, truth: int [H,W,2], class and instance of each pixel; a segment is what has
             the same two. Stuff that is to be one segment per class needs one instance, see
-            `merge_stuff`. Instances are small numbers: tables are made that are as long.
+            `merge_stuff`. Instances are small numbers: tables of that length are made.
         crowd: true instances that are crowds.
         Raises UserError for shapes that differ and for classes that there aren't.
         """

@@ -250,7 +250,7 @@ layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 class DenseLayers(nn.Module):
-    """So many layers of one width, each with swish behind it, applied to every position [...,C]."""
+    """Layers of one width, each followed by swish, applied to every position [...,C]."""
 
     layers: int
     width: int

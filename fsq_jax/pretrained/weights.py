@@ -21,7 +21,7 @@ class Weights:
       path: where they come from.
       params: parameters; the moving averages, where it is a run of ours.
       model_state: {collection: tree} of the network's other arrays (UViM's codebook).
-      step: updates that they have seen; 0 where nobody says.
+      step: updates that they have seen; 0 where it is not recorded.
       config: of the run; None for other people's files, see `parameter_trees` for what they hold.
     """
 

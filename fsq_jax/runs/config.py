@@ -38,7 +38,7 @@ def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 
 def override_config(config: ml_collections.ConfigDict, overrides: Mapping) -> None:
-    """Puts {dotted key: value} over the values of a config that has all these keys."""
+    """Overrides values of a config by {dotted key: value}; it must have all these keys."""
     known = traverse_util.flatten_dict(config.to_dict(), sep=".")
     for name, value in overrides.items():
         if name not in known:

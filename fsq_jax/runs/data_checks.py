@@ -1,4 +1,4 @@
-"""A config's data, opened and held against the config: before training, and before evaluation."""
+"""A config's data, opened and checked against the config before training or evaluation."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,7 @@
 """Files that anyone may have written: only plain ones are opened, and none is read without limit.
 
-What a file says of itself is held against its size before memory is taken for it, and damage is
-one sentence with the file's name (`UserError`).
+What a file says of itself is checked against its size before memory is allocated, and damage is
+reported in one sentence with the file's name (`UserError`).
 """
 
 import contextlib

@@ -101,7 +101,7 @@ class Checkpoints:
     def restore(self, shapes: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The latest whole (state, data_state), each array read straight into its place.
 
-        Every file is held against its checksum first. A checkpoint that is damaged is set aside
+        Every file is checked against its checksum first. A checkpoint that is damaged is set aside
         under another name, with a line in the log, and the one before it is taken;
         `latest_step` is then the step of the one that was.
 
@@ -169,7 +169,7 @@ def _writing(directory: str) -> Iterator[None]:
             yield
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # re-raised, as an OSError where Orbax wrapped one
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES):
             if os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number), directory) from error

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, held against its files and the run's own arrays."""
+"""What a checkpoint says of itself, checked against its files and the run's own arrays."""
 
 import math
 import os
@@ -97,7 +97,7 @@ def set_descriptions_aside(directory: str) -> None:
             found = bounded.read_json(path, _DESCRIBED) if os.path.lexists(path) else {}
             times = [v for name, v in found.items() if name.endswith("_nsecs") and v is not None]
             if not all(0 <= nanoseconds < 1 << 63 for nanoseconds in times):
-                raise UserError(f"{path} tells a time that cannot be")
+                raise UserError(f"{path} has an impossible time")
         except UserError as error:
             aside = rename_aside(path)
             log(f"{str(error).rstrip('.')}: it is kept as {os.path.basename(aside)}.")

@@ -10,14 +10,14 @@ class GuardError(UserError):
 
 
 class Guard:
-    """Held against the metrics of each step, in their order.
+    """Checks the metrics of each step, in order.
 
     Args:
       max_loss: of the training loss; 0 for no limit.
       max_logit_gap: how far the discriminator's mean logit of real images may be above that of
         reconstructions, which it then tells apart without effort, and teaches the tokenizer
         nothing; 0 for no limit.
-      patience: so many steps in a row are beyond a limit before the run is stopped.
+      patience: how many steps in a row are beyond a limit before the run is stopped.
     """
 
     def __init__(self, max_loss: float = 0.0, max_logit_gap: float = 0.0, patience: int = 1):
@@ -41,7 +41,7 @@ class Guard:
         """Takes a step's metrics.
 
         Raises:
-          GuardError: where one is beyond its limit for the last time that is allowed.
+          GuardError: one has been beyond its limit for `patience` steps in a row.
         """
         found = {"max_loss": values.get("loss")}
         if "real_logit" in values:

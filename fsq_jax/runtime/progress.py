@@ -32,7 +32,7 @@ class StepReporter:
       progress: shown the last step that was written.
       every: steps between two lines.
       batch_size: of one step, for the speed.
-      guard: held against every step's metrics.
+      guard: checks every step's metrics.
     """
 
     def __init__(

@@ -99,7 +99,7 @@ def make(config, stage_1: Stage1) -> Stage:
 
 
 def guidance_for(guidance: float, stage_1: Stage1, size: int) -> float:
-    """The strength of guidance that a config's stands for; -1: the paper's for that tokenizer.
+    """The strength of guidance that a config asks for; -1: the paper's for that tokenizer.
 
     Figure 4 found 0.2 best for FSQ and 0.1 for VQ, at 256 pixels; section 4.2, at 128 pixels,
     states none, and none is taken for any other size.

@@ -77,7 +77,7 @@ def shapes(config) -> Stage1:
 
 
 def verify(stage_1: Stage1, config) -> None:
-    """Holds a stage I against what a stage II does with it.
+    """Checks that a stage I fits a stage II.
 
     Args:
       stage_1: what was found at `config.stage_1.workdir`.

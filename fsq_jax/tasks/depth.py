@@ -19,7 +19,7 @@ class Depth:
     """Depth in `num_bins` bins of equal width between `min_depth` and `max_depth` metres.
 
     Bin 0 also holds what is not known (depth 0), and is not trained on.
-    Raises UserError for a range or a number of bins that can't be.
+    Raises UserError for an impossible range or number of bins.
     """
 
     num_bins: int = 256
