@@ -232,9 +232,7 @@ ALIKE = {
     "train",
     "key",  # functions of one signature, of which some draw, and some do not
     "epsilon",  # of a backward pass that starts from what the forward pass kept
-    "i",
-    "h",
-    "b",  # a kernel's grid: the place of a block follows from some of them
+    *"bhirs",  # a kernel's grid: the place of a block follows from some of them
 }
 
 
@@ -269,6 +267,18 @@ def ignored_parameters(path) -> list[str]:
     return ignored
 
 
+def attributes(tree, *names) -> set[str]:
+    """What is read of the variables of these names."""
+    return {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute)
+        and isinstance(n.value, ast.Name)
+        and n.value.id in names
+        and isinstance(n.ctx, ast.Load)
+    }
+
+
 @pytest.mark.parametrize("folder", ["models", "quantizers", "tasks"])
 def test_no_module_ignores_a_field(folder):
     ignored = []
@@ -277,14 +287,7 @@ def test_no_module_ignores_a_field(folder):
         for node in ast.walk(tree):
             if not isinstance(node, ast.ClassDef) or path.stem == "fsq" and node.name != "FSQ":
                 continue
-            read = {
-                n.attr
-                for n in ast.walk(tree if node.name == "Settings" else node)
-                if isinstance(n, ast.Attribute)
-                and isinstance(n.value, ast.Name)
-                and n.value.id in ("self", "module", "settings")
-                and isinstance(n.ctx, ast.Load)
-            }
+            read = attributes(node, "self") | attributes(tree, "module", "settings")
             fields = [
                 n.target.id
                 for n in node.body

@@ -215,7 +215,7 @@ def test_files_of_other_kinds_get_a_sentence(tmp_path):
     (tmp_path / "x.npz").rename(path)
     assert sentence(path).startswith("a is object of shape (1,): Python objects, which are never")
     path.write_bytes(b"PK\x03\x04 and no more")
-    assert sentence(path).startswith("is a zip archive that is damaged or not NumPy's; expected")
+    assert sentence(path).startswith("is truncated or damaged (File is not a zip file); expected")
     path.write_bytes(serialization.msgpack_serialize({"model": {}, "step": 1}))
     assert sentence(path) == (
         "is a msgpack file with 'model', 'step' at the top; expected 'params'."
