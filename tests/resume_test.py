@@ -13,20 +13,21 @@ PROGRAM = """
 import os, sys
 from absl import flags
 from ml_collections import config_flags
-from fsq_jax import errors, logging, train
+from fsq_jax import train
+from fsq_jax.runtime import cli, metric_writer
 
 number, step = (int(sys.argv.pop(1)) for _ in range(2))
-scalars = logging.MetricWriter.scalars
+scalars = metric_writer.MetricWriter.scalars
 
 def scalars_then_signal(self, at, split, values):
     scalars(self, at, split, values)
     if at == step:
         os.kill(os.getpid(), number)
 
-logging.MetricWriter.scalars = scalars_then_signal
+metric_writer.MetricWriter.scalars = scalars_then_signal
 config_flags.DEFINE_config_file("config")
 flags.DEFINE_string("workdir", None, "")
-errors.run(train.main)
+cli.run(train.main)
 """
 
 

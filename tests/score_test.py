@@ -120,6 +120,9 @@ def test_scores_stand_beside_each_other_only_where_they_compare(folder):
     one = score.score(samples, ref, ADM, batch_size=8)
     table = score.table({"a": one, "b": one})
     assert table.header == ("", "a", "b") and table.rows[0][1] == table.rows[0][2]
+    uneven = score.score(samples, ref, ADM, batch_size=9)  # on 8 devices
+    rows = score.table({"a": one, "b": uneven}).rows
+    assert rows[0][1] == rows[0][2]
     other = score.score(samples, samples, ADM, batch_size=8)
     with pytest.raises(ValueError, match="fd_random of a and of b can't be compared.*reference.na"):
         score.table({"a": one, "b": other})

@@ -86,7 +86,9 @@ def measure(variant: str) -> dict:
     shapes = startup.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
     begin = time.perf_counter()
-    state = jax.jit(batch_random_init.together(stage.init), out_shardings=shardings)(key, batch)
+    state = jax.jit(batch_random_init.batch_random_init(stage.init), out_shardings=shardings)(
+        key, batch
+    )
     jax.block_until_ready(state)
     init_seconds = time.perf_counter() - begin
     replicated = sharding.replicated(mesh)

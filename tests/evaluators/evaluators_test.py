@@ -14,7 +14,7 @@ from fsq_jax.evaluators import codebook, compression, generation, reconstruction
 from fsq_jax.evaluators.masked_means import masked_means
 from fsq_jax.metrics import compression as code_length
 from fsq_jax.runs import inputs
-from fsq_jax.runs.frozen import load_stage_1
+from fsq_jax.runs.frozen import load_stage_1, make_stage
 from fsq_jax.runtime import sharding
 from fsq_jax.stages import maskgit_tokenizer as tokenizer_stage
 
@@ -133,7 +133,7 @@ def test_distance_of_images_to_themselves_is_nothing(tokenizer):
 
 def test_bits_are_those_of_a_loop(trained, transformer, expected):
     values, protocol = compression.evaluate(transformer)
-    config, stage, _ = runs.load(trained.transformer)
+    stage = make_stage(transformer.config)
     make_logits = inspect.getclosurevars(stage.predict["bits"]).nonlocals["models"].logits_fn
     logits_fn = jax.jit(make_logits(transformer.state.ema_params))
     steps = code_length.groups(4, 4, num_steps=12)
@@ -220,7 +220,7 @@ def test_all_evaluators_with_their_protocol(trained, transformer):
         "device",
         "jax",
         "python",
-        "tokenizer",
+        "stage_1",
     } <= set(protocol)
 
 

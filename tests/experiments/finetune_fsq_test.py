@@ -26,7 +26,7 @@ def test_configs_build_and_differ_in_the_quantizer_alone(steps):
 def test_a_file_gives_the_runs_its_sizes(tmp_path):
     vq = finetune_fsq.make_config("vq", 2, 32)
     vq.model.update(filters=8, channel_multipliers=(1, 2), shortcut="output")
-    model = stages.tokenizer.make_model(vq)
+    model = stages.maskgit_tokenizer.make_model(vq)
     path = str(tmp_path / "vq")
     images = jax.numpy.zeros((1, 32, 32, 3))
     weights_file.write_msgpack(path, tiny.random_variables(model, images)["params"])
@@ -42,7 +42,7 @@ def test_the_record_says_where_the_curves_meet(tmp_path):
         folder.mkdir()
         lines = [{"step": i + 1, "split": "train", "loss": v} for i, v in enumerate(values)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "config.json").write_text('{"stage": "tokenizer"}')
+        (folder / "config.json").write_text('{"stage": "maskgit_tokenizer"}')
     start = {"path": "a/b", "taken": ["x"], "new": {}, "left_over": {}}
     (tmp_path / "from_vq" / "init_from.json").write_text(json.dumps(start))
     folders = {name: str(tmp_path / name) for name in losses}

@@ -64,7 +64,7 @@ def test_the_report_says_what_the_data_is(tmp_path):
                 image.save(tmp_path / split / name / f"{number}.png")
     config = quickstart.tokenizer_config("fsq", 0.001, f"data=folder:{tmp_path}")
     text = quickstart.INTRODUCTION.format(data=runner.described(config))
-    assert "64 images of 32 x 32 pixels" in text and "2 classes: cat, dog" in text
+    assert "80 images of 32 x 32 pixels" in text and "2 classes: cat, dog" in text
     assert "scenes" not in text
     scenes = runner.described(uvim.base_config("fsq", 0.001))
     assert "'scenes'" in scenes and "classes" in scenes

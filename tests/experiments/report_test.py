@@ -112,6 +112,7 @@ def test_reconstructions_stand_below_their_originals_from_all_over_the_split():
         state=None,
         seed=0,
         batch_size=4,
+        rows=4,
         predict={"reconstruct": lambda state, batch, key: {"reconstruction": batch["image"] / 2}},
     )
     axes = figures.reconstructions_figure({"FSQ": run}, num_images=3).axes

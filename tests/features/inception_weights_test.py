@@ -53,13 +53,13 @@ def test_agrees_with_torch_fidelity_and_pytorch_fid(network):
     )
 
 
-def test_random_weights_are_told_from_others(state):
+def test_random_weights_have_a_name_of_their_own(state):
     assert inception_weights.checksum(state) == inception_weights.RANDOM_SHA256
     ready = inception_weights._ready(state, "tf1", "128", "float32")
     assert ready.name == "inception-random"
     assert ready.weights_sha256 == inception_weights.RANDOM_SHA256
     other = state | {"fc.bias": state["fc.bias"] + 1}
-    assert inception_weights._ready(other, "tf1", "128", "tf32")[2]["name"] == "inception"
+    assert inception_weights._ready(other, "tf1", "128", "tf32").name == "inception"
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])

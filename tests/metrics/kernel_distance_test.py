@@ -60,7 +60,7 @@ def test_devices_change_nothing():
 def test_mistakes():
     with pytest.raises(ValueError, match=r"here of 1000; .* of shape \(40, 8\)"):
         kernel_distance(points(40, 0), points(2000, 0))
-    with pytest.raises(ValueError, match="subsets of 1 .at least 2."):
+    with pytest.raises(ValueError, match="subsets of 2 images or more, here of 1"):
         kernel_distance(points(1, 0), points(1, 0), subset_size=1)
     with pytest.raises(ValueError, match="NaN or infinity"):
         kernel_distance(points(9, 0) * np.nan, points(9, 0), subset_size=5)

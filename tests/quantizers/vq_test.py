@@ -312,7 +312,7 @@ def test_make():
     assert quantizers.make("fsq", levels=(8, 5)).codebook_size == 40
     assert quantizers.make("vq", codebook_size=8, channels=2).channels == 2
     assert isinstance(quantizers.make("vq_ema", codebook_size=8, channels=2), vq.EMAVectorQuantizer)
-    with pytest.raises(ValueError, match="Did you mean 'vq_ema'"):
+    with pytest.raises(ValueError, match="did you mean 'vq_ema'"):
         quantizers.make("vqema")
 
 

@@ -120,7 +120,7 @@ def test_what_does_not_go_together_is_refused(trained, files, shared):
     other = str(shared / "oracles" / "maskgit_tokenizer" / "checkpoint.msgpack")
     with pytest.raises(ValueError, match="trained on stage I .* but .* holds"):
         runs.load(files["transformer.safetensors"], other)
-    with pytest.raises(ValueError, match="holds another network .*; expected a MaskGIT transf"):
+    with pytest.raises(ValueError, match="holds another network .*; expected a MaskGIT tok"):
         runs.load(str(shared / "oracles" / "uvim_lm" / "expected.npz"))
     with pytest.raises(ValueError, match="step=3 is one of a run's checkpoints; .* is a file."):
         run_sample(files["transformer.safetensors"], step=3, out="x.png")

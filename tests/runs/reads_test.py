@@ -38,9 +38,10 @@ def test_a_workdir_and_its_stage_1(trained, reads):
 
 @pytest.mark.parametrize("format", ["safetensors", "msgpack"])
 def test_a_pair_of_files(trained, reads, tmp_path, format):
+    formats = {"transformer": format, "tokenizer": "safetensors"}  # which says FSQ's levels
     pair = [
-        export.export(getattr(trained, name), format, str(tmp_path / name))[0]
-        for name in ("transformer", "tokenizer")
+        export.export(getattr(trained, name), form, str(tmp_path / name))[0]
+        for name, form in formats.items()
     ]
     reads.clear()
     runs.load(*pair)
@@ -51,5 +52,9 @@ def test_uvims_published_pair(shared, reads):
     lm, base = (
         str(shared / "oracles" / name / "checkpoint.npz") for name in ("uvim_lm", "uvim_depth")
     )
-    runs.load(lm, base)
+    with pytest.raises(ValueError, match="of another task or of other images"):
+        runs.load(lm, base)  # the two don't belong together, which is known once both are read
     assert reads == {lm: 1, base: 1}
+    reads.clear()
+    runs.load(base, overrides={"data.source": "scenes"})
+    assert reads == {base: 1}
