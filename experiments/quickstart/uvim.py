@@ -40,8 +40,8 @@ INTRODUCTION = (
     "Two autoencoders of depth maps that differ in their quantizer alone were trained on "
     "{data}: a depth map becomes 16 codes of 240, and is read back "
     "from them with the image at hand. On the codes of each a language model then learned to write "
-    "the code of an image's depth, which the autoencoder turns into depth. What the first stage "
-    "reaches with the true code is the most that the second can reach. A demonstration on a CPU: "
+    "the tokens of an image's depth, which the autoencoder turns into depth. What the first stage "
+    "reaches with the true tokens is the most that the second can reach. A demonstration on a CPU: "
     "minutes of training, small networks, one seed. It shows that all parts work; the numbers are "
     "neither a verdict on the two nor comparable with the paper's."
 )

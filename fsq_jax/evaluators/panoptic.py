@@ -14,7 +14,7 @@ def evaluate(predictor: Predictor, limit: int = 0) -> tuple[dict[str, float], di
 
     Predictions are brought to the truth's size, each pixel to the nearest. All stuff of one class
     is one segment, in the truth and in the prediction. With stage I, predictions are what the true
-    codes decode to: a bound for stage II.
+    indices decode to: a bound for stage II.
 
     Args:
       predictor: one whose "prediction" has "segments" [B,H,W,2], and whose data says which

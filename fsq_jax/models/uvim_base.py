@@ -1,8 +1,8 @@
 """UViM stage I: an autoencoder of labels, with the image as context, around a quantizer.
 
 Labels are cut in patches; 6 transformer blocks see all of them beside the image; their tokens,
-resized to `code_side` x `code_side`, are quantized: the code. It is resized back, and 12 blocks
-read the label from it and from the image again (Kolesnikov et al. 2022; section 4.4 of the FSQ
+resized to `code_side` x `code_side`, are quantized: the codes. They are resized back, and 12 blocks
+read the label from them and from the image again (Kolesnikov et al. 2022; section 4.4 of the FSQ
 paper). The parameter tree is that of the published checkpoints; a VQ's codebook is in collection
 "codebook_state".
 
@@ -106,7 +106,7 @@ class LabelAutoencoder(nn.Module):
     def __call__(
         self, labels: Mapping[str, jax.Array], context_BHWC: jax.Array, train: bool = False
     ) -> tuple[dict[str, jax.Array], Quantized]:
-        """(logits, the code): labels encoded and decoded again.
+        """(logits, Quantized): labels encoded and decoded again.
 
         Raises UserError where labels, context and parameters are of different sizes.
         """
@@ -120,7 +120,7 @@ class LabelAutoencoder(nn.Module):
     def encode(
         self, labels: Mapping[str, jax.Array], context_BHWC: jax.Array, train: bool = False
     ) -> Quantized:
-        """The code of labels: codes [B, N, d], indices [B, N]; with train a VQ's words move."""
+        """The Quantized of labels: codes [B, N, d], indices [B, N]; `train` moves a VQ's words."""
         self._check(labels, context_BHWC)
         x_BPD = sum(self.embeddings[kind](labels[kind]) for kind in self.kinds)
         if self.encoder_context:
@@ -143,7 +143,7 @@ class LabelAutoencoder(nn.Module):
     def decode_indices(
         self, indices_BN: jax.Array, context_BHWC: jax.Array
     ) -> dict[str, jax.Array]:
-        """Logits of code indices; NaN where an index is outside [0, codebook_size)."""
+        """Logits of indices; NaN where an index is outside [0, codebook_size)."""
         return self.decode(self.quantizer.indices_to_codes(indices_BN), context_BHWC)
 
     def _grid(self, context_BHWC) -> tuple[int, int]:
