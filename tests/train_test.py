@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsq_jax import train
 from fsq_jax.runs import inputs
-from fsq_jax.runtime import checkpoint, sharding
+from fsq_jax.runtime import checkpoint, cli, sharding
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.workdir import load_config, load_results
 from tests import tiny
@@ -92,8 +92,13 @@ def test_a_lost_evaluation_is_made_again(finished):
     workdir, results = finished
     before = tiny.lines(workdir)
     os.remove(workdir / "results.json")
-    assert train.train(make_config(), str(workdir)) == results
-    assert load_results(str(workdir)) == results
+    again = train.train(make_config(), str(workdir))
+    # The last step's; what was measured at earlier ones is lost with the file.
+    assert again == {
+        name: {key: value for key, value in result.items() if key != "variants"}
+        for name, result in results.items()
+    }
+    assert load_results(str(workdir)) == again
     assert tiny.lines(workdir) == before
 
 
@@ -180,5 +185,6 @@ def test_asked_to_stop_it_saves_and_leaves(finished, tmp_path, monkeypatch, numb
 
 
 def test_arguments_are_not_swallowed():
+    main = cli._called(train.main, takes_arguments=False)
     with pytest.raises(ValueError, match="'--workdri'"):
-        train.main(["train", "--workdri"])
+        main(["train", "--workdri"])
