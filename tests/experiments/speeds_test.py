@@ -1,6 +1,6 @@
 """Measurements of speed are of benchmarks and configs that there are, and are not made twice."""
 
-import importlib
+import importlib.util
 import json
 import time
 

@@ -9,7 +9,7 @@ import pytest
 from fsq_jax.features.inception import Features
 from fsq_jax.features.network import Network
 from fsq_jax.metrics import frechet, inception_score, precision_recall
-from fsq_jax.runtime import sharding
+from fsq_jax.runtime import manifest, sharding
 from fsq_jax.scoring import protocols, reference_file, scorer
 from fsq_jax.scoring.scorer import Scorer
 
@@ -114,7 +114,7 @@ def test_files_of_adm_are_read_as_they_are(tmp_path):
     own = adm.measure(samples, gathered(adm, b, reference=True))
     assert adm.measure(samples, real) == pytest.approx(own, rel=1e-4)
     assert real.origin == protocols.Reference(
-        "adm.npz", "", 0, reference_file.sha256(tmp_path / "adm.npz"), "arr_0"
+        "adm.npz", "", 0, manifest.sha256(tmp_path / "adm.npz"), "arr_0"
     )
     np.savez(tmp_path / "no_images.npz", **arrays)
     with pytest.raises(ValueError, match="has no images .arr_0., for precision and recall"):
