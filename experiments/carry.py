@@ -81,11 +81,12 @@ def _groups(workdir: str, runs: Sequence[Run]) -> Iterator[list[str]]:
     for run in runs:
         path = plan.folder(workdir, run)
         files = [os.path.join(path, name) for name in _SMALL]
-        files += [
-            os.path.join(path, file)
-            for file, _ in run.commands
-            if file not in (run.weights, plan.RESULTS)
-        ]
+        if run.carried:  # otherwise a file that says "done" would stand there without the rest
+            files += [
+                os.path.join(path, file)
+                for file, _ in run.commands
+                if file not in (run.weights, plan.RESULTS)
+            ]
         pictures = sorted(pathlib.Path(path, "samples").glob("*.png"))[-1:]
         yield [
             file for file in dict.fromkeys([*files, *map(str, pictures)]) if os.path.isfile(file)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments import carry, launcher
+from experiments import carry, launcher, maskgit_runs
 from experiments.options import Options
 from fsq_jax.launcher import gpus, plan, pool
 from fsq_jax.launcher.plan import Run
@@ -180,6 +180,19 @@ def test_pieces_carry_results_first_and_weights_as_far_as_there_is_room(tmp_path
     }
     assert (there / "a/weights").read_bytes() == (here / "a/weights").read_bytes()
     assert carry.unpack(str(tmp_path / "out"), str(there)) == []  # nothing there is older
+
+
+def test_data_that_stay_behind_are_made_again_whole(tmp_path):
+    here, there, out = (str(tmp_path / name) for name in ("here", "there", "out"))
+    (data,) = maskgit_runs.data_run(Options(workdir=here))
+    reader = Run("reader", (("results.json", ()),), needs=(data.name,))
+    for file, _ in data.commands:
+        path = tmp_path / "here" / data.name / file
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    carry.pack(here, [data, reader], out, limit=20_000)
+    carry.unpack(out, there)
+    assert plan.commands_left(there, data, wanted=True) == list(data.commands)
 
 
 @pytest.mark.parametrize("name", launcher.EXPERIMENTS)
