@@ -240,8 +240,9 @@ def section(facts: Mapping[str, Mapping], rate: Mapping[str, float]) -> str:
         files.text(),
         "Commands, row by row, in their order: `DATA` is where TFDS keeps its data sets, `ADM` the "
         "folder of ADM's two files. Inception's weights are found by $FSQ_JAX_INCEPTION, and "
-        "the ResNet-50 is `resnet50.pth` in the current folder. `python -m experiments.reproduce "
-        "--scale=paper` runs them all and goes on where it was stopped.",
+        "the ResNet-50 is `resnet50.pth` in the current folder. `python -m experiments.launcher "
+        "--experiments=fig3_tradeoff,fig4_maskgit256,table2_uvim --scale=paper` runs them all, "
+        "Figure 3 with three seeds, and goes on where it was stopped.",
     ]
     for row in made:
         commands = [c for run in row.runs for _, c in run.commands]
