@@ -8,8 +8,6 @@ in turn until --seconds are over; a row is written once both sides are there. `-
 """
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -52,18 +50,6 @@ ROWS = {
 }  # fmt: skip
 
 
-def torch_speed(arguments: list[str], timeout: float) -> dict:
-    """What `torch_peers` prints; {"error": ...} where it fails or is late."""
-    command = [sys.executable, "-m", "experiments.benchmarks.torch_peers", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {timeout:.0f} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def row(ours: dict, torch: dict, settings: str) -> dict:
     """A row of the file."""
     speeds = [side["images_per_second"] for side in (ours, torch)]
@@ -84,12 +70,11 @@ def main(argv) -> None:
     for name in _ROWS.value or ROWS:
         module, arguments, peer, settings = ROWS[name]
         sides = []
-        for measure in (
-            lambda left, a=arguments, m=module: apart.run(m, ["--one", *a], left),
-            lambda left, p=peer: torch_speed(p, left),
-        ):
+        for program, given in ((module, ["--one", *arguments]), ("torch_peers", peer)):
             left = end - time.monotonic()
-            sides.append(measure(left) if left > 30 else {"error": "no time left"})
+            sides.append(
+                apart.run(program, given, left) if left > 30 else {"error": "no time left"}
+            )
         errors = [side["error"] for side in sides if "error" in side]
         if not errors:
             table[name] = row(*sides, settings)

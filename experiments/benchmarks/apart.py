@@ -29,7 +29,7 @@ def run(
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"not done after {timeout} s"}
+        return {"error": f"not done after {timeout:.0f} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
     return json.loads(done.stdout.strip().splitlines()[-1])

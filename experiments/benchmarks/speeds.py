@@ -106,7 +106,7 @@ def measure(measurement: Measurement, out: str, gpu: str) -> str:
     partial, final = (os.path.join(out, f"{measurement.name}.{x}") for x in ("partial", "jsonl"))
     if os.path.exists(partial):
         os.remove(partial)
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+    environment = os.environ | gpus.environment(gpu, share=1)
     begin = time.monotonic()
     with open(os.path.join(out, f"{measurement.name}.log"), "w") as log:
         command = [
