@@ -40,7 +40,7 @@ from fsq_jax import train
 from fsq_jax.runtime import checkpoint, cli, liveness, sharding
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.runtime.workdir import load_results
+from fsq_jax.runtime.workdir import is_evaluated, load_results, metric_values
 
 PROCESSES = {"one": 1, "four": 4, "devices": 1}
 FAULTS = {
@@ -224,7 +224,7 @@ def summary(workdir: str) -> dict:
         {k: v for k, v in line.items() if k not in WALL_CLOCK} for line in read_metrics(workdir)
     ]
     weights = checkpoint.fingerprint(checkpoint.load_weights(workdir)[1])
-    values = {name: result["value"] for name, result in load_results(workdir).items()}
+    values = metric_values(load_results(workdir))
     return {"lines": lines, "results": values, "weights": weights}
 
 
@@ -291,9 +291,7 @@ class Scenario:
         return Run(self.workdir, self.log, PROCESSES[self.name], devices, **options)
 
     def is_done(self) -> bool:
-        if not os.path.exists(f"{self.workdir}/results.json"):
-            return False
-        return any(r["step"] == tiny_config().steps for r in load_results(self.workdir).values())
+        return is_evaluated(self.workdir, tiny_config().steps)
 
     def one_fault(self) -> None:
         """Starts the training, disturbs it once, and compares it where it is done."""
