@@ -16,6 +16,7 @@ from absl import flags
 
 from experiments import claims, entries, launcher
 from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
+from experiments.options import Options
 from fsq_jax.reports import html
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.files import written_whole
@@ -75,7 +76,7 @@ VERDICTS = (CONFIRMED, REFUTED, OPEN, NOT_RUN)
 
 def folder(item: Item, scale: str, out: str) -> str:
     """Where an item's results of a scale are."""
-    return os.path.join(out, {"bench": item.module, "paper": f"{item.module}_paper"}[scale])
+    return launcher.results_folder(item.module, Options(scale), out)
 
 
 def absent(item: Item, scale: str, out: str) -> str:
