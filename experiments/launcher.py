@@ -89,8 +89,8 @@ def print_commands(runs: Sequence[Run], priced: bool) -> None:
     for run in runs:
         cost = f", about {run.gpu_hours:,.1f} hours of one H100" if priced else ""
         print(f"# {run.name}{cost}")
-        for _, arguments in run.commands:
-            print("python", *arguments)
+        for arguments in dict.fromkeys(arguments for _, arguments in run.commands):
+            print("python", *arguments)  # once, where one command leaves several files
         total += run.gpu_hours
     if priced:
         print(f"# in all about {total:,.1f} hours of one H100 ({total / 8 / 24:,.1f} days of 8)")
