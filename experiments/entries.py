@@ -6,7 +6,6 @@ OUT/runs/NAME/      config.json, metrics.jsonl, launches.jsonl and results.json 
 OUT/missing.json    [{"run", "why"}] of the runs that have no entry
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports.spread import Spread as Spread
 from fsq_jax.reports.spread import spread as spread
+from fsq_jax.runtime import bounded
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.workdir import load_config, load_results
 
@@ -29,8 +29,7 @@ def of_run(workdir: str, run: Run) -> list[dict[str, Any]]:
     if not run.facts or not plan.recorded(workdir, run):
         return []
     if os.path.exists(own := os.path.join(path, SEVERAL)):
-        with open(own) as file:
-            return [{"run": run.name, **run.facts, **entry} for entry in json.load(file)]
+        return [{"run": run.name, **run.facts, **entry} for entry in _listed(own)]
     results = load_results(path)
     return [_entry(path, run, results)] if results else []
 
@@ -97,20 +96,17 @@ def why_missing(workdir: str, run: Run) -> str:
 
 def missing(out: str) -> list[dict[str, str]]:
     """The runs that OUT/missing.json names; none where there is no such file."""
-    path = os.path.join(out, "missing.json")
-    if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        return json.load(file)
+    return _listed(os.path.join(out, "missing.json"))
 
 
 def read(out: str) -> list[dict[str, Any]]:
     """The entries of OUT/results.json; none where there is no such file."""
-    path = os.path.join(out, "results.json")
-    if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        return json.load(file)
+    return _listed(os.path.join(out, "results.json"))
+
+
+def _listed(path: str) -> list[dict[str, Any]]:
+    """The objects that a JSON file lists; none where there is no such file."""
+    return bounded.read_json(path, [dict]) if os.path.exists(path) else []
 
 
 def select(found: Iterable[Entry], **facts) -> list[Entry]:

@@ -21,6 +21,7 @@ from experiments import figures
 from fsq_jax import export, train
 from fsq_jax.pretrained import maskgit, weights
 from fsq_jax.runtime import cli
+from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.metric_writer import read_metrics
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.workdir import load_config, load_results
@@ -99,8 +100,7 @@ def main(argv) -> None:
         {RUNS[name]: folder for name, folder in folders.items()}, ("loss",)
     )
     figure.savefig(os.path.join(options.out, "curves.png"), dpi=100, bbox_inches="tight")
-    with open(os.path.join(options.out, "finetune.json"), "w") as file:
-        json.dump(record(path, folders), file, indent=2)
+    write_json(os.path.join(options.out, "finetune.json"), record(path, folders))
 
 
 def record(path: str, folders: dict[str, str]) -> dict:

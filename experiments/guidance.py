@@ -7,7 +7,6 @@ It is written after each, and a sweep that was cut off goes on there.
 """
 
 import dataclasses
-import json
 import os
 
 from absl import flags
@@ -15,7 +14,7 @@ from absl import flags
 from fsq_jax import runs
 from fsq_jax.evaluators.generation import balance, sample_moments
 from fsq_jax.evaluators.run_scorer import RunScorer
-from fsq_jax.runtime import cli
+from fsq_jax.runtime import bounded, cli
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
 
@@ -40,8 +39,7 @@ def sweep(
     """
     found, partial = [], f"{out}.partial"
     if os.path.exists(partial):
-        with open(partial) as file:
-            found = json.load(file)
+        found = bounded.read_json(partial, [dict])
     real = None
     for strength in strengths[len(found) :]:
         run = runs.load(path, stage_1, overrides={"sampling.guidance": strength})

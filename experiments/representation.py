@@ -17,7 +17,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from fsq_jax import runs
 from fsq_jax.evaluators import codebook, reconstruction
@@ -25,7 +24,7 @@ from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.files import write_json
-from fsq_jax.runtime.image_grid import image_grid
+from fsq_jax.runtime.image_grid import image_grid, save_picture
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages import maskgit_tokenizer
 
@@ -135,9 +134,8 @@ def main(argv) -> None:
     beside = os.path.join(options.references or options.out, "statistics")
     run = dataclasses.replace(run, workdir=beside)  # references/ is made beside it
     pictures, measured, protocol = study(run, options.num)
-    os.makedirs(options.out, exist_ok=True)
     for name, picture in pictures.items():
-        Image.fromarray(picture).save(os.path.join(options.out, f"{name}.png"))
+        save_picture(os.path.join(options.out, f"{name}.png"), picture)
     facts = {"steps": run.step, "device": run.protocol["device"], "protocol": protocol}
     write_json(os.path.join(options.out, "entries.json"), [measured | facts])
 

@@ -12,10 +12,8 @@ samples to 8 bits, and the number of samples. Weights: --weights, $FSQ_JAX_INCEP
 
 import functools
 import json
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +24,7 @@ from fsq_jax.data.open import open_dataset
 from fsq_jax.features import inception_weights, resizing
 from fsq_jax.features.inception import SIZE, to_uint8
 from fsq_jax.metrics import frechet
+from fsq_jax.runtime.files import write_json
 
 BASE = dict(resize="tf1", scaling="128", dtype="float32", rounding="uint8")
 CHANGES = (
@@ -124,14 +123,12 @@ def main(argv) -> None:
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-    out = flags.FLAGS.out
-    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
     for row in rows(samples, reference):
         print(json.dumps(row), flush=True)
         result["rows"].append(row)
         result["seconds"] = time.perf_counter() - begin
-        if out:  # as it stands, so that a run that is cut off leaves what it had
-            Path(out).write_text(json.dumps(result, indent=1) + "\n")
+        if flags.FLAGS.out:  # as it stands, so that a run that is cut off leaves what it had
+            write_json(flags.FLAGS.out, result)
 
 
 if __name__ == "__main__":

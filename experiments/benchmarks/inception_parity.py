@@ -9,7 +9,6 @@ in float32. Features are kept in --work, so that a run that was stopped goes on;
 """
 
 import json
-import os
 import platform
 import tempfile
 import time
@@ -28,6 +27,7 @@ from fsq_jax.metrics import frechet
 from fsq_jax.metrics.inception_score import inception_score
 from fsq_jax.metrics.kernel_distance import kernel_distance
 from fsq_jax.metrics.precision_recall import precision_recall
+from fsq_jax.runtime.files import write_json
 
 SPLITS = ("train", "test")
 
@@ -173,11 +173,9 @@ def main(argv) -> None:
         work = Path(flags.FLAGS.work or temporary)
         work.mkdir(parents=True, exist_ok=True)
         result = compare(work)
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(json.dumps(result, indent=2))
     if flags.FLAGS.out:
-        os.makedirs(os.path.dirname(flags.FLAGS.out) or ".", exist_ok=True)
-        Path(flags.FLAGS.out).write_text(text + "\n")
+        write_json(flags.FLAGS.out, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What both quick starts do alike: small runs, parts that are done once and timed, a report."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,8 @@ from fsq_jax.reports import html
 from fsq_jax.runs import inputs, startup
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.frozen import make_stage
+from fsq_jax.runtime import bounded
+from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.workdir import is_evaluated
 
@@ -87,17 +88,13 @@ def timed(workdir: str, part: str, title: str, work: Callable[[], bool]) -> None
     if work():
         times = load_times(workdir)
         times[part] = times.get(part, 0.0) + time.monotonic() - begin
-        with open(os.path.join(workdir, TIMES), "w") as file:
-            json.dump(times, file, indent=2)
+        write_json(os.path.join(workdir, TIMES), times)
 
 
 def load_times(workdir: str) -> dict[str, float]:
     """Seconds of the parts that were done so far."""
     path = os.path.join(workdir, TIMES)
-    if not os.path.exists(path):
-        return {}
-    with open(path) as file:
-        return json.load(file)
+    return bounded.read_json(path, {...: float}) if os.path.exists(path) else {}
 
 
 def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
@@ -125,7 +122,7 @@ def write_report(
 
     Args:
       workdir: of the quick start.
-      sections: heading -> parts, as `pages.page` takes them; "FSQ beside VQ" and how all was
+      sections: heading -> parts, as `html.page` takes them; "FSQ beside VQ" and how all was
         measured are added.
       pictures: name of the file -> figure.
       workdirs: column of the table -> runs.
