@@ -12,20 +12,10 @@ import jax
 import numpy as np
 
 from fsq_jax.reports import html
-from fsq_jax.reports.comparison import (
-    METRICS,
-    NOT_RUN,
-    Workdirs,
-    combined_results,
-    comparison_table,
-    protocol_table,
-)
+from fsq_jax.reports.comparison import Workdirs, comparison_table, protocol_table
 
 __all__ = [
-    "METRICS",
-    "NOT_RUN",
     "Workdirs",
-    "combined_results",
     "comparison_table",
     "environment_table",
     "protocol_table",

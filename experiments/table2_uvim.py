@@ -17,12 +17,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import uvim_base
-from experiments import claims, entries, figures, launcher, maskgit_runs, report, tables
+from experiments import claims, entries, figures, launcher, maskgit_runs, tables
 from experiments.entries import Entry
 from experiments.options import Options
 from experiments.table2_claims import CLAIMS, TASKS, VARIANTS
 from fsq_jax.launcher.plan import Run
-from fsq_jax.reports import html
+from fsq_jax.reports import comparison, html
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,7 @@ def table(found: Sequence[Entry], task: str) -> html.Table:
         line = [VARIANTS[row.variant]]
         for stage, metric in shown:
             group = entries.select(of_task, stage=stage, variant=row.variant)
-            spread = entries.spread(entries.values(group, metric))
-            line.append(spread.text(report.METRICS[metric][1]) if spread else report.NOT_RUN)
+            line.append(comparison.cell(metric, entries.values(group, metric)))
         count = len(entries.select(of_task, stage="lm", variant=row.variant))
         cells.append((*line, str(count), row.paper, row.paper_usage))
     header = [f"{STAGES[stage]}: {tables.title(metric)}" for stage, metric in shown]

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from experiments import entries, report
+from experiments import entries
 from experiments.entries import Entry
-from fsq_jax.reports import html
+from fsq_jax.reports import comparison, html
 from fsq_jax.runtime.files import written_whole
 
 
 def title(metric: str) -> str:
     """A metric in words."""
-    return report.METRICS.get(metric, (metric, ""))[0]
+    return comparison.title_and_form(metric)[0]
 
 
 def by_group(groups: Mapping[str, Sequence[Entry]], metrics: Sequence[str]) -> html.Table:
@@ -21,11 +21,7 @@ def by_group(groups: Mapping[str, Sequence[Entry]], metrics: Sequence[str]) -> h
     shown = [m for m in metrics if any(m in e for group in groups.values() for e in group)]
     rows = []
     for name, group in groups.items():
-        cells = []
-        for metric in shown:
-            spread = entries.spread(entries.values(group, metric))
-            form = report.METRICS.get(metric, (metric, "{:.4g}"))[1]
-            cells.append(spread.text(form) if spread else report.NOT_RUN)
+        cells = [comparison.cell(metric, entries.values(group, metric)) for metric in shown]
         rows.append((name, *cells, " / ".join(seeds(group)) or "–"))
     return html.Table(("", *map(title, shown), "seeds"), rows)
 

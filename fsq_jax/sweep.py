@@ -23,7 +23,6 @@ from fsq_jax import quantizers
 from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import comparison, html
-from fsq_jax.reports.spread import spread
 from fsq_jax.runs.config import override_config, parse_overrides
 from fsq_jax.runtime import cli
 from fsq_jax.runtime.files import written_whole
@@ -132,24 +131,21 @@ def table(workdir: str, runs: Sequence[Run]) -> html.Table:
         point = tuple(str(value) for name, value in run.facts.items() if name != "seed")
         rows.setdefault(point, []).append(results.get(run.name, {}))
     names = [name for name in runs[0].facts if name != "seed"]
-    header = (*names, *(comparison.METRICS.get(m, (m, ""))[0] for m in metrics), "seeds")
+    header = (*names, *(comparison.title_and_form(m)[0] for m in metrics), "seeds")
     return html.Table(
         header,
         [
             (
                 *point,
-                *(_cell(metric, of_seeds) for metric in metrics),
+                *(
+                    comparison.cell(m, [result[m]["value"] for result in of_seeds if m in result])
+                    for m in metrics
+                ),
                 str(sum(map(bool, of_seeds))),
             )
             for point, of_seeds in rows.items()
         ],
     )
-
-
-def _cell(metric: str, results: Sequence[Mapping]) -> str:
-    found = spread([result[metric]["value"] for result in results if metric in result])
-    form = comparison.METRICS.get(metric, (metric, "{:.4g}"))[1]
-    return found.text(form) if found else comparison.NOT_RUN
 
 
 def sweep(runs: Sequence[Run], workdir: str, per_gpu: int = 1, seconds: float = 0.0) -> list[str]:

@@ -6,6 +6,7 @@ Every number is read from a run's results.json. What was not run says "not run".
 from collections.abc import Iterable, Mapping, Sequence
 
 from fsq_jax.reports import html
+from fsq_jax.reports.spread import spread
 from fsq_jax.runtime.workdir import differing_keys, load_config, load_results
 from fsq_jax.scoring import protocols
 
@@ -73,7 +74,7 @@ def comparison_table(workdirs: Workdirs, metrics: Sequence[str] | None = None) -
         metrics = ordered(found)
     rows = []
     for metric in metrics:
-        title, form = METRICS.get(metric, (metric, "{:.4g}"))
+        title, form = title_and_form(metric)
         measured = {name: r[metric]["protocol"] for name, r in results.items() if metric in r}
         if measured:
             protocols.check_comparable(metric, measured)
@@ -96,6 +97,17 @@ def protocol_table(workdirs: Workdirs) -> html.Table:
             runs_of.setdefault((metric.split("/")[0], protocol), {})[run] = None
     rows = [(group, ", ".join(names), text) for (group, text), names in runs_of.items()]
     return html.Table(("metrics", "runs", "protocol"), rows)
+
+
+def title_and_form(metric: str) -> tuple[str, str]:
+    """What a metric is called in a table, and the format of its values."""
+    return METRICS.get(metric, (metric, "{:.4g}"))
+
+
+def cell(metric: str, values: Sequence[float]) -> str:
+    """Mean and deviation of a metric over repeated runs, in its format; "not run" of none."""
+    found = spread(values)
+    return found.text(title_and_form(metric)[1]) if found else NOT_RUN
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
