@@ -66,24 +66,27 @@ def data_run(options: Options) -> list[Run]:
     """What brings Fashion-MNIST into arrays that all runs map to memory; none of other scales."""
     if options.scale != "bench":
         return []
-    out = os.path.join(options.workdir, DATA)
+    more = (f"--data_dir={options.data_dir}", "--workers=8")
+    return [prepared(options, DATA, "tfds:fashion_mnist", 32, ("train", "test"), more)]
+
+
+def prepared(
+    options: Options,
+    name: str,
+    source: str,
+    size: int,
+    splits: Sequence[str],
+    more: Sequence[str] = (),
+) -> Run:
+    """What brings splits of a source into arrays; other runs read them once the last is there."""
+    out = os.path.join(options.workdir, name)
+    common = ("-m", "fsq_jax.prepare", f"--data={source}", f"--size={size}", f"--out={out}")
+    files = [f"{split.partition('[')[0]}/meta.json" for split in splits]
     commands = tuple(
-        (
-            f"{split}/meta.json",
-            (
-                "-m",
-                "fsq_jax.prepare",
-                "--data=tfds:fashion_mnist",
-                "--size=32",
-                f"--out={out}",
-                f"--splits={split}",
-                f"--data_dir={options.data_dir}",
-                "--workers=8",
-            ),
-        )
-        for split in ("train", "test")
+        (file, (*common, f"--splits={split}", *more))
+        for file, split in zip(files, splits, strict=True)
     )
-    return [Run(DATA, commands, weights="test/meta.json", carried=False)]
+    return Run(name, commands, weights=files[-1], carried=False)
 
 
 def codebook(quantizer: str, bits: int, levels: Sequence[int] = ()) -> dict:
@@ -146,14 +149,8 @@ def tokenizer(
     own = {"seed": seed} | dict(changes)
     if options.scale == "bench":
         own = TOKENIZER | (VQ if facts["quantizer"] == "vq" else {}) | own
-    train = (
-        "-m",
-        "fsq_jax.train",
-        f"--config=configs/maskgit_tokenizer.py:{arguments(options, facts, pixels)}",
-        f"--workdir={path}",
-        *config_flags(own),
-        *options.changes,
-    )
+    config = f"configs/maskgit_tokenizer.py:{arguments(options, facts, pixels)}"
+    train = train_command(options, config, path, own)
     return Run(
         name,
         (("results.json", train), (WEIGHTS, export_command(path))),
@@ -172,15 +169,9 @@ def transformer(options: Options, stage_1: Run, seed: int, pixels: int = 128) ->
     path = os.path.join(options.workdir, name)
     weights = os.path.join(options.workdir, stage_1.name, WEIGHTS)
     own = {"seed": seed} | (TRANSFORMER if options.scale == "bench" else {})
-    train = (
-        "-m",
-        "fsq_jax.train",
-        "--config=configs/maskgit_transformer.py:"
-        f"{arguments(options, stage_1.facts, pixels)},tokenizer={weights}",
-        f"--workdir={path}",
-        *config_flags(own),
-        *options.changes,
-    )
+    given = arguments(options, stage_1.facts, pixels)
+    config = f"configs/maskgit_transformer.py:{given},tokenizer={weights}"
+    train = train_command(options, config, path, own)
     return Run(
         name,
         (("results.json", train), (WEIGHTS, export_command(path))),
@@ -206,15 +197,16 @@ def data_name(options: Options) -> str:
     return names[options.scale]
 
 
+def train_command(options: Options, config: str, path: str, own: Mapping) -> tuple[str, ...]:
+    """What trains a config in `path`, with {dotted key: value} of its own put over it."""
+    changes = (*(f"--config.{name}={value}" for name, value in own.items()), *options.changes)
+    return ("-m", "fsq_jax.train", f"--config={config}", f"--workdir={path}", *changes)
+
+
 def export_command(path: str) -> tuple[str, ...]:
     """What leaves a run's WEIGHTS."""
     out = os.path.join(path, os.path.dirname(WEIGHTS))
     return ("-m", "fsq_jax.export", f"--workdir={path}", "--format=safetensors", f"--out={out}")
-
-
-def config_flags(own: Mapping) -> list[str]:
-    """The flags that put {dotted key: value} over a config."""
-    return [f"--config.{name}={value}" for name, value in own.items()]
 
 
 def _places(options: Options, facts: Mapping) -> int:

@@ -70,27 +70,17 @@ ROWS = (
 )
 PAPER_METRICS = {"depth": "RMSE, m ↓", "panoptic": "PQ ↑", "colorization": "FID-5k ↓"}
 # Of all that is evaluated, what the table shows: usage, the tasks' metrics, how codes are modelled.
+OF_TASKS = (
+    "depth/rmse",
+    "panoptic/pq",
+    "colorization/psnr",
+    "colorization/fid5k",
+    "colorization/fd_efficientnet",
+    "colorization/fd_random",
+)
 SHOWN = {
-    "base": (
-        "codebook/usage",
-        "codebook/used",
-        "depth/rmse",
-        "panoptic/pq",
-        "colorization/psnr",
-        "colorization/fid5k",
-        "colorization/fd_efficientnet",
-        "colorization/fd_random",
-    ),
-    "lm": (
-        "depth/rmse",
-        "panoptic/pq",
-        "colorization/psnr",
-        "colorization/fid5k",
-        "colorization/fd_efficientnet",
-        "colorization/fd_random",
-        "validation/loss",
-        "validation/accuracy",
-    ),
+    "base": ("codebook/usage", "codebook/used", *OF_TASKS),
+    "lm": (*OF_TASKS, "validation/loss", "validation/accuracy"),
 }
 STAGES = {"base": "stage I", "lm": "stage II"}
 SAMPLES = 8
@@ -113,22 +103,8 @@ def data_run(options: Options) -> list[Run]:
     """What renders the scenes once for all runs of scale=bench."""
     if options.scale != "bench":
         return []
-    out = os.path.join(options.workdir, DATA)
-    commands = tuple(
-        (
-            f"{name}/meta.json",
-            (
-                "-m",
-                "fsq_jax.prepare",
-                "--data=scenes",
-                "--size=128",
-                f"--out={out}",
-                f"--splits={split}",
-            ),
-        )
-        for name, split in (("train", "train[:20000]"), ("validation", "validation"))
-    )
-    return [Run(DATA, commands, weights="validation/meta.json", carried=False)]
+    splits = ("train[:20000]", "validation")
+    return [maskgit_runs.prepared(options, DATA, "scenes", 128, splits)]
 
 
 def runs(options: Options) -> list[Run]:
@@ -156,14 +132,8 @@ def _base(options: Options, row: Row) -> Run:
     own = {"seed": 0}
     if options.scale == "bench":
         own |= BASE | {f"evals.{row.task}.every": BASE["steps"]}
-    train = (
-        "-m",
-        "fsq_jax.train",
-        f"--config=configs/uvim_base.py:{_arguments(options, row)}",
-        f"--workdir={path}",
-        *maskgit_runs.config_flags(own),
-        *options.changes,
-    )
+    config = f"configs/uvim_base.py:{_arguments(options, row)}"
+    train = maskgit_runs.train_command(options, config, path, own)
     facts = row.codebook(options.scale) | {
         "stage": "base",
         "seed": 0,
@@ -187,14 +157,8 @@ def _lm(options: Options, row: Row, base: Run, seed: int) -> Run:
     path = os.path.join(options.workdir, name)
     weights = os.path.join(options.workdir, base.name, maskgit_runs.WEIGHTS)
     encoder = f",encoder={options.encoder}" if options.encoder else ""
-    train = (
-        "-m",
-        "fsq_jax.train",
-        f"--config=configs/uvim_lm.py:{_arguments(options, row)},base={weights}{encoder}",
-        f"--workdir={path}",
-        f"--config.seed={seed}",
-        *options.changes,
-    )
+    config = f"configs/uvim_lm.py:{_arguments(options, row)},base={weights}{encoder}"
+    train = maskgit_runs.train_command(options, config, path, {"seed": seed})
     commands = [("results.json", train)]
     if seed == 0:
         samples = os.path.join(path, "samples.npz")
