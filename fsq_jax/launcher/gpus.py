@@ -16,11 +16,10 @@ def environment(gpu: str, share: float, processes: int = 1) -> dict[str, str]:
     """What the environment of a process must say that shares a machine with others.
 
     JAX takes three quarters of a GPU's memory: those on one GPU get their shares of that. The rest
-    is for what CUDA takes outside of it, in each process. Observed with four tokenizers on each of
-    four H200s (143,771 MiB) and shares of 85 %: 123,507 to 124,024 MiB in use, at most 460 MiB for
-    a process's context, 19 GiB free. In the same setting, with four and five on a GPU, 16 of 35
-    starts of transformers died within 95 seconds by a CUDA error whose text was not kept, of any
-    codebook size, and none of 88 of tokenizers; whether memory was the cause is not known.
+    is for what CUDA takes outside of it, in each process. With four and five on an H200, 16 of 35
+    starts of transformers ended with exit status 1 and a CUDA error whose text was not kept, and
+    none of 88 of tokenizers (launches.jsonl and missing.json below experiments/results); whether
+    memory was the cause is not known.
 
     Args:
       gpu: the one that it sees; "" for none.

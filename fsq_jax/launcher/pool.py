@@ -20,6 +20,7 @@ from fsq_jax.runtime.user_error import UserError
 GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
 LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
 _LAUNCHES = "launches.jsonl"
+_LOCK = "launch.lock"  # of whatever runs there; a training takes its workdir's own beside it
 
 # Begins a run: it gets SIGTERM when the launcher dies, however it does (Linux's prctl).
 _END_WITH_PARENT = (
@@ -194,7 +195,7 @@ def _locked(path: str):
     Raises:
       UserError: where another process, of a launcher that was killed, is still at work there.
     """
-    lock = os.open(os.path.join(path, "lock"), os.O_CREAT | os.O_RDWR)
+    lock = os.open(os.path.join(path, _LOCK), os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock

@@ -1,9 +1,8 @@
 """What a GPU decodes one token after the other with: kernels for one query and for one row.
 
-XLA takes four to six kernels of a few microseconds each for what is one here, reads the whole cache
-of keys and values, however little of it is written yet, and its product of one row and a matrix
-reaches a third of the memory's speed. experiments/results/speed/h100/decode.jsonl was
-measured without these kernels, decode_kernels.jsonl with them: 1.87 and 4.60 images/s at batch 1.
+XLA takes several kernels for what is one here, and reads the whole cache of keys and values,
+however little of it is written yet. experiments/results/speed/h100/decode.jsonl was measured
+without these kernels, decode_kernels.jsonl with them: 1.87 and 4.60 images/s at batch 1.
 
 No kernel uses tensor cores: reading weights and caches is what takes the time.
 

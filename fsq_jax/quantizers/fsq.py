@@ -82,7 +82,7 @@ def bound(
     level lower for even L on the paper's grid, so that L integers are in reach.
 
     shift: moves z for even L so that 0 is mapped to 0. "arctanh" is what the authors meant, "tan"
-        what paper and colab print (a slip, confirmed by the authors; 4e-4 of a level for L = 4),
+        what paper and colab print (a slip, confirmed by the authors; 5e-4 of a level for L = 4),
         "none" leaves z as it is, which puts z = 0 on the edge of two bins.
     grid: see `half_widths`. The symmetric grid needs no shift and ignores it.
     squash: "tanh", or "ifsq" for 2 sigmoid(1.6 z) - 1.

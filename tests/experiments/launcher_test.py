@@ -15,6 +15,7 @@ from experiments import carry, launcher, maskgit_runs
 from experiments.options import Options
 from fsq_jax.launcher import gpus, plan, pool
 from fsq_jax.launcher.plan import Run
+from tests import tiny
 
 
 def run(path, name, code="pass", needs=(), **more):
@@ -55,6 +56,13 @@ def start(tmp_path, monkeypatch):
 
 def launches(path):
     return [json.loads(line) for line in (path / "launches.jsonl").read_text().splitlines()]
+
+
+def test_a_training_can_lock_the_folder_that_it_is_started_in(start, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(tiny.ROOT)!r})\n"
+    code += "from fsq_jax.runtime import workdir_lock\nworkdir_lock.WorkdirLock('.').close()"
+    _, finished = start([run(tmp_path, "a", code)])
+    assert finished == ["a"], (tmp_path / "a" / "log.txt").read_text()
 
 
 def test_needs_come_first_and_a_failure_stops_only_what_needs_it(start, tmp_path):
