@@ -33,13 +33,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, dict]:
     main_host = jax.process_index() == 0
     writer = MetricWriter(workdir, step=run.first, active=main_host, config=config.to_dict())
     progress = Progress(config.steps, initial=run.first, title=config.stage, active=main_host)
-    reporter = StepReporter(writer, progress, config.log_every, config.batch_size, guard)
+    reporter = StepReporter(
+        writer, progress, config.log_every, config.batch_size, guard, run.skipped
+    )
     preview_batch = sharding.put_batch(inputs.preview_batch(config, mesh), mesh)
     stop = StopSignal()
 
     def save(step, results):
         reporter.pause()  # which raises, rather than save, where a number is not finite
-        run.checkpoints.save(run.state, {"position": step}, metric_values(results))
+        position = {"position": step, "skipped": reporter.skipped}
+        run.checkpoints.save(run.state, position, metric_values(results))
 
     def evaluate(step, only_due) -> dict:
         reporter.pause()

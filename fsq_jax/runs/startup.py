@@ -35,6 +35,7 @@ class Training:
       mesh: all devices.
       key: of all that training draws; a step folds its number in.
       first: updates made before this start.
+      skipped: damaged records that were skipped until then.
       state: a `TrainState` on the mesh.
       update, predict: the stage's functions, compiled.
       batches: this host's batches, the one after `batch` next.
@@ -50,6 +51,7 @@ class Training:
     mesh: jax.sharding.Mesh
     key: jax.Array
     first: int
+    skipped: int
     state: TrainState
     update: Callable
     predict: Mapping[str, Callable]
@@ -106,10 +108,11 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     watch = liveness.Watch(workdir, lambda: how_to_go_on(workdir))
     resources.callback(watch.close)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
-    first = 0
+    first = skipped = 0
     if checkpoints.latest_step:
         state, data_state = checkpoints.restore(shapes, shardings)
         first = checkpoints.latest_step  # that of an older one, where the latest is damaged
+        skipped = data_state.get("skipped", 0)
         batches.set_state(data_state)
         log(f"Going on from step {first} of {workdir}.")
     else:
@@ -117,12 +120,7 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
         state = start.apply_to(state, shardings, workdir)
     frozen_shardings = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen_shardings))
-    update = jax.jit(
-        stage.update,
-        donate_argnums=0,
-        compiler_options=compiler_options(),
-        out_shardings=(shardings.replace(frozen=frozen_shardings), sharding.replicated(mesh)),
-    )
+    update = compiled_update(stage, shardings.replace(frozen=frozen_shardings), mesh)
     training = Training(
         config,
         workdir,
@@ -130,6 +128,7 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
         mesh,
         key,
         first,
+        skipped,
         state,
         update,
         compiled(stage),
@@ -142,6 +141,24 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     if 0 < first < config.steps:
         training.next_batch()
     return training
+
+
+def compiled_update(stage: Stage, shardings: TrainState, mesh: jax.sharding.Mesh) -> Callable:
+    """A stage's update, compiled; with `data.skip_damaged`, whose batches have "skipped", it also
+    counts the rows of a batch that stand for damaged records, over all hosts."""
+
+    def update(state, batch, key):
+        rows = {name: value for name, value in batch.items() if name != "skipped"}
+        state, metrics = stage.update(state, rows, key)
+        counts = {"skipped_records": batch["skipped"].sum()} if "skipped" in batch else {}
+        return state, {**metrics, **counts}
+
+    return jax.jit(
+        update,
+        donate_argnums=0,
+        compiler_options=compiler_options(),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
 
 
 def how_to_go_on(workdir: str) -> str:

@@ -239,7 +239,8 @@ def _restore(folder: str, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
             data_state = checkpointer.restore(os.path.join(folder, "data"))
     except _DAMAGE as error:
         raise Damaged(_first_line(error)) from error
-    if not isinstance(data_state, dict) or type(data_state.get("position")) is not int:
+    known = isinstance(data_state, dict) and {"skipped": 0} | data_state
+    if not known or {type(known.get(name)) for name in ("position", "skipped")} != {int}:
         raise Damaged(f"its position in the data is {str(data_state)[:80]}")
     return state, data_state
 

@@ -101,13 +101,13 @@ def _parse(argv: list[str]) -> list[str]:
         # Where a config raised, its traceback is in the text, and what it said in the last line.
         raise UserError(lines[-1] if "Traceback" in str(error) else lines[0]) from error
     except (AttributeError, KeyError) as error:  # an override of a key that the config lacks
-        key, *hint = _sentence(error).strip('"').split(" ", 1)
+        key, *hint = sentence(error).strip('"').split(" ", 1)
         if not key.startswith("'"):
             raise
         raise UserError(" ".join([f"The config has no {key}.", *hint])) from error
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """What an error says, on one line; ml_collections wraps one error into another."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
@@ -126,7 +126,7 @@ def _one_sentence(function: Callable, mistakes: tuple[type[Exception], ...]) -> 
         except mistakes as error:
             if os.environ.get("FSQ_JAX_TRACEBACK"):
                 raise
-            print(f"Error: {_sentence(error)}", file=sys.stderr, flush=True)
+            print(f"Error: {sentence(error)}", file=sys.stderr, flush=True)
             sys.exit(1)
 
     return wrapped

@@ -14,9 +14,10 @@ from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.user_error import UserError
 
 
-def log(message: str) -> None:
-    """Prints a line on stderr, above a progress bar if there is one; on the first host alone."""
-    if jax.process_index() == 0:
+def log(message: str, every_host: bool = False) -> None:
+    """Prints a line on stderr, above a progress bar if there is one; on the first host alone, or
+    on every one that calls it."""
+    if every_host or jax.process_index() == 0:
         tqdm.tqdm.write(message, file=sys.stderr)
 
 
@@ -33,6 +34,10 @@ class StepReporter:
       every: steps between two lines.
       batch_size: of one step, for the speed.
       guard: checks every step's metrics.
+      skipped: records that were skipped before the first step.
+
+    Attributes:
+      skipped: records that were skipped so far, as far as their steps are reported.
     """
 
     def __init__(
@@ -42,10 +47,12 @@ class StepReporter:
         every: int,
         batch_size: int,
         guard: Guard | None = None,
+        skipped: int = 0,
     ):
         self._writer, self._progress = writer, progress
         self._every, self._batch_size = every, batch_size
         self._guard = guard or Guard()
+        self.skipped = skipped
         self._pending = None
         self._since = None
 
@@ -67,6 +74,8 @@ class StepReporter:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         check_finite(step, values)
         self._guard.check(step, values)
+        if "skipped_records" in values:  # of this step; what is written is of all
+            values["skipped_records"] = self.skipped = self.skipped + int(values["skipped_records"])
         if step % self._every:
             self._progress.update()
             return
