@@ -129,7 +129,9 @@ def table(workdir: str, runs: Sequence[Run]) -> html.Table:
     rows = {}
     for run in runs:
         point = tuple(str(value) for name, value in run.facts.items() if name != "seed")
-        rows.setdefault(point, []).append(results.get(run.name, {}))
+        of_seeds = rows.setdefault(point, [])
+        if run.name in results:
+            of_seeds.append(results[run.name])
     names = [name for name in runs[0].facts if name != "seed"]
     header = (*names, *(comparison.title_and_form(m)[0] for m in metrics), "seeds")
     return html.Table(
@@ -141,7 +143,7 @@ def table(workdir: str, runs: Sequence[Run]) -> html.Table:
                     comparison.cell(m, [result[m]["value"] for result in of_seeds if m in result])
                     for m in metrics
                 ),
-                str(sum(map(bool, of_seeds))),
+                str(len(of_seeds)),
             )
             for point, of_seeds in rows.items()
         ],

@@ -103,7 +103,8 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         raise NonFiniteError(
             f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps are "
-            f"kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help."
+            "kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help, "
+            "and so may leaving out images that are black all over."
         )
 
 
