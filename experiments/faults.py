@@ -31,11 +31,12 @@ import time
 import jax
 from absl import app, flags, logging
 
-from experiments.fault_injection import Disk, Run, disturb, tiny_config
+from experiments.fault_injection import Disk, Run, disturb
+from fsq_jax.launcher import plan
 from fsq_jax.runtime import checkpoint, liveness
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.runtime.workdir import is_evaluated, load_results, metric_values
+from fsq_jax.runtime.workdir import load_results, metric_values
 
 # Of each start; "devices" takes other numbers of them after its first.
 LAYOUTS = {
@@ -135,7 +136,9 @@ class Scenario:
         return Run(self.workdir, self.log, **layout)
 
     def is_done(self) -> bool:
-        return is_evaluated(self.workdir, tiny_config().steps)
+        """Whether the last step is evaluated and saved, of which a full disk prevents either."""
+        there = os.path.exists(os.path.join(self.workdir, "config.json"))
+        return there and plan.finished(self.workdir)
 
     def one_fault(self) -> None:
         """Starts the training, disturbs it once, and compares it where it is done."""

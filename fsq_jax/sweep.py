@@ -24,7 +24,7 @@ from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import comparison, html
 from fsq_jax.runs.config import override_config, parse_overrides
-from fsq_jax.runtime import cli
+from fsq_jax.runtime import cli, outputs
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
@@ -159,6 +159,7 @@ def sweep(runs: Sequence[Run], workdir: str, per_gpu: int = 1, seconds: float = 
       per_gpu: how many share a GPU; on a machine without one, how many run at once.
       seconds: after which nothing new is begun and the rest is asked to save; 0 for no end.
     """
+    outputs.check_folder(workdir)
     places = pool.Pool(workdir, runs, per_gpu, os.environ | pool.compilation_cache(workdir))
     log(f"{len(places.waiting)} of {len(runs)} runs are left.")
     pool.work(places, seconds, lambda run: None)

@@ -37,7 +37,10 @@ def run(main: Callable[[list[str]], None], takes_arguments: bool = False) -> Non
 
 
 def quiet_threads() -> None:
-    """Lets threads say nothing of the filesystem's errors: who waits for them raises them again."""
+    """Lets threads say nothing of the filesystem's errors: who waits for them raises them again.
+
+    Nor of the event loop that writes of TensorStore find closed once another one has failed.
+    """
 
     def hook(args):
         by_filesystem = "os_error_code=" in str(args.exc_value)  # TensorStore's
@@ -45,6 +48,14 @@ def quiet_threads() -> None:
             threading.__excepthook__(args)
 
     threading.excepthook = hook
+    report = sys.excepthook
+
+    def unless_late(kind, error, trace):
+        of_thread = threading.current_thread() is not threading.main_thread()
+        if not (of_thread and kind is RuntimeError and str(error) == "Event loop is closed"):
+            report(kind, error, trace)
+
+    sys.excepthook = unless_late
 
 
 def define_config_flag() -> None:
