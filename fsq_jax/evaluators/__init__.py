@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fsq_jax.evaluators import (
     codebook,
@@ -58,7 +59,7 @@ def check(evals: Mapping[str, Mapping]) -> None:
     if unknown:
         raise UserError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
     for name, arguments in evals.items():
-        if not isinstance(arguments, Mapping) or "every" not in arguments:
+        if not isinstance(arguments, Mapping | ConfigDict) or "every" not in arguments:
             raise UserError(f"evals.{name} doesn't say how often: every=0 is at the end only.")
         every = arguments["every"]
         if type(every) is not int or every < 0:
