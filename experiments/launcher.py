@@ -101,7 +101,9 @@ def define_flags(experiments: Sequence[str] = ()) -> None:
     if not experiments:
         flags.DEFINE_list("experiments", [], "Which experiments, such as fig3_tradeoff.")
     flags.DEFINE_enum("scale", "bench", ["paper", "bench", "smoke"], "As in the configs.")
-    flags.DEFINE_integer("seeds", 3, "Seeds of what is repeated.", lower_bound=1)
+    flags.DEFINE_integer(
+        "seeds", None, "Seeds of what is repeated; the experiment's own number.", lower_bound=1
+    )
     flags.DEFINE_string("workdir", "", "Folder of the runs; runs/SCALE by default.")
     flags.DEFINE_string("out", "experiments/results", "Folder of the results.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")

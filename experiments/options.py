@@ -10,7 +10,7 @@ class Options:
     Attributes:
       scale: "paper", "bench" or "smoke".
       workdir: gets a folder for each run.
-      seeds: how many seeds of a run that is repeated.
+      seeds: how many seeds of a run that is repeated; None: as many as the experiment has.
       data_dir: where TFDS keeps its data sets.
       encoder: of scale=paper: what UViM's stage II starts from, a path or "none".
       adm_references: of scale=paper: folder of ADM's VIRTUAL_imagenet*_labeled.npz; "" for none.
@@ -19,8 +19,12 @@ class Options:
 
     scale: str = "bench"
     workdir: str = "runs/bench"
-    seeds: int = 3
+    seeds: int | None = None
     data_dir: str = ""
     encoder: str = ""
     adm_references: str = ""
     changes: tuple[str, ...] = ()
+
+    def repeats(self, own: int = 3) -> int:
+        """How many seeds: those that are asked for, or the experiment's own number."""
+        return own if self.seeds is None else self.seeds

@@ -235,8 +235,8 @@ PLANTED = {
             ),
             "small segments stay": ("share_BN > self.min_fraction", "share_BN >= 0"),
             "only classes are trained on": (
-                "for kind in self.kinds )",
-                "for kind in ['semantics'] )",
+                "for kind in self.kinds ]",
+                "for kind in ['semantics'] ]",
             ),
         },
     ),
