@@ -7,7 +7,8 @@ What is done is not done again, a run that fails stops none but those that need 
 are written as runs finish. After --seconds nothing new is begun and what runs is asked to save a
 checkpoint, so that any lease of a machine is filled. With --pack=FOLDER, what another machine
 needs to go on is put there in pieces at the end; --unpack=FOLDER takes it from there at the start.
-What follows "--" goes to every training run ("-- --config.data.workers=2").
+What follows "--" goes to every training run ("-- --config.data.workers=2"), or to those of one
+stage ("-- uvim_lm:--config.fsdp=True").
 """
 
 import importlib
