@@ -19,8 +19,7 @@ from fsq_jax.launcher.plan import Run
 
 BITS = {"paper": (10, 14), "bench": (10, 14), "smoke": (4,)}
 GROUPS = {"paper": (8, 32), "bench": (8, 32), "smoke": (4,)}  # and all
-# Over the settings of scale=bench: 64 tokens an image as in Figure 3, no discriminator, and so few
-# steps since usage settles early.
+# Over the settings of scale=bench: no discriminator, and so few steps since usage settles early.
 SMALL = {
     "model.filters": 16,
     "model.num_groups": 8,
@@ -30,23 +29,22 @@ SMALL = {
     "optim.learning_rate": 1e-3,
     "optim.warmup_steps": 20,
     "ema_decay": 0.9,
-    "steps": 200,
     "batch_size": 64,
     "log_every": 10,
-    "preview_every": 200,
     "checkpoint_every": 50,
     "data.eval_limit": 1_000,
-    "evals.codebook.every": 200,
-    "evals.reconstruction.every": 200,
+    "evals.reconstruction.features": "",
 }
+STEPS = {10: 200, 14: 120}
+SIXTEEN_TOKENS = {14: {"model.channel_multipliers": (1, 1, 2, 2)}}  # of an image; 64 at 2^10
 
 
 def runs(options: Options) -> list[Run]:
     """VQ tokenizers with each size of group; at scale=paper those of all are Figure 3's own."""
     made = maskgit_runs.data_run(options)
-    own, suffix = (SMALL, "_small") if options.scale == "bench" else ({}, "")
     for bits in BITS[options.scale]:
         facts = maskgit_runs.codebook("vq", bits) | {"scale": options.scale}
+        own, suffix = (_small(bits), "_small") if options.scale == "bench" else ({}, "")
         for seed in range(options.repeats(2)):
             for group in (0, *GROUPS[options.scale]):
                 grouped = {"quantizer.entropy_group": group} if group else {}
@@ -59,6 +57,12 @@ def runs(options: Options) -> list[Run]:
                 )
                 made.append(dataclasses.replace(run, rank=run.rank + 20))  # after the figures'
     return made
+
+
+def _small(bits: int) -> dict:
+    """What a tokenizer of scale=bench has in place of Figure 3's settings."""
+    once = ("steps", "preview_every", "evals.codebook.every", "evals.reconstruction.every")
+    return SMALL | SIXTEEN_TOKENS.get(bits, {}) | dict.fromkeys(once, STEPS[bits])
 
 
 def rows(found: Sequence[Entry], bits: int) -> dict[str, list[Entry]]:
