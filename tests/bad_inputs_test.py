@@ -400,7 +400,7 @@ CASES = {
     "a config of a larger model": (
         "G",
         lambda at: evaluate.evaluate(changed_config(at, {"model.filters": 24})),
-        "has shape (3, 3, 3, 8), expected (3, 3, 3, 24).",
+        "decoder/Conv_0/bias has shape (8,), expected (24,).",
     ),
     "a config of a deeper stage I": (
         "G",
