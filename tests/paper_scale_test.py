@@ -66,7 +66,7 @@ def test_every_task_reads_its_data_as_it_stands_in_the_paper(data_dir, task):
     batches = inputs.train_batches(config)
     batch = next(batches)
     batches.close()
-    (held_out, *_) = inputs.eval_batches(config, "eval")
+    (held_out, *_) = inputs.eval_batches(config, inputs.eval_dataset(config, "eval"))
     for found in (batch, held_out):
         state = jax.eval_shape(stage.init, jax.random.key(0), found)
         _, metrics = jax.eval_shape(stage.update, state, found, jax.random.key(0))
@@ -163,7 +163,7 @@ def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(data_di
     stage_1 = str(tmp_path / "tokenizer")
     assert config.data.transform == "adm"
     record = open_dataset("tfds:imagenet2012", "validation", 16, data_dir)[0]
-    (batch, *_) = inputs.eval_batches(config, "eval")
+    (batch, *_) = inputs.eval_batches(config, inputs.eval_dataset(config, "eval"))
     np.testing.assert_allclose(batch["image"][0] * 255, adm_crop(record["image"], 16), atol=1e-3)
     tiny.untrained(config, stage_1)
     run = runs.load(stage_1)
