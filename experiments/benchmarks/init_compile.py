@@ -1,0 +1,75 @@
+"""Seconds in which XLA compiles the initial values of a model, by ways to draw them.
+
+python -m experiments.benchmarks.init_compile --out=experiments/results/speed/init_compile.jsonl
+
+Writes one JSON line for each model and way: what `batch_random_init` buys, beside what needs no code
+of ours. Nothing is drawn. On a shared machine the processor's seconds say more than the clock's.
+"""
+
+import json
+import time
+
+import jax
+from absl import app, flags
+
+from experiments.benchmarks.train_step import load_config, random_batch
+from fsq_jax import stages
+from fsq_jax.runtime.batch_random_init import batch_random_init
+
+_OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per model and way.")
+_MODELS = flags.DEFINE_multi_string(
+    "model",
+    [
+        "configs/maskgit_transformer.py:scale=paper",
+        "configs/maskgit_tokenizer.py:scale=paper",
+        "configs/uvim_lm.py:scale=paper,encoder=none",
+    ],
+    "Configs whose models are initialised.",
+)
+# How keys draw, whether draws are batched, and what the compiler is asked to leave out.
+WAYS = {
+    "as it is": ("threefry2x32", False, {}),
+    "batch_random_init": ("threefry2x32", True, {}),
+    "rbg": ("rbg", False, {}),
+    "least effort": ("threefry2x32", False, {"exec_time_optimization_effort": -1.0}),
+    "no optimization": (
+        "threefry2x32",
+        False,
+        {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+    ),
+}
+
+
+def measure(stage, batch, way: str) -> dict[str, float]:
+    """Seconds of tracing and of compilation of a stage's initial state, and the processor's."""
+    impl, batched, options = WAYS[way]
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+    init = batch_random_init(stage.init) if batched else stage.init
+    start, cpu = time.perf_counter(), time.process_time()
+    lowered = jax.jit(init, compiler_options=options).lower(key, batch)
+    traced = time.perf_counter()
+    lowered.compile()
+    return {
+        "trace_seconds": round(traced - start, 2),
+        "compile_seconds": round(time.perf_counter() - traced, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+    }
+
+
+def main(argv):
+    del argv
+    for model in _MODELS.value:
+        config = load_config(model)
+        stage = stages.make(config, **stages.frozen_shapes(config))
+        batch = random_batch(config, stage, tokens=False, size=8)
+        for way in WAYS:
+            line = {"model": model, "way": way} | measure(stage, batch, way)
+            line |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+            print(json.dumps(line), flush=True)
+            if _OUT.value:
+                with open(_OUT.value, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
