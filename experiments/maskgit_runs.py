@@ -198,7 +198,7 @@ def data_name(options: Options) -> str:
 
 
 def train_command(options: Options, config: str, path: str, own: Mapping) -> tuple[str, ...]:
-    """What trains a config in `path`, with {dotted key: value} of its own in the place of the config's."""
+    """What trains a config in `path`, with {dotted key: value} in the place of its own."""
     changes = (*(f"--config.{name}={value}" for name, value in own.items()), *options.changes)
     return ("-m", "fsq_jax.train", f"--config={config}", f"--workdir={path}", *changes)
 

@@ -19,8 +19,6 @@ from fsq_jax.runtime.workdir import every_result, load_results
 from fsq_jax.scoring import protocols
 from tests import real_data_sets, tiny
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 SMALL = dict(steps=2, batch_size=8, eval_batch_size=8, log_every=1)
 UVIM = dict(patch=4, width=16, encoder_depth=1, decoder_depth=1, num_heads=2, mlp_dim=32)
 
@@ -94,12 +92,9 @@ def test_a_language_model_asks_for_its_encoder(data_dir, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def colour(data_dir, tmp_path_factory, compiled):
+def colour(data_dir, tmp_path_factory):
     """The workdir of a base of colours, before its first step."""
-    with tiny.quick_compile(compiled):
-        return tiny.untrained(
-            base_config(data_dir, "colorization"), tmp_path_factory.mktemp("colour")
-        )
+    return tiny.untrained(base_config(data_dir, "colorization"), tmp_path_factory.mktemp("colour"))
 
 
 def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(

@@ -2,8 +2,8 @@
 
 python -m experiments.benchmarks.init_compile --out=experiments/results/speed/init_compile.jsonl
 
-Writes one JSON line for each model and way: what `batch_random_init` buys, beside what needs no code
-of ours. Nothing is drawn. On a shared machine the processor's seconds say more than the clock's.
+Writes one JSON line for each model and way: what `batch_random_init` buys, beside what needs no
+code of ours. Nothing is drawn. On a busy machine the processor's seconds say more than the clock's.
 """
 
 import json
@@ -12,20 +12,17 @@ import time
 import jax
 from absl import app, flags
 
-from experiments.benchmarks.train_step import load_config, random_batch
-from fsq_jax import stages
+from configs import maskgit_tokenizer, maskgit_transformer, uvim_lm
+from fsq_jax import describe, stages
 from fsq_jax.runtime.batch_random_init import batch_random_init
+from fsq_jax.stages.blank import blank_batch
 
 _OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per model and way.")
-_MODELS = flags.DEFINE_multi_string(
-    "model",
-    [
-        "configs/maskgit_transformer.py:scale=paper",
-        "configs/maskgit_tokenizer.py:scale=paper",
-        "configs/uvim_lm.py:scale=paper,encoder=none",
-    ],
-    "Configs whose models are initialised.",
-)
+MODELS = {
+    "maskgit_transformer": lambda: maskgit_transformer.get_config("scale=paper"),
+    "maskgit_tokenizer": lambda: maskgit_tokenizer.get_config("scale=paper"),
+    "uvim_lm": lambda: uvim_lm.get_config("scale=paper,encoder=none"),
+}
 # How keys draw, whether draws are batched, and what the compiler is asked to leave out.
 WAYS = {
     "as it is": ("threefry2x32", False, {}),
@@ -58,10 +55,10 @@ def measure(stage, batch, way: str) -> dict[str, float]:
 
 def main(argv):
     del argv
-    for model in _MODELS.value:
-        config = load_config(model)
+    for model, get_config in MODELS.items():
+        config = describe.with_classes(get_config())
         stage = stages.make(config, **stages.frozen_shapes(config))
-        batch = random_batch(config, stage, tokens=False, size=8)
+        batch = blank_batch(config, 8)
         for way in WAYS:
             line = {"model": model, "way": way} | measure(stage, batch, way)
             line |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}

@@ -11,8 +11,6 @@ from fsq_jax.metrics import frechet
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import reference_file
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(scope="module")
 def run(trained):

@@ -13,12 +13,6 @@ from fsq_jax.runtime.workdir import save_config
 from tests import tiny
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile(tmp_path_factory):
-    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A stage I whose codes say something of the labels, since its encoder is random."""
