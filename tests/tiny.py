@@ -18,6 +18,7 @@ from fsq_jax.runtime.workdir import save_config
 from fsq_jax.stages.blank import blank_batch
 
 ROOT = pathlib.Path(__file__).parent.parent
+ONE_DEVICE = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace("count=8", "count=1")}
 _COMMON = dict(
     steps=12,
     batch_size=8,
@@ -136,7 +137,7 @@ def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"XLA_FLAGS": ""} | environment,
+        env=os.environ | ONE_DEVICE | environment,
     )
 
 

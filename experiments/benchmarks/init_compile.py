@@ -1,9 +1,12 @@
 """Seconds in which XLA compiles the initial values of a model, by ways to draw them.
 
-python -m experiments.benchmarks.init_compile --out=experiments/results/speed/init_compile.jsonl
+python -m experiments.benchmarks.init_compile --out=experiments/results/speed/init_compile.jsonl \
+    [--target=FILE]
 
 Writes one JSON line for each model and way: what `batch_random_init` buys, beside what needs no
-code of ours. Nothing is drawn. On a busy machine the processor's seconds say more than the clock's.
+code of ours. Nothing is drawn. XLA compiles for a GPU that isn't there, given its description (a
+text of its GpuTargetConfigProto) and the CUDA plugin. On a busy machine the processor's seconds
+say more than the clock's.
 """
 
 import json
@@ -11,6 +14,7 @@ import time
 
 import jax
 from absl import app, flags
+from jax.experimental import topologies
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_lm
 from fsq_jax import describe, stages
@@ -18,6 +22,7 @@ from fsq_jax.runtime.batch_random_init import batch_random_init
 from fsq_jax.stages.blank import blank_batch
 
 _OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per model and way.")
+_TARGET = flags.DEFINE_string("target", "", "Description of a GPU; by default for this machine.")
 MODELS = {
     "maskgit_transformer": lambda: maskgit_transformer.get_config("scale=paper"),
     "maskgit_tokenizer": lambda: maskgit_tokenizer.get_config("scale=paper"),
@@ -37,13 +42,19 @@ WAYS = {
 }
 
 
-def measure(stage, batch, way: str) -> dict[str, float]:
+def placed(shapes, device):
+    """Shapes of arrays on a device that need not be there."""
+    place = jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def measure(stage, batch, way: str, device) -> dict[str, float]:
     """Seconds of tracing and of compilation of a stage's initial state, and the processor's."""
     impl, batched, options = WAYS[way]
-    key = jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+    key = placed(jax.eval_shape(lambda: jax.random.key(0, impl=impl)), device)
     init = batch_random_init(stage.init) if batched else stage.init
     start, cpu = time.perf_counter(), time.process_time()
-    lowered = jax.jit(init, compiler_options=options).lower(key, batch)
+    lowered = jax.jit(init, compiler_options=options).lower(key, placed(batch, device))
     traced = time.perf_counter()
     lowered.compile()
     return {
@@ -55,13 +66,18 @@ def measure(stage, batch, way: str) -> dict[str, float]:
 
 def main(argv):
     del argv
+    device = jax.devices()[0]
+    if _TARGET.value:
+        with open(_TARGET.value) as file:
+            described = dict(target_config=file.read(), topology="1x1x1")
+        device = topologies.get_topology_desc("gpu", platform="cuda", **described).devices[0]
     for model, get_config in MODELS.items():
         config = describe.with_classes(get_config())
         stage = stages.make(config, **stages.frozen_shapes(config))
         batch = blank_batch(config, 8)
         for way in WAYS:
-            line = {"model": model, "way": way} | measure(stage, batch, way)
-            line |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+            line = {"model": model, "way": way} | measure(stage, batch, way, device)
+            line |= {"device": device.device_kind, "jax": jax.__version__}
             print(json.dumps(line), flush=True)
             if _OUT.value:
                 with open(_OUT.value, "a") as file:
