@@ -6,6 +6,7 @@ what one process of a session has compiled, all its workers and programs find in
 
 import os
 import pathlib
+import sys
 import tempfile
 import types
 
@@ -24,6 +25,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # as it is in a worker
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    """A worker keeps what the tests of a file have compiled no longer than that: 4 GiB in all."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
