@@ -167,6 +167,8 @@ def _writing(directory: str) -> Iterator[None]:
     try:
         with names_path(directory):
             yield
+    except TimeoutError as error:  # of Orbax, which goes by a wall clock that may have jumped
+        raise UserError(f"Writing to {directory} took too long ({error}); start again.") from error
     except OSError:
         raise
     except Exception as error:  # re-raised, as an OSError where Orbax wrapped one
