@@ -20,7 +20,7 @@ from fsq_jax.runtime.user_error import UserError
 GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
 LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
 _LAUNCHES = "launches.jsonl"
-_LAUNCH = {"file": str, "seconds": float, "status": int}
+_LAUNCH = {"status": int, "error?": str}  # what is read of a line
 _LOCK = "launch.lock"  # of whatever runs there; a training takes its workdir's own beside it
 
 # Begins a run: it gets SIGTERM when the launcher dies, however it does (Linux's prctl).
