@@ -132,11 +132,7 @@ import sys
 import jax
 import numpy as np
 assert not any(name.startswith("fsq_jax") for name in sys.modules)
-try:
-    import fsq_jax
-    raise SystemExit("fsq_jax is importable")
-except ImportError:
-    pass
+sys.modules["fsq_jax"] = None  # importing it fails, also where it is installed
 folder, inputs = sys.argv[1:]
 inputs, outputs = np.load(inputs), {}
 for name in inputs.files:
