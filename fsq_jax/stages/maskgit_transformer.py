@@ -201,23 +201,21 @@ def masked_loss(
     }
 
 
-def _make_predict(models: MaskGIT, sampling, masking) -> dict:
-    side, mask_id = models.side, models.mask_id
-
+def _make_samplers(models: MaskGIT, sampling) -> dict:
     def draw(state, batch, key, **options) -> Any:
         """What `masked.decode` gives for the batch's labels, or for completions where it brings
         "tokens" and "known"; "guidance" and "choice_temperature" [B] go over the config's."""
         tokens_BS = masked.initial_tokens(
-            batch["label"], side**2, models.codebook_size, models.num_classes
+            batch["label"], models.side**2, models.codebook_size, models.num_classes
         )
         if "known" in batch:
             tokens_BS = masked.with_known(tokens_BS, batch["tokens"], batch["known"])
         guidance = batch.get("guidance", sampling.guidance)
         return masked.decode(
-            masked.guided(models.logits_fn(state.ema_params), guidance, mask_id),
+            masked.guided(models.logits_fn(state.ema_params), guidance, models.mask_id),
             tokens_BS,
             key,
-            mask_id=mask_id,
+            mask_id=models.mask_id,
             num_steps=sampling.num_steps,
             schedule=sampling.schedule,
             choice_temperature=batch.get("choice_temperature", sampling.choice_temperature),
@@ -243,6 +241,17 @@ def _make_predict(models: MaskGIT, sampling, masking) -> dict:
             "tokens": sampled_TBS.swapaxes(0, 1)[..., 1:],
             "again": again_TBS.swapaxes(0, 1)[..., 1:],
         }
+
+    return {
+        "sample": sample,
+        "steps": steps,
+        "decode": decode,
+        "preview": lambda state, batch, key: {"sample": sample(state, batch, key)["image"]},
+    }
+
+
+def _make_predict(models: MaskGIT, sampling, masking) -> dict:
+    side, mask_id = models.side, models.mask_id
 
     def bits(state, batch, key):
         """Bits [B] that an image's tokens take under M2T's deterministic schedule."""
@@ -274,12 +283,8 @@ def _make_predict(models: MaskGIT, sampling, masking) -> dict:
             train=False,
         )
 
-    return {
-        "sample": sample,
-        "steps": steps,
-        "decode": decode,
+    return _make_samplers(models, sampling) | {
         "bits": bits,
         "loss": loss,
         "tokens": lambda state, batch, key: {"tokens": models.tokens(state, batch)},
-        "preview": lambda state, batch, key: {"sample": sample(state, batch, key)["image"]},
     }
