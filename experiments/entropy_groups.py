@@ -1,9 +1,10 @@
 """What the size of the groups over which VQ's entropy loss is taken does to the codebook's usage.
 
-python -m experiments.entropy_groups --data_dir=DIR --per_gpu=4 --seconds=540
+python -m experiments.entropy_groups --data_dir=DIR
 
 MaskGIT takes the entropy of the mean choice over one device's examples, and the number of its
-devices is not known. Groups of 8, of 32 and of all examples of a batch, at 2^10 and 2^14 codes.
+devices is not known. Groups of 8, of 32 and of all examples of a batch, at 2^10 and 2^14 codes. At
+scale=bench a small network and a short training, which a CPU does in an hour.
 """
 
 import dataclasses
@@ -18,25 +19,50 @@ from fsq_jax.launcher.plan import Run
 
 BITS = {"paper": (10, 14), "bench": (10, 14), "smoke": (4,)}
 GROUPS = {"paper": (8, 32), "bench": (8, 32), "smoke": (4,)}  # and all
+# Over the settings of scale=bench: no discriminator, and so few steps since usage settles early.
+SMALL = {
+    "model.filters": 16,
+    "model.num_groups": 8,
+    "model.dtype": "float32",
+    "quantizer.channels": 16,
+    "loss.adversarial": 0.0,
+    "optim.learning_rate": 1e-3,
+    "optim.warmup_steps": 20,
+    "ema_decay": 0.9,
+    "batch_size": 64,
+    "log_every": 10,
+    "checkpoint_every": 50,
+    "data.eval_limit": 1_000,
+    "evals.reconstruction.features": "",
+}
+STEPS = {10: 200, 14: 120}
+SIXTEEN_TOKENS = {14: {"model.channel_multipliers": (1, 1, 2, 2)}}  # of an image; 64 at 2^10
 
 
 def runs(options: Options) -> list[Run]:
-    """VQ tokenizers with each size of group; those of all examples are Figure 3's own."""
+    """VQ tokenizers with each size of group; at scale=paper those of all are Figure 3's own."""
     made = maskgit_runs.data_run(options)
     for bits in BITS[options.scale]:
-        facts = maskgit_runs.codebook("vq", bits)
-        for seed in range(options.seeds):
-            made.append(maskgit_runs.tokenizer(options, facts, seed))
-            for group in GROUPS[options.scale]:
+        facts = maskgit_runs.codebook("vq", bits) | {"scale": options.scale}
+        own, suffix = (_small(bits), "_small") if options.scale == "bench" else ({}, "")
+        for seed in range(options.repeats(2)):
+            for group in (0, *GROUPS[options.scale]):
+                grouped = {"quantizer.entropy_group": group} if group else {}
                 run = maskgit_runs.tokenizer(
                     options,
-                    facts | {"entropy_group": group},
+                    facts | ({"entropy_group": group} if group else {}),
                     seed,
-                    {"quantizer.entropy_group": group},
-                    f"_group{group}",
+                    own | grouped,
+                    suffix + (f"_group{group}" if group else ""),
                 )
                 made.append(dataclasses.replace(run, rank=run.rank + 20))  # after the figures'
     return made
+
+
+def _small(bits: int) -> dict:
+    """What a tokenizer of scale=bench has in place of Figure 3's settings."""
+    once = ("steps", "preview_every", "evals.codebook.every", "evals.reconstruction.every")
+    return SMALL | SIXTEEN_TOKENS.get(bits, {}) | dict.fromkeys(once, STEPS[bits])
 
 
 def rows(found: Sequence[Entry], bits: int) -> dict[str, list[Entry]]:

@@ -40,10 +40,10 @@ def runs(options: Options) -> list[Run]:
     for bits in SIZES[options.scale]:
         for levels in LEVELS[bits]:
             facts = maskgit_runs.codebook("fsq", bits, levels)
-            stage_1 = [maskgit_runs.tokenizer(options, facts, s) for s in range(options.seeds)]
+            stage_1 = [maskgit_runs.tokenizer(options, facts, s) for s in range(options.repeats())]
             made += [*stage_1, maskgit_runs.transformer(options, stage_1[0], 0)]
     facts = maskgit_runs.codebook("fsq", 10, DENSE["levels"]) | {"dense_layers": DENSE["layers"]}
-    for seed in range(options.seeds):
+    for seed in range(options.repeats()):
         changes = {"model.dense_layers": DENSE["layers"]}
         run = maskgit_runs.tokenizer(options, facts, seed, changes, f"_dense{DENSE['layers']}")
         made.append(dataclasses.replace(run, rank=run.rank + 20))  # after all that is drawn

@@ -31,11 +31,11 @@ def runs(options: Options) -> list[Run]:
         for quantizer in QUANTIZERS:
             facts = maskgit_runs.codebook(quantizer, bits)
             stage_1 = [
-                maskgit_runs.tokenizer(options, facts, seed) for seed in range(options.seeds)
+                maskgit_runs.tokenizer(options, facts, seed) for seed in range(options.repeats())
             ]
             made += stage_1
             if bits in STAGE_2:
-                seeds = options.seeds if bits in REPEATED else 1
+                seeds = options.repeats() if bits in REPEATED else 1
                 made += [maskgit_runs.transformer(options, stage_1[0], s) for s in range(seeds)]
     return made
 

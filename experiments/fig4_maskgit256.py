@@ -38,7 +38,7 @@ def runs(options: Options) -> list[Run]:
     """Both stages of each quantizer, and the sweeps of stage II's runs."""
     made = maskgit_runs.data_run(options)
     suffix, pixels = ("_256px", 256) if options.scale == "paper" else ("", 128)
-    seeds = 1 if options.scale == "paper" else options.seeds
+    seeds = options.repeats(1 if options.scale == "paper" else 3)
     for quantizer in QUANTIZERS:
         facts = maskgit_runs.codebook(quantizer, BITS[options.scale])
         stage_1 = maskgit_runs.tokenizer(options, facts, 0, suffix=suffix, pixels=pixels)

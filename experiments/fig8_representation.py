@@ -8,8 +8,9 @@ side. Bench: tokenizers of 2^10 codes and 16 x 16 tokens on the embedded scenes 
 second command does the same with a published tokenizer's file.
 """
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,9 +41,10 @@ SCENES = {
 def runs(options: Options) -> list[Run]:
     """A tokenizer of each quantizer, and the study of each."""
     made = table2_uvim.data_run(options)
-    for quantizer in QUANTIZERS:
+    seeds = range(options.repeats(1))
+    for quantizer, seed in itertools.product(QUANTIZERS, seeds):
         facts = maskgit_runs.codebook(quantizer, BITS[options.scale])
-        stage_1 = _tokenizer(options, facts, made[:1])
+        stage_1 = _tokenizer(options, facts, made[:1], seed)
         name = f"representation_of_{stage_1.name}"
         path = os.path.join(options.workdir, name)
         command = (
@@ -65,14 +67,14 @@ def runs(options: Options) -> list[Run]:
     return made
 
 
-def _tokenizer(options: Options, facts: dict, data: Sequence[Run]) -> Run:
+def _tokenizer(options: Options, facts: dict, data: Sequence[Run], seed: int) -> Run:
     if options.scale == "paper":
-        return maskgit_runs.tokenizer(options, facts, 0, suffix="_256px", pixels=256)
+        return maskgit_runs.tokenizer(options, facts, seed, suffix="_256px", pixels=256)
     if options.scale == "smoke":
-        return maskgit_runs.tokenizer(options, facts, 0)
+        return maskgit_runs.tokenizer(options, facts, seed)
     source = f"arrays:{os.path.join(options.workdir, table2_uvim.DATA)}"
     changes = SCENES | {"data.source": source}
-    run = maskgit_runs.tokenizer(options, facts, 0, changes, suffix="_scenes128")
+    run = maskgit_runs.tokenizer(options, facts, seed, changes, suffix="_scenes128")
     return maskgit_runs.on_data(run, data, "scenes")
 
 
@@ -91,16 +93,17 @@ def picture(out: str, found: Sequence[Entry], name: str) -> Figure:
     return drawn
 
 
-def measured(found: Sequence[Entry], quantizer: str) -> Entry | None:
-    """The study of a quantizer."""
+def measured(found: Sequence[Entry], quantizer: str) -> Mapping[str, float]:
+    """What the studies of a quantizer measured, means over seeds; nothing where there is none."""
     group = entries.select(found, quantizer=quantizer, stage="study")
-    return group[0] if group else None
+    names = dict.fromkeys(n for e in group for n in e if "/" in n)
+    return {name: float(np.mean(entries.values(group, name))) for name in names}
 
 
 def soup(found: Sequence[Entry]) -> Finding:
     """How far images of codes at random are from real ones, beside reconstructions."""
     studies = [measured(found, q) for q in QUANTIZERS]
-    if None in studies:
+    if not all(studies):
         return Finding(claims.NOT_RUN)
     ratios, texts = [], []
     for quantizer, entry in zip(QUANTIZERS, studies, strict=True):
@@ -115,7 +118,7 @@ def soup(found: Sequence[Entry]) -> Finding:
 def blend(found: Sequence[Entry]) -> Finding:
     """The seam of stitched codes beside that of glued pixels."""
     studies = [measured(found, q) for q in QUANTIZERS]
-    if None in studies:
+    if not all(studies):
         return Finding(claims.NOT_RUN)
     shares, texts = [], []
     for quantizer, entry in zip(QUANTIZERS, studies, strict=True):

@@ -7,7 +7,8 @@ What is done is not done again, a run that fails stops none but those that need 
 are written as runs finish. After --seconds nothing new is begun and what runs is asked to save a
 checkpoint, so that any lease of a machine is filled. With --pack=FOLDER, what another machine
 needs to go on is put there in pieces at the end; --unpack=FOLDER takes it from there at the start.
-What follows "--" goes to every training run ("-- --config.data.workers=2").
+What follows "--" goes to every training run ("-- --config.data.workers=2"), or to those of one
+stage ("-- uvim_lm:--config.fsdp=True").
 """
 
 import importlib
@@ -101,7 +102,9 @@ def define_flags(experiments: Sequence[str] = ()) -> None:
     if not experiments:
         flags.DEFINE_list("experiments", [], "Which experiments, such as fig3_tradeoff.")
     flags.DEFINE_enum("scale", "bench", ["paper", "bench", "smoke"], "As in the configs.")
-    flags.DEFINE_integer("seeds", 3, "Seeds of what is repeated.", lower_bound=1)
+    flags.DEFINE_integer(
+        "seeds", None, "Seeds of what is repeated; the experiment's own number.", lower_bound=1
+    )
     flags.DEFINE_string("workdir", "", "Folder of the runs; runs/SCALE by default.")
     flags.DEFINE_string("out", "experiments/results", "Folder of the results.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")

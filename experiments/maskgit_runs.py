@@ -199,7 +199,9 @@ def data_name(options: Options) -> str:
 
 def train_command(options: Options, config: str, path: str, own: Mapping) -> tuple[str, ...]:
     """What trains a config in `path`, with {dotted key: value} of its own put over it."""
-    changes = (*(f"--config.{name}={value}" for name, value in own.items()), *options.changes)
+    stage = os.path.basename(config.partition(".py:")[0])
+    changes = [f"--config.{name}={value}" for name, value in own.items()]
+    changes += options.changes_of(stage)
     return ("-m", "fsq_jax.train", f"--config={config}", f"--workdir={path}", *changes)
 
 

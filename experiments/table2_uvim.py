@@ -112,7 +112,7 @@ def runs(options: Options) -> list[Run]:
     made = data_run(options)
     for row in ROWS:
         base = _base(options, row)
-        made += [base, *(_lm(options, row, base, seed) for seed in range(options.seeds))]
+        made += [base, *(_lm(options, row, base, seed) for seed in range(options.repeats()))]
     return made
 
 

@@ -27,7 +27,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-LISTS = ("sampling", "training", "networks")
+LISTS = ("sampling", "training", "networks", "data")
 HEAVY = (
     "jax",
     "flax.linen",

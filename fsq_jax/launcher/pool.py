@@ -82,8 +82,8 @@ class Pool:
             self.waiting.remove(run)
             self._free[gpu] -= places
             job = Job(run, gpu, places, left)
-            self.jobs.append(job)
             self._start(job)
+            self.jobs.append(job)
 
     def _start(self, job: Job) -> None:
         """Starts the first of a job's commands."""

@@ -15,6 +15,7 @@ from experiments import carry, launcher, maskgit_runs
 from experiments.options import Options
 from fsq_jax.launcher import gpus, plan, pool
 from fsq_jax.launcher.plan import Run
+from fsq_jax.runtime.user_error import UserError
 from tests import tiny
 
 
@@ -63,6 +64,12 @@ def test_a_training_can_lock_the_folder_that_it_is_started_in(start, tmp_path):
     code += "from fsq_jax.runtime import workdir_lock\nworkdir_lock.WorkdirLock('.').close()"
     _, finished = start([run(tmp_path, "a", code)])
     assert finished == ["a"], (tmp_path / "a" / "log.txt").read_text()
+
+
+def test_a_run_that_another_launcher_is_at_is_named_in_one_sentence(start, tmp_path):
+    (tmp_path / "a").mkdir()
+    with pool._locked(str(tmp_path / "a")), pytest.raises(UserError, match="a' already; end it"):
+        start([run(tmp_path, "a")])
 
 
 def test_needs_come_first_and_a_failure_stops_only_what_needs_it(start, tmp_path):
@@ -210,8 +217,7 @@ def test_every_run_of_an_experiment_has_a_config_that_builds(name, scale):
     runs = plan.merged(launcher.experiment(name).runs(options))
     assert len({r.name for r in runs}) == len(runs)
     trained = [r for r in runs if r.facts and r.commands[0][1][1] == "fsq_jax.train"]
-    trained = [r for r in trained if "entropy_group" not in r.facts]
-    assert trained
+    assert {r.facts["seed"] for r in trained} == {0, 1}
     for r in trained:
         config = config_of(r)
         assert config.seed == r.facts["seed"]

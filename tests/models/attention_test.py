@@ -93,6 +93,7 @@ def test_dropout_gradient_uses_the_forward_mask():
 def test_keep_mask_has_the_promised_share_and_independent_columns(width):
     rate = 0.1
     keep = lib.keep_mask(jax.random.key(0), rate, (4000, width))
+    assert lib.dropped_share(rate) == pytest.approx(rate, abs=1e-5)
     share = 1 - lib.dropped_share(rate)
     assert keep.shape == (4000, width) and keep.dtype == bool
     np.testing.assert_allclose(keep.mean(), share, atol=5 * np.sqrt(0.09 / keep.size))

@@ -6,6 +6,24 @@ BASE = ("tests/stages/uvim_base_update_test.py",)
 LM = ("tests/stages/uvim_lm_update_test.py",)
 FSQ = ("tests/quantizers/fsq_test.py",)
 TASKS = ("tests/tasks/tasks_test.py",)
+ATTENTION = (
+    "tests/models/attention_test.py::test_agrees_with_flax",
+    "tests/models/attention_test.py::test_causal_attention_and_attention_to_others_agree_with_flax",
+    "tests/models/attention_test.py::test_dropout_zeroes_weights_after_the_softmax",
+    "tests/models/attention_test.py::test_keep_mask_has_the_promised_share_and_independent_columns",
+    "tests/models/attention_test.py::test_dropout_keeps_the_mean_and_the_dtype",
+)
+VIT = (
+    "tests/models/vit_test.py::test_patches_are_in_reading_order_and_go_back",
+    "tests/models/vit_test.py::test_encoder_starts_like_the_reference",
+)
+VQ = (
+    "tests/quantizers/vq_test.py::test_vq_is_the_formula",
+    "tests/quantizers/vq_test.py::test_vq_gradients",
+    "tests/quantizers/vq_test.py::test_ema_is_the_loop",
+    "tests/quantizers/vq_test.py::test_ema_result",
+    "tests/quantizers/vq_test.py::test_the_entropy_of_groups_is_that_of_devices",
+)
 
 PLANTED = {
     "fsq_jax/models/discriminator.py": (
@@ -68,7 +86,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/models/attention.py": (
-        TRANSFORMER + LM,
+        ATTENTION + TRANSFORMER + LM,
         {
             "scores are not scaled": ("* head_dim**-0.5", "* 1.0"),
             "what dropout keeps is not scaled up": ("(1 / (1 - dropped_share(rate)))", "1.0"),
@@ -78,6 +96,7 @@ PLANTED = {
                 "jnp.arange(num_keys) < jnp.arange(num_queries)[:, None]",
             ),
             "the future is seen": ("if causal: earlier_QK", "if False: earlier_QK"),
+            "dropout in 64ths": ("_STEPS = 2**16", "_STEPS = 2**6"),
             "a mask for every head": (
                 "weights_BHQK.shape[-2:] if shared else weights_BHQK.shape",
                 "weights_BHQK.shape",
@@ -106,7 +125,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/models/vit.py": (
-        LM,
+        VIT + LM,
         {
             "another epsilon": ("LN_EPSILON = 1e-6", "LN_EPSILON = 1e-2"),
             "no last norm": (
@@ -142,7 +161,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/quantizers/vq.py": (
-        TOKENIZER + BASE,
+        VQ + TOKENIZER + BASE,
         {
             "the codebook's loss moves the encoder": (
                 "jnp.mean((q_ND - jax.lax.stop_gradient(z_ND)) ** 2)",
@@ -164,6 +183,11 @@ PLANTED = {
                 'self.entropy_weight * metrics["entropy_loss"]',
                 '0.1 * metrics["entropy_loss"]',
             ),
+            "groups of neighbours": (
+                "rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])",
+                "rows = (num_groups, examples // num_groups, -1, p_NK.shape[1])",
+            ),
+            "groups are counted as their size": ("return examples // group", "return group"),
             "no straight-through gradient": (
                 "jax.lax.stop_gradient(q_ND) + (z_ND - jax.lax.stop_gradient(z_ND))",
                 "jax.lax.stop_gradient(q_ND)",
@@ -235,8 +259,8 @@ PLANTED = {
             ),
             "small segments stay": ("share_BN > self.min_fraction", "share_BN >= 0"),
             "only classes are trained on": (
-                "for kind in self.kinds )",
-                "for kind in ['semantics'] )",
+                "for kind in self.kinds ]",
+                "for kind in ['semantics'] ]",
             ),
         },
     ),

@@ -132,6 +132,7 @@ def test_draws_have_keys_of_their_own_and_the_rates_of_the_config(made):
             (RATES[0], hidden),
         ]
         class_B, mask_BL, kept = inputs_of(batch, draws)
+        assert [d[1] for d in draws if d[0] == "random_mask"] == [(BATCH, TOKENS, 0.5, "linear")]
         assert 0 < (class_B == MASK).sum() < BATCH
         assert mask_BL.sum(1).min() > 0.5 * TOKENS
         for keep, rate in zip(kept, (0.25, 0.5, 0.25, 0.25), strict=True):

@@ -30,7 +30,8 @@ class Draws:
         def recorded(key, *args, **kwargs):
             value = draw(key, *args, **kwargs)
             self._sites += 1
-            note = functools.partial(self._note, self._sites, name, args)
+            given = (*args, *kwargs.values())
+            note = functools.partial(self._note, self._sites, name, given)
             jax.debug.callback(note, jax.random.key_data(key), value)
             return value
 
