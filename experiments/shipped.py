@@ -27,6 +27,8 @@ from fsq_jax.runtime.progress import log
 
 COMMAND = "python -m experiments.shipped"
 RESULTS = pathlib.Path(__file__).parent / "results" / "shipped"
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "models.md"
+BEGIN, END = "<!-- written by experiments.shipped -->\n", "\n<!-- end -->"
 TASKS = ("depth", "panoptic", "colorization")
 # Stage -> what it is called in the table, and which of its metrics stand there.
 ROWS = {
@@ -56,7 +58,7 @@ def run(workdir: str, scale: float = 1.0, results: pathlib.Path = RESULTS) -> No
 
     def do(name: str, config) -> str:
         path = ship(name, config, os.path.join(workdir, name), results / name)
-        (results / "table.md").write_text(table().text() + "\n")
+        write_table(results)
         return path
 
     tokenizer = do("scenes-tokenizer", maskgit.tokenizer_config("fsq", scale))
@@ -86,6 +88,16 @@ def ship(name: str, config: ml_collections.ConfigDict, workdir: str, results: pa
     return path
 
 
+def write_table(results: pathlib.Path) -> None:
+    """Writes RESULTS/table.md and, where it is of the package's own results, docs/models.md."""
+    rows = table().text()
+    (results / "table.md").write_text(rows + "\n")
+    if results == RESULTS:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        PAGE.write_text(f"{before}{BEGIN}\n{rows}\n{END}{after}")
+
+
 def table() -> html.Table:
     """A row for each of the weights that the package brings, from what stands in their files."""
     rows = []
@@ -98,7 +110,7 @@ def table() -> html.Table:
         values = []
         for metric in metrics or (TASK_METRICS[task],):
             text, form = comparison.title_and_form(metric)
-            values.append(f"{text.rstrip(' ↑↓')} {form.format(results[metric]['value'])}")
+            values.append(f"{text.rstrip(' ↑↓')}: {form.format(results[metric]['value'])}")
         count = sum(array.size for array in weights_file.flatten(loaded.params).values())
         rows.append(
             (
