@@ -198,7 +198,7 @@ def data_name(options: Options) -> str:
 
 
 def train_command(options: Options, config: str, path: str, own: Mapping) -> tuple[str, ...]:
-    """What trains a config in `path`, with {dotted key: value} of its own put over it."""
+    """What trains a config in `path`, with {dotted key: value} in the place of its own."""
     stage = os.path.basename(config.partition(".py:")[0])
     changes = [f"--config.{name}={value}" for name, value in own.items()]
     changes += options.changes_of(stage)

@@ -52,13 +52,12 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     to_tokens = jax.jit(trained.encode)
     dataset = inputs.eval_dataset(config, "train")
     augment, plain = inputs.transforms_of(config)
+    filled = sharding.padded(config.eval_batch_size, mesh)
 
     tokens_NVL, labels_N = [], np.empty(0, np.int32)
     for view in range(views):
         transform = token_cache.view(augment, plain, config.seed, view, views)
-        batches = inputs.every_record(
-            config, dataset, transform, rows=sharding.padded(config.eval_batch_size, mesh)
-        )
+        batches = inputs.eval_batches(config, dataset, 0, transform, filled)
         rows, labels = [], []
         for batch in tracked(batches, f"view {view + 1} of {views}", config.eval_batch_size):
             put = sharding.put_batch(batch, mesh)

@@ -29,8 +29,6 @@ from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.scoring import protocols
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def train_with(at, changes, **more):
     """Trains the smallest tokenizer with these changes."""

@@ -501,7 +501,6 @@ def three_steps(config) -> list[dict]:
         ("fsq", "bfloat16"),
     ],
 )
-@pytest.mark.usefixtures("quickly")
 def test_smoke_tokenizer_trains(quantizer, dtype):
     changes = {"model.dtype": dtype, "discriminator.dtype": dtype, "optim.learning_rate": 1e-3}
     if quantizer != "fsq":  # the discriminator is FSQ's, and takes seconds to compile
@@ -511,7 +510,6 @@ def test_smoke_tokenizer_trains(quantizer, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.usefixtures("quickly")
 def test_smoke_transformer_trains(dtype):
     changes = {"model.dtype": dtype, "num_classes": 0, "optim.learning_rate": 1e-2}
     metrics = three_steps(describe.with_classes(tiny.transformer("", changes)))
@@ -519,14 +517,12 @@ def test_smoke_transformer_trains(dtype):
 
 
 # In float32, and with every task and quantizer, they train in tests/stages.
-@pytest.mark.usefixtures("quickly")
 def test_smoke_label_autoencoder_trains_in_bfloat16():
     changes = {"model.dtype": "bfloat16", "optim.learning_rate": 1e-2}
     metrics = three_steps(tiny.label_coder(changes))
     assert metrics[2]["task"] < metrics[0]["task"]
 
 
-@pytest.mark.usefixtures("quickly")
 def test_smoke_language_model_trains_in_bfloat16():
     changes = {"model.dtype": "bfloat16", "optim.learning_rate": 1e-2}
     metrics = three_steps(tiny.code_model("", changes))

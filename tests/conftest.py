@@ -1,18 +1,39 @@
-"""Eight simulated devices on the CPU, set before JAX starts."""
+"""Eight simulated devices on the CPU, and short compilations, set before JAX starts.
+
+What tests run is small: to compile it takes longer than to run it. So nothing is optimised, and
+what one process of a session has compiled, all its workers and programs find in a folder.
+"""
 
 import os
 import pathlib
+import sys
+import tempfile
 import types
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ).strip()
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault(
+    # Of these emitters' programs half of the time of a compilation is spent in MLIR.
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false",
+)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # as it is in a worker
+    _compiled = tempfile.TemporaryDirectory(prefix="fsq_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    """A worker keeps what the tests of a file have compiled no longer than that: 4 GiB in all."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -25,22 +46,7 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> pathlib.Path:
-    """Where this session keeps what it compiled."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture
-def quickly(compiled):
-    """Compiles fast what then runs slowly, for as long as a test takes."""
-    from tests import tiny
-
-    with tiny.quick_compile(compiled):
-        yield
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory, compiled):
+def trained(tmp_path_factory):
     """Workdirs `tokenizer` (16 pixels, 4 x 4 tokens of 15) and `transformer` of two tiny runs.
 
     20 held-out images in batches of 8: the last one is ragged. The transformer has seen each class
@@ -86,12 +92,11 @@ def trained(tmp_path_factory, compiled):
         "tokenizer": dict(codebook=dict(every=5), reconstruction=distance),
         "transformer": dict(compression=dict(every=5), generation=distance | dict(num_samples=36)),
     }
-    with tiny.quick_compile(compiled):
-        for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
-            workdir = str(folder / name)
-            config.evals = {}  # left to the tests that want them
-            train.train(config, workdir)
-            config = load_config(workdir)
-            config.evals = evals[name]
-            save_config(workdir, config)
+    for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
+        workdir = str(folder / name)
+        config.evals = {}  # left to the tests that want them
+        train.train(config, workdir)
+        config = load_config(workdir)
+        config.evals = evals[name]
+        save_config(workdir, config)
     return types.SimpleNamespace(**{name: str(folder / name) for name in evals})

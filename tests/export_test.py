@@ -18,8 +18,6 @@ from fsq_jax.runtime import sharding
 from fsq_jax.runtime.workdir import load_config, parse_config
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def assert_same_arrays(ours, theirs):
     ours, theirs = weights_file.flatten(ours), weights_file.flatten(theirs)
@@ -158,7 +156,6 @@ def test_exported_functions_run_without_this_package(trained, loaded, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )
     assert done.returncode == 0, done.stderr
     outputs = np.load(tmp_path / "out" / "outputs.npz")

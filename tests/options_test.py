@@ -181,7 +181,7 @@ def look_for_what_is_frozen(config, monkeypatch):
 def draw_batches(config):
     """Opens the data for training and for evaluation."""
     inputs.train_batches(config).close()
-    inputs.eval_batches(config, "eval")
+    inputs.eval_batches(config, inputs.eval_dataset(config, "eval"))
 
 
 def evaluate(evals, predictor, step=None):

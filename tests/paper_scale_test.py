@@ -19,8 +19,6 @@ from fsq_jax.runtime.workdir import every_result, load_results
 from fsq_jax.scoring import protocols
 from tests import real_data_sets, tiny
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 SMALL = dict(steps=2, batch_size=8, eval_batch_size=8, log_every=1)
 UVIM = dict(patch=4, width=16, encoder_depth=1, decoder_depth=1, num_heads=2, mlp_dim=32)
 
@@ -66,7 +64,7 @@ def test_every_task_reads_its_data_as_it_stands_in_the_paper(data_dir, task):
     batches = inputs.train_batches(config)
     batch = next(batches)
     batches.close()
-    (held_out, *_) = inputs.eval_batches(config, "eval")
+    (held_out, *_) = inputs.eval_batches(config, inputs.eval_dataset(config, "eval"))
     for found in (batch, held_out):
         state = jax.eval_shape(stage.init, jax.random.key(0), found)
         _, metrics = jax.eval_shape(stage.update, state, found, jax.random.key(0))
@@ -94,12 +92,9 @@ def test_a_language_model_asks_for_its_encoder(data_dir, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def colour(data_dir, tmp_path_factory, compiled):
+def colour(data_dir, tmp_path_factory):
     """The workdir of a base of colours, before its first step."""
-    with tiny.quick_compile(compiled):
-        return tiny.untrained(
-            base_config(data_dir, "colorization"), tmp_path_factory.mktemp("colour")
-        )
+    return tiny.untrained(base_config(data_dir, "colorization"), tmp_path_factory.mktemp("colour"))
 
 
 def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(
@@ -163,7 +158,7 @@ def test_maskgit_is_evaluated_as_adm_crops_and_its_own_reference_says_so(data_di
     stage_1 = str(tmp_path / "tokenizer")
     assert config.data.transform == "adm"
     record = open_dataset("tfds:imagenet2012", "validation", 16, data_dir)[0]
-    (batch, *_) = inputs.eval_batches(config, "eval")
+    (batch, *_) = inputs.eval_batches(config, inputs.eval_dataset(config, "eval"))
     np.testing.assert_allclose(batch["image"][0] * 255, adm_crop(record["image"], 16), atol=1e-3)
     tiny.untrained(config, stage_1)
     run = runs.load(stage_1)

@@ -26,8 +26,6 @@ from fsq_jax.runtime.workdir import (
 )
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(scope="module")
 def generator(trained):

@@ -13,8 +13,6 @@ from fsq_jax.data.open import open_dataset
 from fsq_jax.runtime import manifest
 from fsq_jax.scoring import protocols, reference_file
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 ADM = protocols.named("adm").over("random")
 
 

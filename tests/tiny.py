@@ -1,6 +1,5 @@
 """The smallest runs that still have every part of a real one, and ways to start them."""
 
-import contextlib
 import os
 import pathlib
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import stages
@@ -20,6 +18,7 @@ from fsq_jax.runtime.workdir import save_config
 from fsq_jax.stages.blank import blank_batch
 
 ROOT = pathlib.Path(__file__).parent.parent
+ONE_DEVICE = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace("count=8", "count=1")}
 _COMMON = dict(
     steps=12,
     batch_size=8,
@@ -117,30 +116,8 @@ def untrained(config, workdir) -> str:
     return str(workdir)
 
 
-@contextlib.contextmanager
-def quick_compile(folder):
-    """Compiles in half the time what then runs slower, and the same program only once."""
-    if "FSQ_JAX_TESTS_COMPILED" in os.environ:  # tests.mutants does so for all that it runs
-        yield
-        return
-    quick = {
-        "jax_disable_most_optimizations": (True, False),
-        "jax_compilation_cache_dir": (str(folder), None),
-        "jax_persistent_cache_min_compile_time_secs": (0, 1),
-    }
-    for name, (value, _) in quick.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        for name, (_, value) in quick.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-
-
 def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
-    """Starts a Python program with --config and --workdir; what it compiles is kept in `folder`.
+    """Starts a Python program with --config and --workdir.
 
     Args:
       program: arguments of the interpreter, such as ["-m", "fsq_jax.train"].
@@ -160,14 +137,7 @@ def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ
-        | {
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder, "compiled")),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        }
-        | environment,
+        env=os.environ | ONE_DEVICE | environment,
     )
 
 

@@ -19,10 +19,8 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_and_quick(tmp_path_factory):
-    """One device, short compilations."""
-    compiled = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch, tiny.quick_compile(compiled):
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
         yield
 

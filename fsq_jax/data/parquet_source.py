@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fsq_jax.data import decode, shard_classes, shard_index, shards
+from fsq_jax.data import decode, shard_classes, shard_index
 from fsq_jax.data.dataset import Dataset
-from fsq_jax.data.splits import resolve
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
@@ -34,20 +33,13 @@ def open_source(pattern: str, split: str) -> Dataset:
     """A split of the files that a pattern names, see `shards.find`."""
     where = f"parquet:{pattern}"
     _parquet()
-    found = shards.find(pattern, "parquet", (".parquet",))
-    split = resolve(split, tuple(found), where)
-    index = shard_index.open_index("parquet", found[split], scan)
-    train = index
-    if split != "train" and "train" in found:  # whose classes are those of the other splits
-        train = shard_index.open_index("parquet", found["train"], scan)
-    classes = shard_classes.of(train, where)
-    labels = shard_classes.numbers(index, classes, where)
-    compressed = float((index.rows["offset"] < 0).mean())
-    if compressed > 0.5 and split == "train":
+    found = shard_classes.open_split("parquet", pattern, split, (".parquet",), scan)
+    compressed = float((found.index.rows["offset"] < 0).mean())
+    if compressed > 0.5 and found.name == "train":
         log(f"{where} is compressed: shuffled, each image costs the reading of its row group.")
-    columns = tuple(fact["image"] for fact in index.facts)
-    records = _ParquetRecords(index, columns)
-    return Dataset(where, split, classes.names, records, 0, len(labels), tuple(found))
+    columns = tuple(fact["image"] for fact in found.index.facts)
+    records = _ParquetRecords(found.index, columns)
+    return Dataset(where, found.name, found.classes, records, 0, len(found.labels), found.all_names)
 
 
 def _parquet():

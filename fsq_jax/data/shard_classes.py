@@ -7,11 +7,13 @@ Classes by words are numbered in the order of their words.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fsq_jax.data.shard_index import ShardIndex
+from fsq_jax.data import shards
+from fsq_jax.data.shard_index import Scan, ShardIndex, open_index
+from fsq_jax.data.splits import resolve
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.user_error import UserError
 
@@ -24,6 +26,38 @@ class Classes:
 
     names: tuple[str, ...]
     by_word: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split of shards: its name and all there are, its index, its classes, its labels [N]."""
+
+    name: str
+    all_names: tuple[str, ...]
+    index: ShardIndex
+    classes: tuple[str, ...]
+    labels: np.ndarray
+
+
+def open_split(kind: str, pattern: str, split: str, endings: Sequence[str], scan: Scan) -> Split:
+    """A split of the shards that a pattern names, see `shards.find`, with the classes of train.
+
+    Args:
+      kind: "wds" or "parquet", see `open_index`.
+      pattern: which shards.
+      split: of them.
+      endings: of the files of a folder.
+      scan: what a shard has, see `open_index`.
+    """
+    where = f"{kind}:{pattern}"
+    found = shards.find(pattern, kind, endings)
+    split = resolve(split, tuple(found), where)
+    index = open_index(kind, found[split], scan)
+    train = index
+    if split != "train" and "train" in found:
+        train = open_index(kind, found["train"], scan)
+    classes = of(train, where)
+    return Split(split, tuple(found), index, classes.names, numbers(index, classes, where))
 
 
 def of(index: ShardIndex, where: str) -> Classes:

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fsq_jax.data import decode, shard_classes, shard_index, shards
+from fsq_jax.data import decode, shard_classes, shard_index
 from fsq_jax.data.dataset import Dataset
-from fsq_jax.data.splits import resolve
 from fsq_jax.runtime.user_error import UserError
 
 _BLOCK = 512  # bytes: of a header, and what data is filled up to
@@ -29,17 +28,12 @@ _NAME_KEYS = ("class_name", "class", "synset", "wnid")  # of a sample's JSON
 def open_source(pattern: str, split: str) -> Dataset:
     """A split of the shards that a pattern names, see `shards.find`; class names come from a file
     beside the shards, or from the samples, see `shard_classes`."""
-    where = f"wds:{pattern}"
-    found = shards.find(pattern, "wds", (".tar",))
-    split = resolve(split, tuple(found), where)
-    index = shard_index.open_index("wds", found[split], scan)
-    train = index
-    if split != "train" and "train" in found:  # whose classes are those of the other splits
-        train = shard_index.open_index("wds", found["train"], scan)
-    classes = shard_classes.of(train, where)
-    labels = shard_classes.numbers(index, classes, where)
-    records = _WdsRecords(index, None if np.array_equal(labels, index.rows["label"]) else labels)
-    return Dataset(where, split, classes.names, records, 0, len(labels), tuple(found))
+    found = shard_classes.open_split("wds", pattern, split, (".tar",), scan)
+    own = np.array_equal(found.labels, found.index.rows["label"])
+    records = _WdsRecords(found.index, None if own else found.labels)
+    return Dataset(
+        f"wds:{pattern}", found.name, found.classes, records, 0, len(found.labels), found.all_names
+    )
 
 
 def scan(path: pathlib.Path) -> tuple[shard_index.Rows, dict[str, Any]]:

@@ -68,7 +68,7 @@ def check(evals: Mapping[str, Mapping]) -> None:
 
 
 def check_stage(
-    evals: Mapping[str, Mapping], stage: Stage, mesh: Mesh, size: int, task: str = ""
+    evals: Mapping[str, Mapping], stage: Stage, mesh: Mesh, data: Mapping, task: str = ""
 ) -> None:
     """Raises a UserError for what an evaluator would otherwise refuse only after training.
 
@@ -76,7 +76,7 @@ def check_stage(
       evals: `config.evals`.
       stage: what is trained.
       mesh: its devices.
-      size: of its images in pixels.
+      data: `config.data`, of which are the images' size and transform.
       task: of UViM's stages, which have an evaluator of that name.
     """
     fitting = sorted(
@@ -93,9 +93,12 @@ def check_stage(
         if name == "generation":
             generation.check(arguments)
         if name == "colorization":
-            colorization.check(arguments, size)
+            colorization.check(arguments, data["size"])
         if arguments.get("reference"):
-            run_scorer.check_reference(arguments, name == "generation", mesh, size)
+            every_metric = name == "generation"
+            run_scorer.check_reference(
+                arguments, every_metric, mesh, data["size"], data["transform"]
+            )
 
 
 def _own(arguments: Mapping) -> dict:

@@ -53,11 +53,14 @@ OWN_REFERENCE = "{}_own_reference"
 _NO_REFERENCE = ("inception_score",)  # which sees no real images
 
 
-def check_reference(arguments: Mapping, every_metric: bool, mesh: Mesh, size: int) -> None:
-    """Raises a UserError where a reference's file isn't of an evaluator's protocol and size."""
+def check_reference(
+    arguments: Mapping, every_metric: bool, mesh: Mesh, size: int, transform: str
+) -> None:
+    """Raises a UserError where a reference's file isn't of an evaluator's protocol, or of images
+    of this size and transform."""
     protocol = _wanted(arguments["features"], arguments.get("protocol", "adm"), every_metric)
     scorer = Scorer(mesh, protocol, arguments.get("weights", ""))
-    scorer.read_reference(arguments["reference"], (size, size))
+    scorer.read_reference(arguments["reference"], (size, size), transform)
 
 
 def _wanted(network: str, protocol: str, every_metric: bool) -> protocols.Protocol:
@@ -117,13 +120,9 @@ class RunScorer:
         that are neighbours find them in the folder references/ beside their workdirs.
         """
         if path:
-            size, ours = self._predictor.protocol["size"], self._predictor.protocol["transform"]
-            theirs = reference_file.load(path).record.get("transform", ours)
-            if theirs != ours:
-                raise UserError(
-                    f"{path} is of images with transform={theirs}, this run's have {ours}."
-                )
-            return self._scorer.load_reference(path, self._predictor.batch_size, (size, size))
+            size, transform = (self._predictor.protocol[name] for name in ("size", "transform"))
+            rows = self._predictor.batch_size
+            return self._scorer.load_reference(path, rows, (size, size), transform)
         origin = protocols.Reference(self._predictor.protocol.get("data", ""), self._split(split))
         batches = self._predictor.batches(split, limit)
         file = self._file(origin, limit, len(batches))

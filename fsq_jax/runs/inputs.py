@@ -76,23 +76,6 @@ def _training(config) -> tuple[Dataset, transforms.Transform, tuple[str, ...]]:
     return source, token_cache.sample_image_and_tokens(augment, plain, **views), ()
 
 
-def eval_batches(
-    config,
-    split: str | Dataset,
-    limit: int = 0,
-    transform: transforms.Transform | None = None,
-    rows: int = 0,
-) -> pipeline.EvalBatches:
-    """This host's batches of a split, each record once, as it is (no augmentation).
-
-    "train" and "eval" stand for the data's own two splits; records chosen from `eval_dataset` may
-    stand in for a split. `transform` takes the place of the config's own; batches are filled up to
-    `rows` over all hosts.
-    """
-    dataset = eval_dataset(config, split) if isinstance(split, str) else split
-    return every_record(config, dataset, transform or transforms_of(config)[1], limit, rows)
-
-
 def eval_dataset(config, split: str) -> Dataset:
     """The records of a split, as they are before any transform, held against the config.
 
@@ -114,14 +97,21 @@ def split_name(config, split: str) -> str:
     return {"train": config.data.train_split, "eval": config.data.eval_split}.get(split, split)
 
 
-def every_record(
-    config, dataset: Dataset, transform: transforms.Transform, limit: int = 0, rows: int = 0
+def eval_batches(
+    config,
+    dataset: Dataset,
+    limit: int = 0,
+    transform: transforms.Transform | None = None,
+    rows: int = 0,
 ) -> pipeline.EvalBatches:
-    """This host's batches of a data set, each record once, filled up and masked, see `rows` of
-    `pipeline.eval_batches`."""
+    """This host's batches of records of `eval_dataset`, each once, as it is (no augmentation).
+
+    `transform` takes the place of the config's own; batches are filled up to `rows` over all hosts
+    and masked.
+    """
     return pipeline.eval_batches(
         dataset,
-        transform,
+        transform or transforms_of(config)[1],
         batch_size=config.eval_batch_size,
         rows=rows,
         limit=limit or None,
@@ -141,5 +131,4 @@ def preview_batch(config, mesh: jax.sharding.Mesh, num_images: int = 32) -> dict
     num_images = min(num_images, config.eval_batch_size, len(dataset))
     num_images = max(1, num_images // mesh.size) * mesh.size  # no copies, if it can be
     plain.eval_batch_size = num_images
-    batches = every_record(plain, dataset.spread(num_images), transforms_of(config)[1])
-    return next(iter(batches))
+    return next(iter(eval_batches(plain, dataset.spread(num_images))))

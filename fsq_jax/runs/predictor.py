@@ -1,5 +1,6 @@
 """From any path to weights to something that predicts, and from a training state to the same."""
 
+import functools
 import os
 import platform
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ import jax
 import numpy as np
 
 from fsq_jax import stages
+from fsq_jax.data.dataset import Dataset
+from fsq_jax.data.transforms import Transform
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.pretrained import parameter_trees, weights
 from fsq_jax.runs import frozen, inputs, published
@@ -80,19 +83,24 @@ def of_state(
     source: Mapping | None = None,
 ) -> Predictor:
     """The predictor of a state on the devices; `source` goes into the protocol of its results."""
+
+    @functools.cache  # several evaluators read a split, and opening it looks at its records
+    def dataset(split: str) -> Dataset:
+        return inputs.eval_dataset(config, split)
+
+    def batches(split: str | Dataset, limit: int, transform: Transform | None = None):
+        records = dataset(split) if isinstance(split, str) else split
+        rows = sharding.padded(config.eval_batch_size, mesh)
+        limit = limit or config.data.eval_limit
+        return inputs.eval_batches(config, records, limit, transform, rows)
+
     return Predictor(
         config=config,
         stage=stage,
         predict=predict,
         state=state,
-        batches=lambda split, limit, transform=None: inputs.eval_batches(
-            config,
-            split,
-            limit or config.data.eval_limit,
-            transform,
-            sharding.padded(config.eval_batch_size, mesh),
-        ),
-        dataset=lambda split: inputs.eval_dataset(config, split),
+        batches=batches,
+        dataset=dataset,
         mesh=mesh,
         protocol={
             "data": config.data.source,

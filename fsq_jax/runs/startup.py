@@ -93,7 +93,7 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
         )
     stage, key = frozen.make_stage(config), jax.random.key(config.seed)
     evaluators.check_stage(
-        config.evals, stage, mesh, config.data.size, config.get("task", {}).get("name", "")
+        config.evals, stage, mesh, config.data, config.get("task", {}).get("name", "")
     )
     batches = inputs.train_batches(config)
     resources.callback(batches.close)

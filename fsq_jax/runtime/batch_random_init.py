@@ -4,6 +4,10 @@ A model draws every parameter with a key of its own: hundreds of random generato
 out round by round, merges into kernels of thousands of instructions, and takes long to compile.
 Draws of one shape differ in nothing but their keys, and so do the steps that derive the keys: they
 are made here by one generator each, mapped over the keys. What is drawn stays the same.
+
+For an H100 the initial values of the paper's masked transformer take 69 seconds of a processor to
+compile as they are, and 7 with this; with the rbg generator 61, with the compiler's least effort 71
+(experiments/results/speed/init_compile.jsonl).
 """
 
 import collections

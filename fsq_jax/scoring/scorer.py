@@ -115,7 +115,11 @@ class Scorer:
         return seen.flush()
 
     def load_reference(
-        self, path: str, batch_size: int = 64, size: tuple[int, int] | None = None
+        self,
+        path: str,
+        batch_size: int = 64,
+        size: tuple[int, int] | None = None,
+        transform: str = "",
     ) -> Statistics:
         """A reference's file of `fsq_jax.reference`, or of ADM's; its images give the features.
 
@@ -123,11 +127,12 @@ class Scorer:
           path: of the .npz.
           batch_size: images at once, over all devices.
           size: height and width of the images that are held against it, where they are to be equal.
+          transform: how these were cropped, where it is known.
 
         Raises:
           UserError: where the file can't be read, or was measured otherwise.
         """
-        saved = self.read_reference(path, size)
+        saved = self.read_reference(path, size, transform)
         if "pool" not in self.empty(reference=True).keep or saved.statistics.keep:
             return saved.statistics
         images = image_sets.open_images(path)
@@ -138,7 +143,7 @@ class Scorer:
         )
 
     def read_reference(
-        self, path: str, size: tuple[int, int] | None = None
+        self, path: str, size: tuple[int, int] | None = None, transform: str = ""
     ) -> reference_file.Saved:
         """What `load_reference` loads before it looks at any image; the same errors."""
         saved = reference_file.load(path)
@@ -147,6 +152,9 @@ class Scorer:
                 f"{path} is of images of {saved.size[0]} x {saved.size[1]} pixels, not of "
                 f"{size[0]} x {size[1]}."
             )
+        theirs = saved.record.get("transform", transform)
+        if transform and theirs != transform:
+            raise UserError(f"{path} is of images with transform={theirs}, these have {transform}.")
         if saved.record:
             mine, theirs = (
                 {"features": values.get("features", {})}

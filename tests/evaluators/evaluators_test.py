@@ -18,8 +18,6 @@ from fsq_jax.runs.frozen import load_stage_1, make_stage
 from fsq_jax.runtime import sharding
 from fsq_jax.stages import maskgit_tokenizer as tokenizer_stage
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(scope="module")
 def tokenizer(trained):

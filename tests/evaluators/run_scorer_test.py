@@ -8,9 +8,8 @@ import pytest
 from fsq_jax import evaluators, runs
 from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.metrics import frechet
+from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import reference_file
-
-pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +74,10 @@ def test_a_reference_may_be_a_file(run, tmp_path):
     assert network.distance(real, real, "train")[0] == value[network.metric]
     with pytest.raises(ValueError, match=r"of 'train\[:32\]', not 'validation\[:20\]'"):
         network.distance(real, real, "eval")
+    other = tmp_path / "adm.npz"
+    real.save(other, reference_file.load(file).record | {"transform": "adm"})
+    with pytest.raises(UserError, match="of images with transform=adm, these have square"):
+        network.reference("train", 0, str(other))
 
 
 def test_images_that_a_caller_adds_may_be_the_reference(run, tmp_path):

@@ -121,7 +121,6 @@ def test_psnr_of_colours():
 ARGUMENTS = dict(features="random", num_images=COUNT, reference_split="eval", reference_limit=COUNT)
 
 
-@pytest.mark.usefixtures("quickly")
 def test_distance_of_true_colours_is_nothing():
     run = make_run(lambda state, batch, key: {"image": batch["image"]})
     values, protocol = colorization.evaluate(run, **ARGUMENTS)

@@ -40,12 +40,7 @@ def test_program_writes_a_line_a_dtype(tmp_path):
         cwd=tiny.ROOT,
         capture_output=True,
         text=True,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
+        env=os.environ | tiny.ONE_DEVICE,
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]

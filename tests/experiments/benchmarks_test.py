@@ -51,12 +51,7 @@ def test_program_records_what_runs_and_what_fails(tmp_path):
         cwd=tiny.ROOT,
         capture_output=True,
         text=True,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
+        env=os.environ | tiny.ONE_DEVICE,
     )
     assert done.returncode == 0, done.stderr
     good, bad = map(json.loads, out.read_text().splitlines())
@@ -91,12 +86,7 @@ def test_decoding_is_timed_for_each_batch(tmp_path):
         cwd=tiny.ROOT,
         capture_output=True,
         text=True,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
+        env=os.environ | tiny.ONE_DEVICE,
     )
     assert done.returncode == 0, done.stderr
     lines = list(map(json.loads, out.read_text().splitlines()))

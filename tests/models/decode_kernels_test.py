@@ -24,14 +24,14 @@ def _attend(query_RHD, cache_R2HKD):
 
 
 @pytest.mark.parametrize("keys", [192, 40])  # several parts, less than a tile
-def test_a_read_is_attention_to_the_whole_cache(quickly, keys):
+def test_a_read_is_attention_to_the_whole_cache(keys):
     query, cache = _draw(2, 2, 16), _draw(2, 2, 2, keys, 16)
     got = lib.read(query, cache, interpret=True)
     np.testing.assert_allclose(got, _attend(query, cache), atol=1e-6)
 
 
 @pytest.mark.parametrize("position", [0, 149])
-def test_a_token_is_appended_and_reads_itself_and_those_before(quickly, position):
+def test_a_token_is_appended_and_reads_itself_and_those_before(position):
     new, cache = _draw(2, 3, 2, 16), _draw(2, 2, 2, 150, 16)
     cache = cache.at[:, :, :, position:].set(jnp.nan)  # not written yet, and not to be read
     expected = cache.at[:, 0, :, position].set(new[:, 1]).at[:, 1, :, position].set(new[:, 2])
@@ -41,7 +41,7 @@ def test_a_token_is_appended_and_reads_itself_and_those_before(quickly, position
     np.testing.assert_allclose(read, _attend(new[:, 0], so_far), atol=1e-6)
 
 
-def test_a_product_has_the_norm_before_and_bias_gelu_and_residual_after(quickly):
+def test_a_product_has_the_norm_before_and_bias_gelu_and_residual_after():
     x, weight, bias, residual = _draw(1, 64), _draw(256, 64), _draw(256), _draw(1, 256)
     scale, shift = _draw(64), _draw(64)
     normed = (x - x.mean()) / jnp.sqrt(x.var() + EPSILON)

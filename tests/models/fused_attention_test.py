@@ -26,7 +26,7 @@ def _settings(length, rate):
 # A whole tile and one of a single token, as 257 has it; with padding, and no dropout.
 @pytest.mark.parametrize("num_tokens, length, rate", [(33, 33, 0.3), (40, 33, 0.0)])
 def test_value_and_gradient_are_those_of_plain_products_with_the_same_mask(
-    quickly, num_tokens, length, rate
+    num_tokens, length, rate
 ):
     qkv, key = _draw(num_tokens), jax.random.key(7)
     weight = jax.random.normal(jax.random.key(1), (1, length, 2, 24))

@@ -101,7 +101,7 @@ def test_reads_the_published_tree_and_agrees_with_the_reference(shared):
     np.testing.assert_allclose(logits["depth"], expected["logits_depth"], atol=1e-4)
 
 
-def test_parts_make_the_whole_and_both_precisions_agree(quickly):
+def test_parts_make_the_whole_and_both_precisions_agree():
     model = small()
     logits, quantized = jax.jit(model.apply)(drawn(), LABELS, IMAGE)
     assert {kind: x.shape for kind, x in logits.items()} == {
@@ -119,7 +119,7 @@ def test_parts_make_the_whole_and_both_precisions_agree(quickly):
         np.testing.assert_allclose(x, logits[kind], atol=0.05 * np.abs(logits[kind]).max())
 
 
-def test_real_labels(quickly):
+def test_real_labels():
     model = small(kinds={"color": 3}, real=True)
     labels = {"color": RNG.normal(size=(2, 8, 3, 16)).astype(np.float32)}
     variables = random_variables(model, labels, IMAGE)
@@ -129,7 +129,7 @@ def test_real_labels(quickly):
 
 @pytest.mark.parametrize("encoder", [True, False])
 @pytest.mark.parametrize("decoder", [True, False])
-def test_context_switches_remove_any_dependence(quickly, encoder, decoder):
+def test_context_switches_remove_any_dependence(encoder, decoder):
     model = small(encoder_context=encoder, decoder_context=decoder)
     variables = random_variables(model, LABELS, IMAGE)
     assert ("ctx_enc_embedding" in variables["params"]) == encoder
@@ -158,7 +158,7 @@ def test_as_many_codes_are_kept_as_dropped_and_any_number_as_often():
     np.testing.assert_allclose(ones.mean(axis=0), 0.25, atol=0.04)
 
 
-def test_dropped_codes_are_zeros_in_training_alone(quickly, monkeypatch):
+def test_dropped_codes_are_zeros_in_training_alone(monkeypatch):
     keep = np.array([[True, False, False, True], [False, False, False, False]])
     monkeypatch.setattr("fsq_jax.models.uvim_base.kept_codes", lambda *_: jnp.array(keep))
     rngs = {"code_dropout": jax.random.key(0)}
@@ -178,7 +178,7 @@ def test_dropped_codes_are_zeros_in_training_alone(quickly, monkeypatch):
         small(code_dropout="ordered")
 
 
-def test_training_moves_the_codebook_and_evaluation_does_not(quickly):
+def test_training_moves_the_codebook_and_evaluation_does_not():
     model = with_vq()
     variables = random_variables(model, LABELS, IMAGE)
     variables["codebook_state"]["quantizer"]["counts"] = np.ones(8, np.float32)
@@ -194,7 +194,7 @@ def test_training_moves_the_codebook_and_evaluation_does_not(quickly):
     np.testing.assert_allclose(moved.sum(), 0.995 * 8 + 2 * 4, rtol=1e-5)
 
 
-def test_remat_changes_nothing(quickly):
+def test_remat_changes_nothing():
     def gradient(remat):
         model = small(remat=remat)
         return jax.jit(

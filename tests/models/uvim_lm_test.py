@@ -58,7 +58,7 @@ def test_paper_size_has_the_published_tree():
     assert not any("Attn" in name and "bias" in name for name in flat)
 
 
-def test_starts_with_equal_logits(quickly):
+def test_starts_with_equal_logits():
     params = jax.jit(MODEL.init)(jax.random.key(0), IMAGE, CODES)["params"]
     assert not params["decoder"]["LogitsDense"]["kernel"].any()
     np.testing.assert_allclose(jnp.std(params["decoder"]["EmbedTargets"]["embedding"]), 1, atol=0.2)
@@ -99,7 +99,7 @@ def walk(model, image, indices):
 
 
 @pytest.mark.parametrize("dtype, atol", [("float32", 1e-5), ("bfloat16", 0.1)])
-def test_steps_with_a_cache_give_the_logits_of_all_at_once(quickly, dtype, atol):
+def test_steps_with_a_cache_give_the_logits_of_all_at_once(dtype, atol):
     model = MODEL.clone(dtype=dtype)
     full = APPLY(drawn(), IMAGE, CODES)
     steps = jax.jit(functools.partial(walk, model))(IMAGE, CODES)
@@ -107,7 +107,7 @@ def test_steps_with_a_cache_give_the_logits_of_all_at_once(quickly, dtype, atol)
     np.testing.assert_allclose(steps, full, atol=atol)
 
 
-def test_greedy_tokens_are_the_likeliest_given_themselves(quickly):
+def test_greedy_tokens_are_the_likeliest_given_themselves():
     @jax.jit
     def decode(image):
         return autoregressive.sample_indices(
@@ -122,7 +122,7 @@ def test_greedy_tokens_are_the_likeliest_given_themselves(quickly):
     np.testing.assert_array_equal(indices, logits[..., 1:].argmax(-1))
 
 
-def test_no_position_sees_its_own_code_or_later_ones(quickly):
+def test_no_position_sees_its_own_code_or_later_ones():
     """By changes of one code, and by the gradient of each position's logits."""
     logits = APPLY(drawn(), IMAGE, CODES)
     for n in range(6):
@@ -139,7 +139,7 @@ def test_no_position_sees_its_own_code_or_later_ones(quickly):
     np.testing.assert_array_equal(depends, np.tri(6, dtype=bool))
 
 
-def test_bfloat16_and_remat(quickly):
+def test_bfloat16_and_remat():
     logits = APPLY(drawn(), IMAGE, CODES)
     half = jax.jit(MODEL.clone(dtype="bfloat16").apply)(drawn(), IMAGE, CODES)
     assert half.dtype == jnp.float32

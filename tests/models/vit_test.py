@@ -61,7 +61,7 @@ def test_encoder_starts_like_the_reference():
     assert query.shape == (64, 2, 32) and 0.95 * bound < jnp.abs(query).max() <= bound
 
 
-def test_remat_changes_nothing(quickly):
+def test_remat_changes_nothing():
     x = normal(2, 4, 16)
     plain = vit.Encoder(2, 2, 32)
     variables = plain.init(jax.random.key(0), x)

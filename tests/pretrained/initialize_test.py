@@ -16,8 +16,6 @@ from fsq_jax.runtime import sharding
 from fsq_jax.runtime.workdir import load_config
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 # Of the smallest tokenizer with 2 levels of FSQ, on a VQ's weights.
 NEW = {
     "params/decoder/Conv_0/kernel": ((3, 3, 2, 8), (3, 3, 8, 8)),

@@ -22,7 +22,7 @@ def oracle(shared):
     return shared / "oracles"
 
 
-def test_base_answers_as_the_reference(quickly, oracle):
+def test_base_answers_as_the_reference(oracle):
     expected = np.load(oracle / "uvim_depth" / "expected.npz")
     base = uvim.load_uvim_base(oracle / "uvim_depth" / "checkpoint.npz")
     indices = base.encode({"depth": expected["ids_depth"]}, expected["context"])
@@ -31,7 +31,7 @@ def test_base_answers_as_the_reference(quickly, oracle):
     np.testing.assert_allclose(logits["depth"], expected["logits_depth"], atol=1e-4)
 
 
-def test_language_model_answers_as_the_reference(quickly, oracle):
+def test_language_model_answers_as_the_reference(oracle):
     expected = np.load(oracle / "uvim_lm" / "expected.npz")
     lm = uvim.load_uvim_lm(oracle / "uvim_lm" / "checkpoint.npz")
     logits = lm.logits(expected["image"], expected["targets"] - 1)

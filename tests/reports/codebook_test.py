@@ -3,14 +3,11 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from fsq_jax import runs
 from fsq_jax.reports import codebook as codebook_page
 from fsq_jax.runs.frozen import load_stage_1
 from fsq_jax.runtime.workdir import save_config, save_results
-
-pytestmark = pytest.mark.usefixtures("quickly")
 
 COUNTS_CK = np.array([[4, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
 

@@ -14,8 +14,6 @@ from fsq_jax.runs.frozen import load_stage_1
 from fsq_jax.runtime.workdir import metric_values
 from tests.programs_test import run_sample
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 DATA = {
     "data.source": "scenes",
     "data.size": 16,

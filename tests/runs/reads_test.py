@@ -8,8 +8,6 @@ from fsq_jax import export, runs
 from fsq_jax.formats import weights_file
 from fsq_jax.runtime import checkpoint
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture
 def reads(monkeypatch):

@@ -16,12 +16,6 @@ from tests import tiny
 MIN_SIZE = 128  # elements; far below the 2**18 of a real run, since nothing here is as large
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile(tmp_path_factory):
-    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 def spec(shape, num_devices=8, **arguments):
     mesh = sharding.make_mesh(num_devices)
     leaf = jax.ShapeDtypeStruct(shape, jnp.float32)

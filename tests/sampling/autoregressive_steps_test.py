@@ -7,7 +7,6 @@ import pytest
 
 from fsq_jax.sampling import autoregressive
 
-pytestmark = pytest.mark.usefixtures("quickly")
 VOCABULARY, TOKENS = 6, 5
 
 

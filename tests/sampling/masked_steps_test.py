@@ -10,7 +10,6 @@ import pytest
 
 from fsq_jax.sampling import masked
 
-pytestmark = pytest.mark.usefixtures("quickly")
 CODES, CLASSES, TOKENS = 4, 2, 8
 MASK = CODES + CLASSES
 

@@ -13,8 +13,6 @@ from fsq_jax.runtime import manifest, sharding
 from fsq_jax.scoring import protocols, reference_file, scorer
 from fsq_jax.scoring.scorer import Scorer
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

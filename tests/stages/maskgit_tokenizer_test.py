@@ -11,12 +11,6 @@ from fsq_jax.runs.frozen import make_stage
 from tests import tiny
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile(tmp_path_factory):
-    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def batch():
     return {"image": np.random.default_rng(0).random((4, 8, 8, 3), np.float32)}

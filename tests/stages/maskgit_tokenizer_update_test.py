@@ -64,7 +64,7 @@ def make_config():
 
 
 @pytest.fixture(scope="module")
-def made(compiled):
+def made():
     """(first state, steps done, the reference's [(params, grads, values, LeCam's means)])."""
     frozen = {"scale": np.float32(3.0)}
     stage = stages.make(make_config(), perceptual=Network(features, frozen, "mean"))
@@ -73,7 +73,7 @@ def made(compiled):
     reference = steps.in_float64(
         reference_tokenizer.make_losses(WEIGHTS, lambda x: features({"scale": 3.0}, x))
     )
-    with pytest.MonkeyPatch.context() as patch, tiny.quick_compile(compiled):
+    with pytest.MonkeyPatch.context() as patch:
         done = steps.run(stage, state, batch, steps.Draws(patch))
         params = {name: steps.flat(state.params[name]) for name in NETWORKS}
         adam = {name: reference_optim.AdamW(0.5, 0.9, 0.2, 0.4) for name in NETWORKS}

@@ -12,12 +12,6 @@ from tests import tiny
 CODES, CLASSES, TOKENS = 12, 30, 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile(tmp_path_factory):
-    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     return tiny.untrained_tokenizer(tmp_path_factory.mktemp("tokenizer"))

@@ -37,7 +37,7 @@ def reference(name):
 
 
 @pytest.fixture(scope="module")
-def made(compiled):
+def made():
     """(stage, first state, batch, the steps done, the loss predicted, its draws)."""
     config = tiny.transformer("", CHANGES)
     stage_1 = tiny.tokenizer()
@@ -49,7 +49,7 @@ def made(compiled):
     }
     stage = tiny.stage_of_shapes(config)
     state = steps.first_state(stage, batch)
-    with pytest.MonkeyPatch.context() as patch, tiny.quick_compile(compiled):
+    with pytest.MonkeyPatch.context() as patch:
         draws = steps.Draws(patch)
         done = steps.run(stage, state, batch, draws)
         averaged = done[-1][0]
@@ -69,19 +69,16 @@ def inputs_of(batch, draws):
 
 
 @pytest.fixture(scope="module")
-def expected(made, compiled):
+def expected(made):
     """[(parameters, gradients, values)] of the reference after each step, with the same draws."""
     state, batch, done, _, _ = made
     params, adam = steps.flat(state.params), reference_optim.AdamW(0.8, 0.9, 0.5, 0.1)
     gradients, results = reference("gradients"), []
-    with tiny.quick_compile(compiled):
-        for step, (_, _, draws) in enumerate(done):
-            grads, values = gradients(
-                steps.nested(params), batch["tokens"], *inputs_of(batch, draws)
-            )
-            grads = steps.flat(grads)
-            params = adam.update(params, grads, 1e-2 * reference_optim.cosine(step, 10))
-            results.append((params, grads, values))
+    for step, (_, _, draws) in enumerate(done):
+        grads, values = gradients(steps.nested(params), batch["tokens"], *inputs_of(batch, draws))
+        grads = steps.flat(grads)
+        params = adam.update(params, grads, 1e-2 * reference_optim.cosine(step, 10))
+        results.append((params, grads, values))
     return results
 
 
@@ -144,12 +141,11 @@ def test_draws_have_keys_of_their_own_and_the_rates_of_the_config(made):
     assert abs(counts.mean() - 12.5) < 5 * 2.3 / len(counts) ** 0.5
 
 
-def test_validation_loss_is_of_the_averages_without_dropout(made, compiled):
+def test_validation_loss_is_of_the_averages_without_dropout(made):
     _, batch, done, predicted, draws = made
     assert [d[0] for d in draws] == ["random_mask"]
     mask_BL, class_B = draws[0][3], batch["label"] + CODES
     averages = steps.nested(steps.flat(done[-1][0].ema_params))
-    with tiny.quick_compile(compiled):
-        _, values = reference("loss")(averages, batch["tokens"], class_B, mask_BL, None)
+    _, values = reference("loss")(averages, batch["tokens"], class_B, mask_BL, None)
     for name, value in values.items():
         np.testing.assert_allclose(predicted[name], value, rtol=1e-4, err_msg=name)

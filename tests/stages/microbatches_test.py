@@ -16,12 +16,6 @@ from tests import tiny
 NO_DROPOUT = {"model.dropout": 0.0, "model.attention_dropout": 0.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile(tmp_path_factory):
-    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return tiny.untrained_tokenizer(tmp_path_factory.mktemp("tokenizer"))

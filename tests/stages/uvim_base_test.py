@@ -12,12 +12,6 @@ from fsq_jax.stages import uvim_base
 from tests import tiny
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile(tmp_path_factory):
-    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 def start(config):
     """(stage, first state, a batch of four, compiled update)."""
     stage = make_stage(config)

@@ -12,7 +12,7 @@ WORDS = 16
 
 
 @pytest.fixture(scope="module")
-def made(compiled):
+def made():
     """Stage I with a running codebook: (first state, its steps, the reference's)."""
     config = tiny.label_coder(
         uvim_updates.OPTIM
@@ -30,7 +30,7 @@ def made(compiled):
         "dictionary": rng.standard_normal((WORDS, WORDS)).astype(np.float32),
     }
     state = state.replace(model_state={"codebook_state": {"quantizer": book}})
-    with pytest.MonkeyPatch.context() as patch, tiny.quick_compile(compiled):
+    with pytest.MonkeyPatch.context() as patch:
         done = steps.run(stage, state, batch, steps.Draws(patch))
         predicted = jax.device_get(jax.jit(stage.predict["indices"])(done[-1][0], batch, None))
         loss = reference_uvim.make_base_loss(2, 2, uvim_updates.BINS, 0.3)

@@ -13,12 +13,6 @@ from fsq_jax.runtime.workdir import save_config
 from tests import tiny
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile(tmp_path_factory):
-    with tiny.quick_compile(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A stage I whose codes say something of the labels, since its encoder is random."""
@@ -104,9 +98,7 @@ def test_a_run_on_token_cache_sees_the_same_images_and_codes(base, tmp_path):
     plain.data.flip = False
     indices, by_image = jax.jit(stage.predict["indices"]), {}
     for flipped in (False, True):
-        for views in inputs.every_record(
-            plain, inputs.eval_dataset(plain, "train"), inputs.transforms_of(plain)[1]
-        ):
+        for views in inputs.eval_batches(plain, inputs.eval_dataset(plain, "train")):
             views = {
                 n: v[:, :, ::-1] if flipped and n != "label" and v.ndim > 2 else v
                 for n, v in views.items()

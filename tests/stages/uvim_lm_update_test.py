@@ -10,7 +10,7 @@ from tests.stages import reference_uvim, uvim_updates
 
 
 @pytest.fixture(scope="module")
-def made(compiled):
+def made():
     """Stage II on given codes: (first state, its steps, the reference's, losses predicted)."""
     config = tiny.code_model(
         "", uvim_updates.OPTIM | {"optim.rate_multipliers": (("encoder/.*", 0.1),)}
@@ -19,7 +19,7 @@ def made(compiled):
     stage, batch = tiny.stage_of_shapes(config), uvim_updates.batch_of(rng)
     batch["tokens"] = rng.integers(0, 12, (uvim_updates.BATCH, 4)).astype(np.int32)
     state = steps.first_state(stage, batch)
-    with pytest.MonkeyPatch.context() as patch, tiny.quick_compile(compiled):
+    with pytest.MonkeyPatch.context() as patch:
         done = steps.run(stage, state, batch, steps.Draws(patch))
         loss = jax.jit(stage.predict["loss"])
         predicted = jax.device_get(loss(done[-1][0], batch, None))
