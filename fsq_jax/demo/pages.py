@@ -116,8 +116,7 @@ def tokenizer_page(predictor: Predictor) -> None:
     encode.click(_told(encoded), given, shown)
     gr.on(None, _told(encoded), given, shown)  # when the page opens, and for each new picture
     paint.click(_told(paint_codes), [state, canvas, *digits], [state, canvas, painted])
-    for slider in digits:
-        slider.release(lambda *digits: model.code(digits), digits, code)
+    gr.on(None, lambda *at: model.code(at), digits, code, trigger_mode="always_last")
 
 
 def maskgit_page(predictor: Predictor) -> None:
