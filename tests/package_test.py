@@ -1,6 +1,7 @@
 """What an installation brings: the layer needs jax and flax alone, extras have what is imported."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tomllib
 
 import pytest
 
+import fsq_jax
 from fsq_jax.pretrained import shipped
 from tests import tiny
 
@@ -41,6 +43,16 @@ def test_the_layer_imports_nothing_beside_jax_and_flax():
         [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_command_beside_the_layer_alone_says_what_to_install(monkeypatch):
+    command = ["python", "-m", "fsq_jax.train", "--config=x"]
+    fsq_jax._check_command(command)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^Error: fsq_jax.train needs .*'fsq_jax\[train\]'"):
+        fsq_jax._check_command(command)
+    fsq_jax._check_command(["python", "-m", "theirs.train"])
+    fsq_jax._check_command(["python", "-m"])
 
 
 def test_the_layer_requires_three_packages():

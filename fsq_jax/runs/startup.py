@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from configs import uvim_lm
@@ -21,6 +23,7 @@ from fsq_jax.runtime.compiler import compiler_options
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
+from fsq_jax.stages import optim
 from fsq_jax.stages.stage import Stage, TrainState
 
 
@@ -59,9 +62,11 @@ class Training:
     watch: liveness.Watch
     resources: contextlib.ExitStack
 
-    def next_batch(self) -> None:
-        """Puts the next batch on the mesh."""
+    def next_batch(self) -> float:
+        """Puts the next batch on the mesh; returns the seconds that it took to come."""
+        begin = time.monotonic()
         self.batch = sharding.put_batch(next(self.batches), self.mesh)
+        return time.monotonic() - begin
 
 
 def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
@@ -117,12 +122,7 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
         state = start.apply_to(state, shardings, workdir)
     frozen_shardings = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen_shardings))
-    update = jax.jit(
-        stage.update,
-        donate_argnums=0,
-        compiler_options=compiler_options(),
-        out_shardings=(shardings.replace(frozen=frozen_shardings), sharding.replicated(mesh)),
-    )
+    update = compiled_update(config, stage, mesh, shardings.replace(frozen=frozen_shardings))
     training = Training(
         config,
         workdir,
@@ -142,6 +142,30 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     if 0 < first < config.steps:
         training.next_batch()
     return training
+
+
+def compiled_update(config, stage: Stage, mesh: jax.sharding.Mesh, shardings: TrainState):
+    """The step of a training, compiled when it is first called; its state takes the old one's
+    place, laid out as `shardings`."""
+    return jax.jit(
+        with_learning_rate(stage.update, config),
+        donate_argnums=0,
+        compiler_options=compiler_options(),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+
+def with_learning_rate(update: Callable, config) -> Callable:
+    """A stage's update with one metric more: the learning rate that the step was made with."""
+    of_schedule = {k: config.optim[k] for k in ("learning_rate", "warmup_steps", "schedule")}
+    schedule = optim.make_schedule(total_steps=config.steps, **of_schedule)
+
+    def update_and_rate(state, batch, key):
+        rate = schedule(state.step)
+        state, metrics = update(state, batch, key)
+        return state, metrics | {"learning_rate": jnp.asarray(rate, jnp.float32)}
+
+    return update_and_rate
 
 
 def how_to_go_on(workdir: str) -> str:

@@ -16,7 +16,8 @@ from fsq_jax.runtime.image_grid import image_grid
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.wandb_writer import WandbWriter
 
-WALL_CLOCK = ("seconds", "images_per_second")  # the fields in which two equal runs differ
+# The fields in which two equal runs differ.
+WALL_CLOCK = ("seconds", "images_per_second", "data_wait", "mfu")
 _MAX_LINE = 1 << 20  # bytes
 
 
