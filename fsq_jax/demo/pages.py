@@ -200,7 +200,7 @@ def _canvas(label: str, picture: np.ndarray | None):
     )
 
 
-def _blank(picture: np.ndarray) -> dict:
+def _blank(picture: np.ndarray | None) -> dict:
     """What an editor shows: a picture on which nothing is painted."""
     return {"background": picture, "layers": [], "composite": picture}
 

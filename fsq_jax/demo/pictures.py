@@ -6,6 +6,7 @@ N images, H W pixels, h w tokens along the sides, T decoding steps, K codes, d c
 from collections.abc import Mapping, Sequence
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 
 from fsq_jax.quantizers import fsq
@@ -34,7 +35,7 @@ def colours(levels: Sequence[int], codebook_size: int) -> np.ndarray:
     """
     if not levels:
         return drawing.palette(codebook_size + 1)[1:]
-    codes_Kd = np.asarray(fsq.indices_to_codes(np.arange(codebook_size), levels))
+    codes_Kd = np.asarray(fsq.indices_to_codes(jnp.arange(codebook_size), levels))
     colours_K3 = np.full((codebook_size, 3), _GREY, np.float32)
     channels = min(3, len(levels))
     low, high = codes_Kd.min(0), codes_Kd.max(0)

@@ -141,7 +141,7 @@ def guided(logits_fn: LogitsFn, guidance, null_token: int) -> LogitsFn:
     if isinstance(guidance, int | float) and guidance == 0:
         return logits_fn
     if jnp.ndim(guidance):
-        guidance = guidance[:, None, None]
+        guidance = jnp.reshape(guidance, (-1, 1, 1))
 
     def guided_logits(tokens_BL):
         batch = tokens_BL.shape[0]
