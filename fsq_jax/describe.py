@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from absl import flags
 from clu import parameter_overview
-from ml_collections import config_flags
 
 from fsq_jax.data import checks, splits
 from fsq_jax.runs import costs, inputs
@@ -189,7 +188,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    cli.define_config_flag()
     flags.DEFINE_bool("json", False, "Print JSON.")
     flags.DEFINE_bool("arrays", False, "Print every array's name, shape and size, nothing else.")
     flags.DEFINE_integer(

@@ -31,7 +31,7 @@ from fsq_jax.formats import hub, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
-from fsq_jax.runtime import cli, manifest, outputs
+from fsq_jax.runtime import cli, manifest, outputs, sharding
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_results, of_step
@@ -157,6 +157,7 @@ def check_format(format: str, loaded: weights.Weights) -> None:
 
 def write_functions(out: str, loaded: weights.Weights) -> list[str]:
     """Writes the stage's functions as OUT/NAME.jax; returns the paths."""
+    sharding.check_precision()
     written = []
     for name, (function, argument) in FUNCTIONS[loaded.config.stage](loaded).items():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument)

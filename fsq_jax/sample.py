@@ -121,6 +121,8 @@ def sample_images(predictor: Predictor, options) -> None:
     if bool(options.image) != bool(options.mask):
         raise UserError("--image and --mask go together: what to complete, and where.")
     labels = parse_labels(options.labels, class_names(predictor))
+    if options.num < 0:
+        raise UserError(f"--num={options.num} must be at least 0.")
     labels_N = np.resize(labels, options.num or 8 * len(labels))
     if not options.num:
         labels_N = np.sort(labels_N, kind="stable")  # a row of the grid for each class

@@ -43,15 +43,17 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = "") ->
     writer = MetricWriter(workdir, step=run.first, active=main_host, config=config.to_dict())
     progress = Progress(config.steps, initial=run.first, title=config.stage, active=main_host)
     utilization = costs.Utilization(config, run.batch, mesh)
+    every, batch_size = config.log_every, config.batch_size
     reporter = StepReporter(
-        writer, progress, config.log_every, config.batch_size, guard, utilization
+        writer, progress, every, batch_size, guard, utilization, skipped=run.skipped
     )
     preview_batch = sharding.put_batch(inputs.preview_batch(config, mesh), mesh)
     stop = StopSignal()
 
     def save(step, results):
         reporter.pause()  # which raises, rather than save, where a number is not finite
-        run.checkpoints.save(run.state, {"position": step}, metric_values(results))
+        position = {"position": step, "skipped": reporter.skipped}
+        run.checkpoints.save(run.state, position, metric_values(results))
 
     def evaluate(step, only_due) -> dict:
         reporter.pause()

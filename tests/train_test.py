@@ -97,7 +97,7 @@ def test_steps_that_cannot_be_traced_are_refused_at_once(window, tmp_path):
 
 def test_learning_rates_are_those_of_the_schedule():
     config = make_config(**{"optim.warmup_steps": 2, "optim.schedule": "cosine"})
-    update = startup.with_learning_rate(lambda state, batch, key: (state, {}), config)
+    update = startup.with_more_metrics(lambda state, batch, key: (state, {}), config)
     rates = [update(SimpleNamespace(step=step), {}, None)[1]["learning_rate"] for step in range(6)]
     top = config.optim.learning_rate
     np.testing.assert_allclose(rates[:3], [0, top / 2, top], rtol=1e-6)
@@ -212,6 +212,38 @@ def test_asked_to_stop_it_saves_and_leaves(finished, tmp_path, monkeypatch, numb
     # Step 2 was at work when step 1 was reported.
     assert checkpoints(tmp_path) == [2]
     assert tiny.lines(tmp_path) == tiny.lines(finished[0])[:2]
+
+
+def test_damaged_records_are_skipped_and_counted_the_same_after_a_stop(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for number in range(12):
+            picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            picture.save(tmp_path / "data" / split / f"{number:02d}.png")
+        (tmp_path / "data" / split / "03.png").write_bytes(b"no picture")
+    config = make_config(
+        **{
+            "data.source": f"folder:{tmp_path / 'data'}",
+            "data.train_split": "train",
+            "data.eval_split": "val",
+            "data.skip_damaged": True,
+        }
+    )
+    results = train.train(config, str(tmp_path / "straight"))
+    counts = [line["skipped_records"] for line in tiny.lines(tmp_path / "straight", "train")]
+    assert counts == sorted(counts) and counts[-1] == 4  # as many epochs
+    tokens = 11 * 4 * 4  # of twelve images, one of which is damaged
+    assert results["codebook/usage"]["protocol"]["num_tokens"] == tokens
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StopSignal, "requested", lambda self, step: step == 4)
+        train.train(config, str(tmp_path / "stopped"))
+    assert train.train(config, str(tmp_path / "stopped")) == results
+    assert tiny.lines(tmp_path / "stopped") == tiny.lines(tmp_path / "straight")
+    config.data.skip_damaged = False
+    with pytest.raises(ValueError, match="03.png is not a whole, readable image"):
+        train.train(config, str(tmp_path / "stops"))
 
 
 def test_arguments_are_not_swallowed():

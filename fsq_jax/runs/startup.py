@@ -38,6 +38,7 @@ class Training:
       mesh: all devices.
       key: of all that training draws; a step folds its number in.
       first: updates made before this start.
+      skipped: damaged records that were skipped until then.
       state: a `TrainState` on the mesh.
       update, predict: the stage's functions, compiled.
       batches: this host's batches, the one after `batch` next.
@@ -53,6 +54,7 @@ class Training:
     mesh: jax.sharding.Mesh
     key: jax.Array
     first: int
+    skipped: int
     state: TrainState
     update: Callable
     predict: Mapping[str, Callable]
@@ -111,10 +113,11 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     watch = liveness.Watch(workdir, lambda: how_to_go_on(workdir))
     resources.callback(watch.close)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
-    first = 0
+    first = skipped = 0
     if checkpoints.latest_step:
         state, data_state = checkpoints.restore(shapes, shardings)
         first = checkpoints.latest_step  # that of an older one, where the latest is damaged
+        skipped = data_state.get("skipped", 0)
         batches.set_state(data_state)
         log(f"Going on from step {first} of {workdir}.")
     else:
@@ -130,6 +133,7 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
         mesh,
         key,
         first,
+        skipped,
         state,
         update,
         compiled(stage),
@@ -148,24 +152,29 @@ def compiled_update(config, stage: Stage, mesh: jax.sharding.Mesh, shardings: Tr
     """The step of a training, compiled when it is first called; its state takes the old one's
     place, laid out as `shardings`."""
     return jax.jit(
-        with_learning_rate(stage.update, config),
+        with_more_metrics(stage.update, config),
         donate_argnums=0,
         compiler_options=compiler_options(),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
 
 
-def with_learning_rate(update: Callable, config) -> Callable:
-    """A stage's update with one metric more: the learning rate that the step was made with."""
+def with_more_metrics(update: Callable, config) -> Callable:
+    """A stage's update with the learning rate that the step was made with; with
+    `data.skip_damaged`, whose batches have "skipped", also the count of a batch's rows, over all
+    hosts, that stand for damaged records."""
     of_schedule = {k: config.optim[k] for k in ("learning_rate", "warmup_steps", "schedule")}
     schedule = optim.make_schedule(total_steps=config.steps, **of_schedule)
 
-    def update_and_rate(state, batch, key):
-        rate = schedule(state.step)
-        state, metrics = update(state, batch, key)
-        return state, metrics | {"learning_rate": jnp.asarray(rate, jnp.float32)}
+    def update_and_more(state, batch, key):
+        more = {"learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
+        if "skipped" in batch:
+            more["skipped_records"] = batch["skipped"].sum()
+        rows = {name: value for name, value in batch.items() if name != "skipped"}
+        state, metrics = update(state, rows, key)
+        return state, {**metrics, **more}
 
-    return update_and_rate
+    return update_and_more
 
 
 def how_to_go_on(workdir: str) -> str:

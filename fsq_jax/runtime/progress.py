@@ -14,9 +14,10 @@ from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.user_error import UserError
 
 
-def log(message: str) -> None:
-    """Prints a line on stderr, above a progress bar if there is one; on the first host alone."""
-    if jax.process_index() == 0:
+def log(message: str, every_host: bool = False) -> None:
+    """Prints a line on stderr, above a progress bar if there is one; on the first host alone, or
+    on every one that calls it."""
+    if every_host or jax.process_index() == 0:
         tqdm.tqdm.write(message, file=sys.stderr)
 
 
@@ -35,6 +36,10 @@ class StepReporter:
       guard: checks every step's metrics.
       utilization: steps a second -> the share of the devices' peak that they are (MFU), or None
         where it isn't known.
+      skipped: records that were skipped before the first step.
+
+    Attributes:
+      skipped: records that were skipped so far, as far as their steps are reported.
     """
 
     def __init__(
@@ -45,11 +50,13 @@ class StepReporter:
         batch_size: int,
         guard: Guard | None = None,
         utilization: Callable[[float], float | None] = lambda steps_per_second: None,
+        skipped: int = 0,
     ):
         self._writer, self._progress = writer, progress
         self._every, self._batch_size = every, batch_size
         self._guard = guard or Guard()
         self._utilization = utilization
+        self.skipped = skipped
         self._pending = None
         self._since, self._waited = None, 0.0
 
@@ -81,6 +88,8 @@ class StepReporter:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         check_finite(step, values)
         self._guard.check(step, values)
+        if "skipped_records" in values:  # of this step; what is written is of all
+            values["skipped_records"] = self.skipped = self.skipped + int(values["skipped_records"])
         if step % self._every:
             self._progress.update()
             return
@@ -121,7 +130,8 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         raise NonFiniteError(
             f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps are "
-            f"kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help."
+            "kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help, "
+            "and so may leaving out images that are black all over."
         )
 
 

@@ -119,6 +119,15 @@ def test_reporter_is_one_step_late_and_writes_every_nth():
     assert seen.lines[1][2]["images_per_second"] > 0
 
 
+def test_skipped_records_are_counted_from_the_first_step_on():
+    seen = Recorder()
+    reporter = StepReporter(seen, seen, every=2, batch_size=8, skipped=5)
+    for step, skipped in enumerate((1, 0, 2, 1), 1):
+        reporter.push(step, {"loss": 0.0, "skipped_records": jnp.int32(skipped)})
+    reporter.flush()
+    assert [line[2]["skipped_records"] for line in seen.lines] == [6, 9] and reporter.skipped == 9
+
+
 def test_speed_leaves_out_what_was_not_training():
     seen = Recorder()
     reporter = StepReporter(seen, seen, every=1, batch_size=8)
