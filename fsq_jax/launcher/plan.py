@@ -69,7 +69,9 @@ def _is_done(path: str, file: str) -> bool:
     if not os.path.exists(os.path.join(path, "config.json")):
         return bool(load_results(path))
     config = load_config(path)  # without evaluators, a run leaves no results
-    return is_evaluated(path, config.steps) if config.get("evals", True) else _at_end(path)
+    return (
+        is_evaluated(path, config.get("steps", 0)) if config.get("evals", True) else _at_end(path)
+    )
 
 
 def commands_left(workdir: str, run: Run, wanted: bool) -> list[tuple[str, tuple[str, ...]]]:
@@ -96,13 +98,13 @@ def commands_left(workdir: str, run: Run, wanted: bool) -> list[tuple[str, tuple
 def _at_end(path: str) -> bool:
     """Whether the checkpoint of the last step is there."""
     steps = checkpoint.saved_steps(path)
-    return bool(steps) and steps[-1] == load_config(path).steps
+    return bool(steps) and steps[-1] == load_config(path).get("steps", 0)
 
 
 def finished(path: str) -> bool:
     """Whether a training run is at its last step, and evaluated there if its config asks for it."""
     config = load_config(path)
-    return _at_end(path) and (not config.get("evals") or is_evaluated(path, config.steps))
+    return _at_end(path) and (not config.get("evals") or is_evaluated(path, config.get("steps", 0)))
 
 
 def merged(runs: Iterable[Run]) -> list[Run]:

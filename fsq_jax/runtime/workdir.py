@@ -25,7 +25,7 @@ from fsq_jax.runtime.user_error import UserError
 
 _MAX_CONFIG = 4 << 20  # bytes
 # What is read of any run's config; `runs.recorded` looks at all that its stage needs.
-_CONFIG = {"stage": str, "steps": int, "batch_size?": int, "evals?": {...: dict}, "wandb?": dict}
+_CONFIG = {"stage": str, "steps?": int, "batch_size?": int, "evals?": {...: dict}, "wandb?": dict}
 _RESULT = {"value": float, "protocol": dict, "step": int, "overrides?": dict}
 RESULTS = {...: _RESULT | {"variants?": [_RESULT]}}  # see `bounded.read_json`
 # Overrides that change where or how fast something is measured, and not what.
