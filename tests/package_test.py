@@ -10,9 +10,11 @@ import tomllib
 import pytest
 
 import fsq_jax
+from fsq_jax.pretrained import shipped
 from tests import tiny
 
-PROJECT = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Module -> the package that brings it, where the two have different names.
 PACKAGES = {
@@ -78,3 +80,10 @@ def test_requirements_files_name_extras(name):
     text = (tiny.ROOT / f"requirements{name}.txt").read_text()
     (line,) = [line for line in text.splitlines() if not line.startswith("#")]
     assert re.fullmatch(r"-e \.\[(\w+)\]", line).group(1) in EXTRAS
+
+
+def test_the_weights_are_data_of_the_package():
+    (pattern,) = PYPROJECT["tool"]["setuptools"]["package-data"]["fsq_jax"]
+    brought = set((tiny.ROOT / "fsq_jax").glob(pattern))
+    wanted = {path for path in shipped.FOLDER.rglob("*") if path.is_file()}
+    assert brought == wanted and len(wanted) == 2 * len(shipped.names()) > 0

@@ -51,8 +51,10 @@ def load(
     check_ranges(config)
     if config.stage == "maskgit_tokenizer":
         config.loss.perceptual = 0.0  # its network is for training, and may not be at hand
-    if first is not None:
+    if first is not None:  # as it is, whatever the run's config said of it
         config.stage_1.workdir = first.path
+        config.stage_1.model = first.config.model.to_dict()
+        config.stage_1.quantizer = first.config.quantizer.to_dict()
     stage = stages.make(config, **({"stage_1": first} if first is not None else {}))
     if config.stage == "maskgit_transformer":
         _check_positions(loaded, config, stage.facts.grid)
