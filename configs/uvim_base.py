@@ -199,6 +199,7 @@ def data(args) -> dict:
         eval_crop=(),  # (top, bottom, left, right) that is evaluated of an image; () for all
         workers=0,
         cache=False,
+        skip_damaged=False,  # names and counts damaged records, rather than stop at the first
         eval_limit=0,
     )
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from fsq_jax.reports import comparison, html, run
-from fsq_jax.runtime import cli
+from fsq_jax.runtime import cli, outputs
 from fsq_jax.runtime.files import written_whole
-from fsq_jax.runtime.user_error import UserError
+from fsq_jax.runtime.user_error import UserError, did_you_mean
+from fsq_jax.runtime.workdir import load_results
 
 
 def compare(
@@ -29,11 +30,16 @@ def compare(
       out: HTML page that gets the tables, and the curves of all runs in common axes.
 
     Raises:
-      UserError: one of them is not a run, or a metric of two was measured differently.
+      UserError: one of them is not a run, a metric of two was measured differently or is
+        in neither's results, or `out` can't be written.
     """
     if len(paths) < 2:
         raise UserError("Name two runs or more: python -m fsq_jax.compare RUN RUN")
     workdirs = names(paths)
+    outputs.check_file(out)
+    known = {metric for path in workdirs.values() for metric in load_results(path)}
+    if unknown := [metric for metric in metrics if metric not in known]:
+        raise UserError(f"No run has {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     tables = {
         "Config keys that differ": comparison.config_table(workdirs),
         "Results": comparison.comparison_table(workdirs, list(metrics) or None),

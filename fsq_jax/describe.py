@@ -4,25 +4,27 @@ python -m fsq_jax.describe --config=configs/maskgit_tokenizer.py:scale=paper
 python -m fsq_jax.describe --config=configs/uvim_lm.py:scale=paper,task=depth
 python -m fsq_jax.describe --config=configs/maskgit_transformer.py:scale=paper --gpus=8 \
     --images_per_second=1000
+python -m fsq_jax.describe --config=configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 \
+    --memory=h100 --gpus=2 --config.fsdp=True
 
 Parameters by module, bytes of weights and optimiser state, FLOPs of a training step, and the days
-that it takes at a measured speed.
+that it takes at a measured speed. --memory compiles the step, which takes minutes, and says what it
+needs of each device's memory at its peak: of devices here, or of an H100, which need not be here.
 """
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 from clu import parameter_overview
-from ml_collections import config_flags
 
-from fsq_jax import stages
 from fsq_jax.data import checks, splits
-from fsq_jax.runs import inputs, startup
-from fsq_jax.runtime import cli
+from fsq_jax.runs import costs, inputs
+from fsq_jax.runtime import absent_gpus, cli
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.stages.blank import blank_batch
 
 # Training images of data sets that need not be at hand; others are counted where they lie.
 _NUM_RECORDS = {
@@ -30,26 +32,32 @@ _NUM_RECORDS = {
     "tfds:nyu_depth_v2": 47_584,
     "tfds:coco/2017_panoptic": 118_287,
 }
+MEMORY = ("", "here", "h100")
 # What the one network of a stage is called.
 _NETWORKS = {"maskgit_transformer": "transformer", "uvim_base": "base", "uvim_lm": "language model"}
 
 
-def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
+def describe(config, gpus: int = 1, images_per_second: float = 0.0, memory: str = "") -> dict:
     """What a run of this config takes, as plain numbers.
 
     Args:
       config: of any stage.
       gpus: devices that the days are worked out for.
       images_per_second: measured on one of them; 0 leaves the days out.
+      memory: the devices whose memory is predicted, "here" or "h100"; "" for none.
 
     Returns:
       parameters: {network: count}; modules: {network/module: count}; weight_bytes,
       optimizer_bytes, ema_bytes, frozen_bytes; steps, batch_size, examples (steps x batch_size);
       epochs, None where the size of the data is not known; tokens of an image; flops_per_step;
-      days or None.
+      days or None; peak_bytes of each device, or None.
+
+    Raises:
+      UserError: there are no such devices to compile for.
     """
+    devices = devices_of(memory, gpus)
     config = with_classes(config)
-    stage, state, batch = shapes_of(config)
+    stage, state, batch = costs.shapes_of(config)
     networks = state.params
     if config.stage in _NETWORKS:
         networks = {_NETWORKS[config.stage]: networks}
@@ -72,9 +80,23 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0) -> dict:
         "examples": examples,
         "epochs": examples / num_records if num_records else None,
         "tokens": (config.data.size // stage.facts.downsampling) ** 2,
-        "flops_per_step": training_flops(config, batch),
+        "flops_per_step": costs.training_flops(config, batch),
         "days": examples / speed / 86_400 if speed else None,
+        "peak_bytes": costs.peak_bytes(costs.compile_step(config, batch, devices))
+        if devices
+        else None,
     }
+
+
+def devices_of(memory: str, gpus: int) -> Sequence[Any]:
+    """The devices that a step is compiled for: none for ""."""
+    if memory not in MEMORY:
+        raise UserError(f"memory={memory!r} must be one of {MEMORY}.")
+    if memory == "here":
+        if gpus > jax.device_count():
+            raise UserError(f"{gpus=}, but there are {jax.device_count()} devices here.")
+        return jax.devices()[:gpus]
+    return absent_gpus.h100(gpus) if memory else ()
 
 
 def count_records(config) -> int:
@@ -88,26 +110,8 @@ def count_records(config) -> int:
 
 def arrays(config) -> str:
     """A table of every trained array of a config: name, shape, dtype, size."""
-    _, state, _ = shapes_of(with_classes(config))
+    _, state, _ = costs.shapes_of(with_classes(config))
     return parameter_overview.get_parameter_overview(state.params, include_stats=False)
-
-
-def training_flops(config, batch) -> float:
-    """Floating-point operations of one update, as XLA counts them in the program that it is given.
-
-    The program is the plain one: nothing is recomputed, and no kernel is a black box. What XLA
-    merges later (the discriminator's second pass over the same images) is counted twice.
-    """
-    plain = config.copy_and_resolve_references()
-    plain.accumulate = 1
-    plain.model.remat = "none" if isinstance(plain.model.remat, str) else False
-    if "attention" in plain.model:
-        plain.model.attention = "xla"
-    stage = stages.make(plain, **stages.frozen_shapes(plain))
-    state = startup.abstract_state(plain, stage, batch).replace(frozen=stage.frozen)
-    key = jax.eval_shape(lambda: jax.random.key(plain.seed))
-    costs = jax.jit(stage.update).lower(state, batch, key).cost_analysis()
-    return float((costs or {})["flops"])
 
 
 def with_classes(config):
@@ -121,13 +125,6 @@ def with_classes(config):
         dataset = _dataset(config)
         config.task.num_semantics = checks.num_semantics(dataset) if dataset else 134
     return config
-
-
-def shapes_of(config):
-    """(stage, its state, a batch of images and labels), all without values."""
-    stage = stages.make(config, **stages.frozen_shapes(config))
-    batch = jax.eval_shape(lambda: blank_batch(config, config.batch_size))
-    return stage, startup.abstract_state(config, stage, batch).replace(frozen=stage.frozen), batch
 
 
 def _dataset(config):
@@ -169,6 +166,8 @@ def text(facts: dict) -> str:
         f"{'a step':>16}: {facts['flops_per_step'] / 1e12:.2f} TFLOP, "
         f"{facts['flops_per_step'] / facts['batch_size'] / 1e9:.1f} GFLOP an image"
     )
+    if facts["peak_bytes"] is not None:
+        lines.append(f"{'memory':>16}: {facts['peak_bytes'] * giga:.2f} GiB of each device at most")
     if facts["days"] is not None:
         lines.append(f"{'time':>16}: {facts['days']:.2f} days")
     return "\n".join(lines)
@@ -180,7 +179,8 @@ def main(argv) -> None:
     if flags.FLAGS.arrays:
         print(arrays(config))
         return
-    facts = describe(config, flags.FLAGS.gpus, flags.FLAGS.images_per_second)
+    options = flags.FLAGS
+    facts = describe(config, options.gpus, options.images_per_second, options.memory)
     if flags.FLAGS.json:
         print(json.dumps(facts))
         return
@@ -188,10 +188,13 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    cli.define_config_flag()
     flags.DEFINE_bool("json", False, "Print JSON.")
     flags.DEFINE_bool("arrays", False, "Print every array's name, shape and size, nothing else.")
-    flags.DEFINE_integer("gpus", 1, "Devices that the days are worked out for.", lower_bound=1)
+    flags.DEFINE_integer(
+        "gpus", 1, "Devices that days and memory are worked out for.", lower_bound=1
+    )
+    flags.DEFINE_enum("memory", "", MEMORY, "Devices whose memory is predicted; takes minutes.")
     flags.DEFINE_float("images_per_second", 0.0, "Speed measured on one device; gives the days.")
     flags.mark_flags_as_required(["config"])
     cli.run(main)

@@ -47,7 +47,7 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
     outputs.check_folder(folder)
     trained = load_stage_1(workdir, step=step)
     config, mesh = trained.config, sharding.make_mesh()
-    data = config.data
+    config.data.skip_damaged = False  # the cache has every record of the data, in its order
     variables = sharding.put(trained.variables, sharding.replicated(mesh))
     to_tokens = jax.jit(trained.encode)
     dataset = inputs.eval_dataset(config, "train")
@@ -78,7 +78,7 @@ def encode(workdir: str, out: str, views: int = 1, step: int | None = None) -> s
             "downsampling": trained.facts.downsampling,
             "num_classes": dataset.num_classes,
             "class_names": dataset.class_names,
-            "data": data.source,
+            "data": config.data.source,
             "split": "train",
             "views": views,
             "seed": config.seed,

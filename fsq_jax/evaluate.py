@@ -10,7 +10,7 @@ python -m fsq_jax.evaluate --workdir=maskgit_imagenet256_checkpoint \
     --stage_1=tokenizer_imagenet256_checkpoint --evals=generation --out=results.json
 
 Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports; of the Hugging Face hub, too,
-as hf:OWNER/NAME[/FILE][@REVISION].
+as hf:OWNER/NAME[/FILE][@REVISION], and those that come with the package as pretrained:NAME.
 """
 
 import jax

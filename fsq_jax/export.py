@@ -19,7 +19,7 @@ README.md, which says what each file's SHA-256 is, and, by --format:
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,17 +31,20 @@ from fsq_jax.formats import hub, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
 from fsq_jax.reports import model_card
-from fsq_jax.runtime import cli, manifest, outputs
+from fsq_jax.runtime import cli, manifest, outputs, sharding
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_results, of_step
 from fsq_jax.stages import maskgit_tokenizer
 
 FORMATS = ("safetensors", "msgpack", "npz", "jax-export")
+DTYPES = ("float32", "bfloat16")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export(workdir: str, format: str, out: str, step: int | None = None) -> list[str]:
+def export(
+    workdir: str, format: str, out: str, step: int | None = None, dtype: str = "float32"
+) -> list[str]:
     """Writes a run's weights (moving averages); returns the files, the model card last.
 
     Args:
@@ -49,6 +52,7 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
       format: one of `FORMATS`.
       out: folder to write to.
       step: which checkpoint; the latest by default.
+      dtype: one of `DTYPES`; bfloat16 halves a safetensors file, which is read back as float32.
 
     Raises:
       UserError: there is no such run or checkpoint, or the format cannot hold its stage.
@@ -57,17 +61,39 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
         raise UserError(f"{format=} is unknown; there are {', '.join(FORMATS)}.")
     if format == "jax-export" and not importlib.util.find_spec("flatbuffers"):
         raise UserError("jax-export is written with flatbuffers: pip install flatbuffers.")
+    if dtype != "float32" and format != "safetensors":
+        raise UserError(f"{dtype=} is for safetensors; {format} is written in float32.")
     outputs.check_folder(out)
     loaded = weights.load(workdir, step)
     if loaded.config is None:
         raise UserError(f"{workdir!r} is not a run; --workdir is the folder of one.")
     check_format(format, loaded)
-    results = results_of(workdir, loaded.step)
-    card = model_card.text(loaded, results, format)
+    return write(loaded, results_of(workdir, loaded.step), format, out, dtype)
+
+
+def write(
+    loaded: weights.Weights,
+    results: Mapping[str, Mapping],
+    format: str,
+    out: str,
+    dtype: str = "float32",
+    notes: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Writes weights and their card, as `export` does.
+
+    Args:
+      loaded: of a run.
+      results: what was measured of them, as in results.json.
+      format, out, dtype: see `export`.
+      notes: further rows of the card's first table.
+    """
+    if dtype == "bfloat16":
+        loaded = weights.rounded(loaded)
+    card = model_card.text(loaded, results, format, dtype, notes)
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, "model." + format)
     if format == "safetensors":
-        write_safetensors(path, loaded, results, card)
+        write_safetensors(path, loaded, results, card, dtype)
         written = [path]
     elif format == "msgpack":
         weights_file.write_msgpack(path, loaded.params)
@@ -84,11 +110,15 @@ def export(workdir: str, format: str, out: str, step: int | None = None) -> list
     return written
 
 
-def write_safetensors(path: str, loaded: weights.Weights, results: dict, card: str) -> None:
-    """Writes all arrays by path, and what is known of them as metadata."""
+def write_safetensors(
+    path: str, loaded: weights.Weights, results: Mapping, card: str, dtype: str
+) -> None:
+    """Writes all arrays by path, real ones as `dtype`, and what is known of them as metadata."""
+    arrays = weights_file.flatten(loaded.variables)
+    real = {name: array for name, array in arrays.items() if array.dtype == np.float32}
     weights_file.write_safetensors(
         path,
-        weights_file.flatten(loaded.variables),
+        arrays | {name: array.astype(jnp.dtype(dtype)) for name, array in real.items()},
         {
             "format": "fsq_jax",
             "config": json.dumps(loaded.config.to_dict()),
@@ -127,6 +157,7 @@ def check_format(format: str, loaded: weights.Weights) -> None:
 
 def write_functions(out: str, loaded: weights.Weights) -> list[str]:
     """Writes the stage's functions as OUT/NAME.jax; returns the paths."""
+    sharding.check_precision()
     written = []
     for name, (function, argument) in FUNCTIONS[loaded.config.stage](loaded).items():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument)
@@ -188,7 +219,7 @@ def main(argv) -> None:
     options = flags.FLAGS
     if options.push:
         hub.require()  # before anything is written
-    files = export(options.workdir, options.format, options.out, options.step)
+    files = export(options.workdir, options.format, options.out, options.step, options.dtype)
     for path in files:
         print(f"{path}: {os.path.getsize(path):,} bytes", flush=True)
     if options.push:
@@ -198,6 +229,7 @@ def main(argv) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     flags.DEFINE_enum("format", "safetensors", FORMATS, "What to write.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of safetensors; bfloat16 is half the size.")
     flags.DEFINE_string("out", None, "Folder to write to.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; the latest by default.")
     flags.DEFINE_string("push", "", "OWNER/NAME of a repository on the Hugging Face hub.")

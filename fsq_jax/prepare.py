@@ -64,7 +64,7 @@ def prepare(
         if "image" not in source[0]:
             raise UserError(f"{data} has no images.")
         meta = {"data": data, "split": split, "size": size, "transform": transform}
-        with tqdm.tqdm(total=len(source), desc=split, unit="record", disable=None) as bar:
+        with tqdm.tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:
             for written in array_source.write(source, folder, fit, meta, workers):
                 bar.update(written)
     return folders

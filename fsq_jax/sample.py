@@ -20,60 +20,22 @@ UViM's stages show what they make of held-out images: input, prediction and trut
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import flags
 
-from fsq_jax import runs, tasks
-from fsq_jax.data import checks, decode, transforms
+from fsq_jax import runs
+from fsq_jax.data import checks, decode
 from fsq_jax.evaluators.predictor import Predictor
+from fsq_jax.runs import answers
+from fsq_jax.runs.answers import class_names, sample
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import cli, outputs, sharding
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.image_grid import image_grid, save_picture
-from fsq_jax.runtime.progress import tracked
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.tasks import drawing
-from fsq_jax.tasks.unlabelled import context
-
-
-def sample(
-    predictor: Predictor, labels_N: np.ndarray, seed: int = 0, known: dict | None = None
-) -> np.ndarray:
-    """Images [N,H,W,3] in [0, 1] of the labels, one draw each.
-
-    Args:
-      predictor: a masked transformer's run.
-      labels_N: classes.
-      seed: another seed, other images.
-      known: {"tokens" [L], "known" [L] bool}: tokens that are given and stay (in-painting).
-    """
-    key, images = jax.random.key(seed), []
-    rows = np.array(predictor.own_rows)
-    starts = range(0, len(labels_N), predictor.batch_size)
-    for i, start in enumerate(tracked(starts, "sampling", predictor.batch_size)):
-        # A batch is filled up with its first label, and cut afterwards.
-        given = (rows < predictor.batch_size) & (start + rows < len(labels_N))
-        batch = {"label": labels_N[np.where(given, start + rows, start)].astype(np.int32)}
-        for name, value_L in (known or {}).items():
-            batch[name] = np.broadcast_to(value_L, (len(rows), len(value_L)))
-        out = predictor.predict["sample"](
-            predictor.state, predictor.put(batch), jax.random.fold_in(key, i)
-        )
-        images.append(sharding.to_host(out["image"])[: predictor.batch_size])
-    return np.concatenate(images)[: len(labels_N)]
-
-
-def class_names(predictor: Predictor) -> Sequence[str]:
-    """The names of the classes; their numbers where the data isn't here, or has others."""
-    try:
-        names = predictor.dataset(predictor.eval_split).class_names
-    except (UserError, OSError):
-        names = ()
-    num_classes = predictor.facts.num_classes
-    return names if len(names) == num_classes else [str(label) for label in range(num_classes)]
 
 
 def parse_labels(text: str, class_names: Sequence[str]) -> np.ndarray:
@@ -104,30 +66,16 @@ def read_image(path: str) -> np.ndarray:
         return decode.decode_image(file.read(), path)
 
 
-def as_evaluated(config, image: np.ndarray) -> np.ndarray:
-    """An image as the run's evaluation sees images: float32 [H,W,3] in [0, 1]."""
-    seen = transforms.evaluation(config.data.size, config.data.transform)
-    return seen({"image": image}, None)["image"]
-
-
 def known_tokens(predictor: Predictor, image_path: str, mask_path: str) -> dict[str, np.ndarray]:
     """{"tokens" [L], "known" [L]} of an image, where white pixels of the mask are to be redrawn.
 
-    A token is redrawn as soon as one of its pixels is. Raises UserError for a mask of another size
-    than the image: cropped alike, it would lie elsewhere.
+    Raises UserError for a mask of another size than the image: cropped alike, it would lie
+    elsewhere.
     """
-    read = {"image": read_image(image_path), "mask": read_image(mask_path)}
-    checks.check_same_size(read["image"], read["mask"], (image_path, mask_path))
-    read = {name: as_evaluated(predictor.config, image) for name, image in read.items()}
-    size = predictor.config.data.size
-    side = predictor.facts.grid
-    patch = size // side
-    white = read["mask"].mean(-1) > 0.5
-    redrawn = white.reshape(side, patch, side, patch).any(axis=(1, 3)).reshape(-1)
-    rows = len(predictor.own_rows)
-    batch = {"image": np.broadcast_to(read["image"], (rows, size, size, 3))}
-    out = predictor.predict["tokens"](predictor.state, predictor.put(batch), jax.random.key(0))
-    return {"tokens": sharding.to_host(out["tokens"])[0], "known": ~redrawn}
+    image, mask = read_image(image_path), read_image(mask_path)
+    checks.check_same_size(image, mask, (image_path, mask_path))
+    image, mask = (answers.as_evaluated(predictor.config, array) for array in (image, mask))
+    return answers.known_tokens(predictor, image, mask.mean(-1) > 0.5)
 
 
 def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> dict[str, np.ndarray]:
@@ -137,47 +85,11 @@ def predicted_labels(predictor: Predictor, num: int, image_path: str = "") -> di
       predictor: of either stage.
       num: so many held-out images, the first ones.
       image_path: an image that takes their place, and has no truth; stage II's alone.
-
-    Raises:
-      UserError: for an image given to stage I, which starts from its label.
     """
     if not image_path:
-        return _pictures(predictor.config, predictor.outputs("prediction", limit=num))
-    if predictor.config.stage != "uvim_lm":
-        raise UserError("Stage I encodes labels, which an image file has not; give a stage II.")
-    image = as_evaluated(predictor.config, read_image(image_path))
-    rows = np.array(predictor.own_rows)
-    batch = predictor.put(
-        {"image": np.broadcast_to(image, (len(rows), *image.shape)), "mask": rows == 0}
-    )
-    return _pictures(
-        predictor.config,
-        [
-            (
-                batch,
-                predictor.predict["prediction"](
-                    predictor.state, batch, jax.random.key(predictor.seed)
-                ),
-            )
-        ],
-    )
-
-
-def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
-    """{panel: pictures [N,H,W,3]} of (batch, prediction) pairs, without what is masked out."""
-    task, panels = tasks.make(**config.task), {}
-    for batch, prediction in outputs:
-        ((name, predicted),) = prediction.items()
-        drawn = {
-            "input": context(task, batch) / 2 + 0.5,
-            "prediction": drawing.draw(name, predicted),
-        }
-        if name in batch:
-            drawn["truth"] = drawing.draw(name, batch[name])
-        drawn, mask = sharding.to_host((drawn, batch["mask"]))
-        for panel, pictures in drawn.items():
-            panels.setdefault(panel, []).append(pictures[mask])
-    return {panel: np.concatenate(pictures) for panel, pictures in panels.items()}
+        return answers.held_out_labels(predictor, num)
+    image = answers.as_evaluated(predictor.config, read_image(image_path))
+    return answers.labels_of_image(predictor, image)
 
 
 def main(argv) -> None:
@@ -209,6 +121,8 @@ def sample_images(predictor: Predictor, options) -> None:
     if bool(options.image) != bool(options.mask):
         raise UserError("--image and --mask go together: what to complete, and where.")
     labels = parse_labels(options.labels, class_names(predictor))
+    if options.num < 0:
+        raise UserError(f"--num={options.num} must be at least 0.")
     labels_N = np.resize(labels, options.num or 8 * len(labels))
     if not options.num:
         labels_N = np.sort(labels_N, kind="stable")  # a row of the grid for each class

@@ -13,13 +13,12 @@ refuses those that were measured differently.
 import os
 
 import jax
-import tqdm
 from absl import flags
 
 from fsq_jax.reports import html
 from fsq_jax.runtime import bounded, cli, manifest, outputs, sharding
 from fsq_jax.runtime.files import write_json
-from fsq_jax.runtime.progress import log
+from fsq_jax.runtime.progress import log, tracked
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, protocols, reference_file
 from fsq_jax.scoring.accumulator import Statistics
@@ -92,13 +91,13 @@ def gather(
             f"{path} holds images of {images.height} x {images.width} pixels, the samples are of "
             f"{size[0]} x {size[1]}."
         )
-    bar = tqdm.tqdm(
+    blocks = tracked(
         images.blocks(batch_size),
         "reference" if reference else "samples",
-        -(-images.num_images // batch_size),
-        disable=None,
+        batch_size,
+        total=-(-images.num_images // batch_size),
     )
-    seen = scorer.add_blocks(scorer.empty(reference), bar, batch_size)
+    seen = scorer.add_blocks(scorer.empty(reference), blocks, batch_size)
     name = os.path.basename(os.path.normpath(path))
     digest = "" if os.path.isdir(path) or not reference else manifest.sha256(path)
     return seen.with_source(name, sha256=digest)

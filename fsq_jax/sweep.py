@@ -24,7 +24,7 @@ from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import comparison, html
 from fsq_jax.runs.config import override_config, parse_overrides
-from fsq_jax.runtime import cli
+from fsq_jax.runtime import cli, outputs
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
@@ -129,7 +129,9 @@ def table(workdir: str, runs: Sequence[Run]) -> html.Table:
     rows = {}
     for run in runs:
         point = tuple(str(value) for name, value in run.facts.items() if name != "seed")
-        rows.setdefault(point, []).append(results.get(run.name, {}))
+        of_seeds = rows.setdefault(point, [])
+        if run.name in results:
+            of_seeds.append(results[run.name])
     names = [name for name in runs[0].facts if name != "seed"]
     header = (*names, *(comparison.title_and_form(m)[0] for m in metrics), "seeds")
     return html.Table(
@@ -141,7 +143,7 @@ def table(workdir: str, runs: Sequence[Run]) -> html.Table:
                     comparison.cell(m, [result[m]["value"] for result in of_seeds if m in result])
                     for m in metrics
                 ),
-                str(sum(map(bool, of_seeds))),
+                str(len(of_seeds)),
             )
             for point, of_seeds in rows.items()
         ],
@@ -157,6 +159,7 @@ def sweep(runs: Sequence[Run], workdir: str, per_gpu: int = 1, seconds: float = 
       per_gpu: how many share a GPU; on a machine without one, how many run at once.
       seconds: after which nothing new is begun and the rest is asked to save; 0 for no end.
     """
+    outputs.check_folder(workdir)
     places = pool.Pool(workdir, runs, per_gpu, os.environ | pool.compilation_cache(workdir))
     log(f"{len(places.waiting)} of {len(runs)} runs are left.")
     pool.work(places, seconds, lambda run: None)

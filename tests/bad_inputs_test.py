@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -18,11 +19,13 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from flax import traverse_util
 from PIL import Image
 
 from configs import maskgit_tokenizer, maskgit_transformer
-from fsq_jax import encode, evaluate, export, reference, runs, sample, score, train
+from fsq_jax import compare, encode, evaluate, export, reference, runs, sample, score, train
 from fsq_jax.data.open import open_dataset
+from fsq_jax.reports import run as run_page
 from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import workdir_lock
 from fsq_jax.runtime.metric_writer import MetricWriter
@@ -131,6 +134,50 @@ def full_disk(at):
     writer.scalars(1, "train", {"loss": 1.0})
 
 
+def run_without(at, name, kind):
+    """A copy of the tokenizer's run in which a folder or a pipe has the place of a file."""
+    workdir = shutil.copytree(at.tokenizer, at.tmp / "run")
+    (workdir / name).unlink(missing_ok=True)
+    {"folder": os.mkdir, "pipe": os.mkfifo}[kind](workdir / name)
+    return str(workdir)
+
+
+def changed_config(at, changes):
+    """A copy of the tokenizer's run whose config.json was edited: {key: value, or None}."""
+    workdir = shutil.copytree(at.tokenizer, at.tmp / "run")
+    config = traverse_util.flatten_dict(json.loads((workdir / "config.json").read_text()), sep=".")
+    config = {k: v for k, v in (config | changes).items() if v is not None}
+    (workdir / "config.json").write_text(json.dumps(traverse_util.unflatten_dict(config, sep=".")))
+    return str(workdir)
+
+
+def images(at, change):
+    """`folder:` of twelve pictures in train/a and val/a, with something done to it."""
+    for split in ("train", "val"):
+        for number in range(12):
+            picture(at, f"images/{split}/a/{number}.png", (8, 8))
+    change(at.tmp / "images" / "train")
+    data = {"data.source": f"folder:{at.tmp / 'images'}", "data.train_split": "train"}
+    return train_with(at, data | {"data.eval_split": "val"})
+
+
+def panoptic(at, segments, **meta):
+    """Trains UViM's stage I on arrays with these segments."""
+    values = arrays(at, segments=segments) | {"task.num_semantics": 0}
+    meta = {"class_names": ["a", "b"], "segment_names": ["void", "x", "y"], "things": [1]} | meta
+    for split in ("train", "validation"):
+        (at.tmp / "arrays" / split / "meta.json").write_text(json.dumps(meta))
+    return train.train(tiny.label_coder(values, task="panoptic"), str(at.tmp / "run"))
+
+
+def socket_at(path):
+    """A socket; its name may be longer than one can be bound to."""
+    with socket.socket(socket.AF_UNIX) as server, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)
+        server.bind(path.name)
+
+
+SEGMENTS = np.stack([np.arange(24 * 64).reshape(24, 8, 8) % 3] * 2, -1).astype(np.int16)
 PIXELS = np.random.default_rng(1).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 
 
@@ -208,6 +255,192 @@ CASES = {
         "F",
         lambda at: train_with(at, {"guard.max_loss": -1.0}),
         "max_loss=-1.0 and max_logit_gap=0.0 must be at least 0",
+    ),
+    # Values that nothing that reads them looks at.
+    "a seed below 0": ("C", lambda at: train_with(at, {"seed": -1}), "seed=-1 must be at least 0."),
+    "a decay above 1": (
+        "C",
+        lambda at: train_with(at, {"ema_decay": 1.5}),
+        "ema_decay=1.5 must be at least 0, and 1 at most.",
+    ),
+    "a learning rate of NaN": (
+        "C",
+        lambda at: train_with(at, {"optim.learning_rate": float("nan")}),
+        "optim.learning_rate=nan must be at least 0.",
+    ),
+    "R1 at every 0th step": (
+        "C",
+        lambda at: train_with(at, {"loss.r1_every": 0}),
+        "loss.r1_every=0 must be at least 1.",
+    ),
+    "no filters": (
+        "C",
+        lambda at: train_with(at, {"model.filters": 0}),
+        "model.filters=0 must be at least 1.",
+    ),
+    "no levels of resolution": (
+        "C",
+        lambda at: train_with(at, {"model.channel_multipliers": ()}),
+        "model.channel_multipliers=() must be at least 1.",
+    ),
+    "an aspect of one number": (
+        "C",
+        lambda at: train_with(at, {"data.aspect": (2.0,)}),
+        "Needs 0 < min_area <= 1 and 0 < aspect[0] <= aspect[1], not min_area=0.8, aspect=(2.0,).",
+    ),
+    "a crop of two numbers": (
+        "C",
+        lambda at: train_with(at, {"data.eval_crop": (0, 9)}),
+        "A crop is (top, bottom, left, right), not (0, 9).",
+    ),
+    "the best of nothing": (
+        "D",
+        lambda at: train_with(at, {"best": "codebok/usage"}),
+        "best='codebok/usage' is no evaluator's metric; did you mean 'codebook'?",
+    ),
+    "evaluated every word": (
+        "D",
+        lambda at: train_with(at, {}, evals={"codebook": {"every": "x"}}),
+        "evals.codebook.every='x' must be a number of steps, 0 or more.",
+    ),
+    # Files among images, and arrays of other kinds.
+    "a pipe among images": (
+        "B",
+        lambda at: images(at, lambda train: os.mkfifo(train / "a" / "x.png")),
+        "a/x.png is not a file; remove it, or put the image there.",
+    ),
+    "a socket among images": (
+        "B",
+        lambda at: images(at, lambda train: socket_at(train / "a" / "x.png")),
+        "a/x.png is not a file; remove it, or put the image there.",
+    ),
+    "a link to itself": (
+        "B",
+        lambda at: images(at, lambda train: (train / "a" / "x.png").symlink_to("x.png")),
+        "a/x.png is a link to nothing; remove it",
+    ),
+    "a class that is another": (
+        "B",
+        lambda at: images(at, lambda train: (train / "b").symlink_to(train / "a")),
+        "are the same folder; its images would count twice.",
+    ),
+    "a class without an image": (
+        "A",
+        lambda at: images(at, lambda train: (train / "b").mkdir()),
+        "b is a class of folder:",
+    ),
+    "a TIFF of millimetres": (
+        "B",
+        lambda at: images(
+            at,
+            lambda train: Image.fromarray(np.full((8, 8), 900, np.uint16)).save(
+                train / "a" / "0.tiff"
+            ),
+        ),
+        "0.tiff has pixels of uint16 from 900 to 900, no picture: one of 16 bits goes up to 65535.",
+    ),
+    "segments of another size": (
+        "A",
+        lambda at: panoptic(at, SEGMENTS[:, :4, :4]),
+        "has segments of 4 x 4 and an image of 8 x 8 pixels; expected the same height and width.",
+    ),
+    "segments of floats": (
+        "A",
+        lambda at: panoptic(at, SEGMENTS.astype(np.float32)),
+        "segments.npy is float32 of shape (24, 8, 8, 2); expected integers [N,H,W,2]",
+    ),
+    "segments of class 255": (
+        "A",
+        lambda at: panoptic(at, np.where(SEGMENTS == 2, 255, SEGMENTS)),
+        "has segments of classes 0 to 255",
+    ),
+    "nothing but void": (
+        "A",
+        lambda at: panoptic(at, SEGMENTS * 0),
+        "Every pixel of 24 records of arrays:",
+    ),
+    "things of no class": (
+        "A",
+        lambda at: panoptic(at, SEGMENTS, things=[7]),
+        "things=[7] must be a list of numbers of classes, 1 to 2 of segment_names.",
+    ),
+    "depth of NaN": (
+        "A",
+        lambda at: metres(at, np.full((24, 8, 8), np.nan, np.float32)),
+        "expected floats above 0.001 metres, and 0 where it is not known.",
+    ),
+    "labels of one-hot rows": (
+        "A",
+        lambda at: train_with(at, arrays(at, label=np.eye(24, 2, dtype=np.int32))),
+        "label.npy is int32 of shape (24, 2); expected integers [N]",
+    ),
+    "arrays of objects": (
+        "G",
+        lambda at: train_with(at, arrays(at, image=np.array([None] * 24, object))),
+        "Python objects, which are never loaded",
+    ),
+    # Runs whose files are damaged.
+    "a config without data": (
+        "G",
+        lambda at: evaluate.evaluate(changed_config(at, {"data.size": None})),
+        "run is not a whole config: it lacks data.size.",
+    ),
+    "a config with a word for a number": (
+        "G",
+        lambda at: evaluate.evaluate(changed_config(at, {"model.filters": "x"})),
+        "run: model.filters is 'x'; expected an integer.",
+    ),
+    "a config of another quantizer": (
+        "G",
+        lambda at: evaluate.evaluate(changed_config(at, {"quantizer.name": "fsqq"})),
+        "run: quantizer='fsqq' is unknown; did you mean 'fsq'?",
+    ),
+    "a config of a larger model": (
+        "G",
+        lambda at: evaluate.evaluate(changed_config(at, {"model.filters": 24})),
+        "decoder/Conv_0/bias has shape (8,), expected (24,).",
+    ),
+    "a config of a deeper stage I": (
+        "G",
+        lambda at: encode.encode(changed_config(at, {"model.dense_layers": 1}), str(at.tmp / "o")),
+        "arrays, such as 'decoder/DenseLayers_0/Dense_0/bias'.",
+    ),
+    "evaluators in a list": (
+        "G",
+        lambda at: evaluate.evaluate(
+            damaged_run(at, "config.json", b'{"stage": "x", "steps": 1, "evals": [1]}')
+        ),
+        "config.json: evals is a list; expected an object.",
+    ),
+    "config.json is a folder": (
+        "G",
+        lambda at: evaluate.evaluate(run_without(at, "config.json", "folder")),
+        "config.json is a folder; expected a plain file.",
+    ),
+    "config.json is a pipe": (
+        "G",
+        lambda at: evaluate.evaluate(run_without(at, "config.json", "pipe")),
+        "config.json is a pipe; expected a plain file.",
+    ),
+    "results.json is a pipe": (
+        "G",
+        lambda at: compare.compare([at.tokenizer, run_without(at, "results.json", "pipe")]),
+        "results.json is a pipe; expected a plain file.",
+    ),
+    "results.json cut": (
+        "G",
+        lambda at: compare.compare([at.tokenizer, damaged_run(at, "results.json", b'{"a": ')]),
+        "results.json is not readable as JSON",
+    ),
+    "metrics.jsonl with another line": (
+        "G",
+        lambda at: run_page.write(damaged_run(at, "metrics.jsonl", b'{"step": 1}\n')),
+        "metrics.jsonl, line 1, lacks split.",
+    ),
+    "one run beside itself": (
+        "E",
+        lambda at: compare.compare([at.tokenizer, at.tokenizer]),
+        "is named twice.",
     ),
     # Data.
     "kind of data": (
@@ -518,7 +751,7 @@ def test_one_sentence(name, trained, run, tmp_path):
 
 
 def test_the_list_is_long_enough():
-    assert len(CASES) >= 50 and {letter for letter, *_ in CASES.values()} == set("ABCDEFG")
+    assert len(CASES) >= 100 and {letter for letter, *_ in CASES.values()} == set("ABCDEFG")
 
 
 PROGRAMS = {

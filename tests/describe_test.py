@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import pytest
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import describe
+from fsq_jax.runs import costs
+from fsq_jax.runtime import sharding
 from tests import tiny
 
 CONFIGS = {"tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer}
@@ -22,7 +25,7 @@ def facts(stage: str, quantizer: str) -> dict:
     config = CONFIGS[stage].get_config(f"scale=paper,quantizer={quantizer}")
     with pytest.MonkeyPatch.context() as patch:
         if quantizer == "vq":  # FLOPs take seconds, and here they are FSQ's
-            patch.setattr(describe, "training_flops", lambda *_: 0.0)
+            patch.setattr(describe.costs, "training_flops", lambda *_: 0.0)
         return describe.describe(config, gpus=8, images_per_second=500.0)
 
 
@@ -52,7 +55,7 @@ def test_parameters_are_the_published_ones(stage, quantizer, parameters):
 )
 def test_uvim_has_the_published_parameters_and_the_papers_data(module, task, count, records):
     config = module.get_config(f"scale=paper,task={task},quantizer=vq_ema")
-    _, state, _ = describe.shapes_of(config)
+    _, state, _ = costs.shapes_of(config)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == count
     assert describe.count_records(config) == records
 
@@ -90,7 +93,7 @@ def test_schedule_and_days(stage, steps, batch_size, epochs):
 
 def flops_of_an_image(config, batch) -> float:
     """TFLOP of an update on the batch, without the frozen network's."""
-    return describe.training_flops(config, batch) / len(batch["label"]) / 1e12
+    return costs.training_flops(config, batch) / len(batch["label"]) / 1e12
 
 
 def test_flops_of_the_autoencoder_alone():
@@ -113,11 +116,23 @@ def test_flops_of_the_transformer_alone():
 
 def test_flops_count_what_is_recomputed_once():
     config = tiny.transformer("", {"num_classes": 3})
-    _, _, batch = describe.shapes_of(config)
-    plain = describe.training_flops(config, batch)
+    _, _, batch = costs.shapes_of(config)
+    plain = costs.training_flops(config, batch)
     config.model.remat = "full"
     config.accumulate = 2
-    assert describe.training_flops(config, batch) == plain
+    assert costs.training_flops(config, batch) == plain
+
+
+def test_the_share_of_the_peak_is_counted_once_on_devices_that_are_known(monkeypatch):
+    config = tiny.transformer("", {"num_classes": 3})
+    _, _, batch = costs.shapes_of(config)
+    mesh = sharding.make_mesh(2)
+    assert costs.Utilization(config, batch, mesh)(1.0) is None  # of a CPU
+    monkeypatch.setitem(costs.PEAK_FLOPS, mesh.devices.flat[0].device_kind, 1e12)
+    share = costs.Utilization(config, batch, mesh)
+    while share(5.0) is None:
+        time.sleep(0.01)
+    assert share(5.0) == costs.training_flops(config, batch) * 5 / 2e12
 
 
 def test_both_stages_of_uvim_are_described():

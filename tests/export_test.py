@@ -42,6 +42,27 @@ def test_round_trips_give_the_same_bits(trained, loaded, tmp_path, name, format)
     assert back.fingerprint in open(card).read()
 
 
+def test_bfloat16_is_half_the_file_and_read_as_float32(trained, loaded, tmp_path):
+    whole, _ = export.export(trained.transformer, "safetensors", str(tmp_path / "whole"))
+    path, card = export.export(
+        trained.transformer, "safetensors", str(tmp_path / "half"), dtype="bfloat16"
+    )
+    arrays = [weights_file.read_safetensors(p)[0] for p in (path, whole)]
+    assert {a.dtype.name for a in arrays[0].values()} == {"bfloat16"}
+    half, full = (sum(a.nbytes for a in named.values()) for named in arrays)
+    assert 2 * half == full
+    back = weights.load(path)
+    assert_same_arrays(back.variables, weights.rounded(loaded["transformer"]).variables)
+    for name, array in weights_file.flatten(back.variables).items():
+        assert array.dtype == np.float32
+        original = weights_file.flatten(loaded["transformer"].variables)[name]
+        np.testing.assert_allclose(array, original, rtol=2**-8)
+    assert back.fingerprint in open(card).read()
+    assert back.fingerprint != loaded["transformer"].fingerprint
+    with pytest.raises(ValueError, match="dtype='bfloat16' is for safetensors; npz is written in"):
+        export.export(trained.transformer, "npz", str(tmp_path), dtype="bfloat16")
+
+
 def test_the_codebook_of_a_moving_average_travels_with_the_parameters(tmp_path):
     workdir = tiny.untrained_tokenizer(tmp_path / "run", "vq_ema")
     ours = weights.load(workdir)

@@ -2,13 +2,14 @@
 
 import ast
 import dataclasses
+import json
 import re
 
 import pytest
 from flax import traverse_util
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
-from tests import tiny
+from tests import mutants, tiny
 
 PATH = tiny.ROOT / "docs" / "fidelity.md"
 MODULES = {
@@ -121,3 +122,9 @@ def test_lists_of_images_are_known_by_their_checksums():
 
     for checksum in file_names.COLTRAN.values():
         assert f"{checksum[:8]}…{checksum[-6:]}" in PATH.read_text()
+
+
+def test_planted_mistakes_were_noticed():
+    found = json.loads((tiny.ROOT / "experiments" / "results" / "mutants.json").read_text())
+    assert found["ran"] >= 120 and found["noticed_share"] >= 0.95
+    assert set(found["results"]) <= {mistake["name"] for mistake in mutants.planted()}

@@ -30,6 +30,7 @@ LAYERS = [
         "export",
         "compare",
         "sweep",
+        "demo",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -19,6 +19,7 @@ import os
 import pathlib
 import py_compile
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -114,7 +115,7 @@ def run(tree: pathlib.Path, mistake: dict, seconds: int, compiled: str) -> dict:
     output = log.read_text(errors="replace")
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
     if os.WIFSIGNALED(status):
-        outcome = "noticed" if os.WTERMSIG(status) == signal.SIGALRM else "error"
+        outcome = "noticed" if os.WTERMSIG(status) == signal.SIGXCPU else "error"
         failed = failed or ["too long" if outcome == "noticed" else f"signal {status}"]
     else:
         outcome = OUTCOMES.get(os.WEXITSTATUS(status), "error")
@@ -127,7 +128,7 @@ def run(tree: pathlib.Path, mistake: dict, seconds: int, compiled: str) -> dict:
 
 def child(tree, tests, log, seconds, compiled):
     """Runs the tests in the tree until the first that fails; never returns."""
-    signal.alarm(seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # whatever else is at work
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -201,7 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=int, default=400, help="limit for one mistake")
+    parser.add_argument(
+        "--seconds", type=int, default=400, help="limit for one mistake, of the processor's time"
+    )
     parser.add_argument("--out", default="mutants.json")
     parser.add_argument("--again", action="store_true", help="run what was run before, too")
     parser.add_argument("--compiled", default="", help="folder that keeps what was compiled")

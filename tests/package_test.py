@@ -1,6 +1,7 @@
 """What an installation brings: the layer needs jax and flax alone, extras have what is imported."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -8,9 +9,12 @@ import tomllib
 
 import pytest
 
+import fsq_jax
+from fsq_jax.pretrained import shipped
 from tests import tiny
 
-PROJECT = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Module -> the package that brings it, where the two have different names.
 PACKAGES = {
@@ -41,6 +45,16 @@ def test_the_layer_imports_nothing_beside_jax_and_flax():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_command_beside_the_layer_alone_says_what_to_install(monkeypatch):
+    command = ["python", "-m", "fsq_jax.train", "--config=x"]
+    fsq_jax._check_command(command)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^Error: fsq_jax.train needs .*'fsq_jax\[train\]'"):
+        fsq_jax._check_command(command)
+    fsq_jax._check_command(["python", "-m", "theirs.train"])
+    fsq_jax._check_command(["python", "-m"])
+
+
 def test_the_layer_requires_three_packages():
     assert required(PROJECT["dependencies"]) == {"jax", "flax", "numpy"}
 
@@ -66,3 +80,10 @@ def test_requirements_files_name_extras(name):
     text = (tiny.ROOT / f"requirements{name}.txt").read_text()
     (line,) = [line for line in text.splitlines() if not line.startswith("#")]
     assert re.fullmatch(r"-e \.\[(\w+)\]", line).group(1) in EXTRAS
+
+
+def test_the_weights_are_data_of_the_package():
+    (pattern,) = PYPROJECT["tool"]["setuptools"]["package-data"]["fsq_jax"]
+    brought = set((tiny.ROOT / "fsq_jax").glob(pattern))
+    wanted = {path for path in shipped.FOLDER.rglob("*") if path.is_file()}
+    assert brought == wanted and len(wanted) == 2 * len(shipped.names()) > 0

@@ -27,6 +27,7 @@ def scalars_then_signal(self, at, split, values):
 metric_writer.MetricWriter.scalars = scalars_then_signal
 config_flags.DEFINE_config_file("config")
 flags.DEFINE_string("workdir", None, "")
+flags.DEFINE_string("profile", "", "")
 cli.run(train.main)
 """
 

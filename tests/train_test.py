@@ -1,9 +1,12 @@
 """The loop, inside this process: what a run leaves, and what starting it again does."""
 
 import functools
+import gzip
+import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,9 +14,9 @@ import pytest
 from PIL import Image
 
 from fsq_jax import train
-from fsq_jax.runs import inputs
+from fsq_jax.runs import inputs, startup
 from fsq_jax.runtime import checkpoint, cli, sharding
-from fsq_jax.runtime.metric_writer import MetricWriter
+from fsq_jax.runtime.metric_writer import MetricWriter, read_metrics
 from fsq_jax.runtime.workdir import load_config, load_results
 from tests import tiny
 
@@ -39,7 +42,7 @@ def make_config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train.train(make_config(), str(workdir))
+    return workdir, train.train(make_config(), str(workdir), profile="4:5")
 
 
 def checkpoints(workdir):
@@ -61,6 +64,9 @@ def test_a_run_leaves_its_config_metrics_results_pictures_and_checkpoints(finish
         (6, "e"),
     ]
     assert {"loss", "reconstruction", "tokenizer_gradient_norm"} <= set(lines[0])
+    assert lines[0]["learning_rate"] == np.float32(make_config().optim.learning_rate)
+    timed = [line for line in read_metrics(str(workdir), "train") if "images_per_second" in line]
+    assert timed and all(0 <= line["data_wait"] <= 1 for line in timed)
     assert {"codebook/usage", "codebook/perplexity"} <= set(lines[-1])
     assert results == load_results(str(workdir))
     assert all(result["step"] == 6 and result["protocol"] for result in results.values())
@@ -70,6 +76,32 @@ def test_a_run_leaves_its_config_metrics_results_pictures_and_checkpoints(finish
         assert picture.size == (8 * 10 + 2, 2 * 10 + 2)
     assert checkpoints(workdir) == [4, 6]
     assert list((workdir / "tensorboard").iterdir())
+
+
+def test_the_traced_steps_are_there_for_tensorboard_and_perfetto(finished):
+    (folder,) = (finished[0] / "profile" / "plugins" / "profile").iterdir()
+    assert list(folder.glob("*.xplane.pb"))
+    (path,) = folder.glob("*.trace.json.gz")
+    with gzip.open(path, "rt") as file:
+        events = json.load(file)["traceEvents"]
+    steps = {e["args"]["step_num"] for e in events if e.get("name") == "train"}
+    assert steps == {"4", "5"}
+
+
+@pytest.mark.parametrize("window", ["4", "4-5", "0:2", "5:4", "6:7", "-1:3", "a:b"])
+def test_steps_that_cannot_be_traced_are_refused_at_once(window, tmp_path):
+    with pytest.raises(ValueError, match=f"profile='{window}'"):
+        train.train(make_config(), str(tmp_path / "run"), profile=window)
+    assert not (tmp_path / "run").exists()
+
+
+def test_learning_rates_are_those_of_the_schedule():
+    config = make_config(**{"optim.warmup_steps": 2, "optim.schedule": "cosine"})
+    update = startup.with_more_metrics(lambda state, batch, key: (state, {}), config)
+    rates = [update(SimpleNamespace(step=step), {}, None)[1]["learning_rate"] for step in range(6)]
+    top = config.optim.learning_rate
+    np.testing.assert_allclose(rates[:3], [0, top / 2, top], rtol=1e-6)
+    assert sorted(rates[2:], reverse=True) == rates[2:] and rates[-1] < top / 5
 
 
 def test_training_lowers_the_loss(finished):
@@ -180,6 +212,38 @@ def test_asked_to_stop_it_saves_and_leaves(finished, tmp_path, monkeypatch, numb
     # Step 2 was at work when step 1 was reported.
     assert checkpoints(tmp_path) == [2]
     assert tiny.lines(tmp_path) == tiny.lines(finished[0])[:2]
+
+
+def test_damaged_records_are_skipped_and_counted_the_same_after_a_stop(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for number in range(12):
+            picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            picture.save(tmp_path / "data" / split / f"{number:02d}.png")
+        (tmp_path / "data" / split / "03.png").write_bytes(b"no picture")
+    config = make_config(
+        **{
+            "data.source": f"folder:{tmp_path / 'data'}",
+            "data.train_split": "train",
+            "data.eval_split": "val",
+            "data.skip_damaged": True,
+        }
+    )
+    results = train.train(config, str(tmp_path / "straight"))
+    counts = [line["skipped_records"] for line in tiny.lines(tmp_path / "straight", "train")]
+    assert counts == sorted(counts) and counts[-1] == 4  # as many epochs
+    tokens = 11 * 4 * 4  # of twelve images, one of which is damaged
+    assert results["codebook/usage"]["protocol"]["num_tokens"] == tokens
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StopSignal, "requested", lambda self, step: step == 4)
+        train.train(config, str(tmp_path / "stopped"))
+    assert train.train(config, str(tmp_path / "stopped")) == results
+    assert tiny.lines(tmp_path / "stopped") == tiny.lines(tmp_path / "straight")
+    config.data.skip_damaged = False
+    with pytest.raises(ValueError, match="03.png is not a whole, readable image"):
+        train.train(config, str(tmp_path / "stops"))
 
 
 def test_arguments_are_not_swallowed():

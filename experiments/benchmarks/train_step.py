@@ -25,7 +25,7 @@ from absl import app, flags
 from experiments.benchmarks import apart
 from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import describe, stages
-from fsq_jax.runs import inputs, startup
+from fsq_jax.runs import costs, inputs, startup
 from fsq_jax.runs.config import override_config, parse_overrides
 from fsq_jax.runtime import batch_random_init, sharding
 from fsq_jax.runtime.compiler import compiler_options
@@ -124,7 +124,7 @@ def count_flops(variant: str) -> float:
     """FLOPs of a variant's step. To be called on the CPU: XLA counts none of a GPU's programs."""
     config, tokens = load_config(variant)
     batch = random_batch(config, stages.make(config, **stages.frozen_shapes(config)), tokens)
-    return describe.training_flops(config, jax.eval_shape(lambda: batch))
+    return costs.training_flops(config, jax.eval_shape(lambda: batch))
 
 
 def measure_ceilings() -> dict:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import report
 from fsq_jax import train
+from fsq_jax.launcher import plan
 from fsq_jax.reports import html
 from fsq_jax.runs import inputs, startup
 from fsq_jax.runs.config import resolve_config
@@ -16,7 +17,6 @@ from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.progress import log
-from fsq_jax.runtime.workdir import is_evaluated
 
 TIMES = "times.json"
 _MOST_CACHED = 20_000  # records in memory
@@ -105,7 +105,7 @@ def train_once(config: ml_collections.ConfigDict, workdir: str) -> bool:
     """
     config = resolve_config(config)
     startup.claim_workdir(workdir, config, make_stage(config))
-    if is_evaluated(workdir, config.steps):
+    if plan.finished(workdir):
         return False
     train.train(config, workdir)
     return True

@@ -48,11 +48,12 @@ INTRODUCTION = (
 
 
 def base_config(
-    quantizer: str, scale: float = 1.0, data: str = "data=scenes"
+    quantizer: str, scale: float = 1.0, data: str = "data=scenes", task: str = "depth"
 ) -> ml_collections.ConfigDict:
     """The config of a label autoencoder with "fsq" or "vq"; other arguments as `run`'s."""
-    config = uvim_base.get_config(f"scale=smoke,task=depth,{CODES[quantizer]},{data}")
-    config.task.num_bins = 64
+    config = uvim_base.get_config(f"scale=smoke,task={task},{CODES[quantizer]},{data}")
+    if task == "depth":
+        config.task.num_bins = 64
     config.model.update(
         width=96, encoder_depth=2, decoder_depth=3, num_heads=4, mlp_dim=384, code_side=4
     )
@@ -64,11 +65,11 @@ def base_config(
 
 
 def lm_config(
-    quantizer: str, base: str, scale: float = 1.0, data: str = "data=scenes"
+    quantizer: str, base: str, scale: float = 1.0, data: str = "data=scenes", task: str = "depth"
 ) -> ml_collections.ConfigDict:
     """The config of the language model on the codes of the autoencoder in `base`."""
-    stage_1 = base_config(quantizer, scale, data)
-    config = uvim_lm.get_config(f"scale=smoke,task=depth,base={base},{CODES[quantizer]},{data}")
+    stage_1 = base_config(quantizer, scale, data, task)
+    config = uvim_lm.get_config(f"scale=smoke,task={task},base={base},{CODES[quantizer]},{data}")
     config.task = stage_1.task
     config.stage_1.update(model=stage_1.model.to_dict(), quantizer=stage_1.quantizer.to_dict())
     config.model.update(width=96, encoder_depth=3, decoder_depth=2, num_heads=4, mlp_dim=384)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fsq_jax.data.array_columns import spread
 from fsq_jax.data.dataset import Dataset
-from fsq_jax.data.decode import RecordError
+from fsq_jax.data.decode import RecordError, UnreadError
 from fsq_jax.runtime.user_error import UserError
 
 _SECONDS = 5.0  # that looking at records may take, once two have been seen
@@ -34,6 +34,7 @@ class Wanted:
       depths: the least and the largest depth, in metres, that the task tells apart.
       num_semantics: classes of segments, void included.
       things: whether the data must say which classes are things, for panoptic quality.
+      skip_damaged: whether damaged records are left out, unless all that are looked at are.
     """
 
     features: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class Wanted:
     depths: tuple[float, float] = (0.0, np.inf)
     num_semantics: int = 0
     things: bool = False
+    skip_damaged: bool = False
 
 
 def check_dataset(source: Dataset, wanted: Wanted, least: int = 1, purpose: str = "") -> None:
@@ -68,7 +70,7 @@ def check_dataset(source: Dataset, wanted: Wanted, least: int = 1, purpose: str 
         _check_segment_classes(source, wanted)
     if source.name == "scenes":  # made by our own code, and slow to make large
         return
-    sample = _sample(source, wanted.features)
+    sample = _sample(source, wanted)
     for record in sample.values():
         image = record.get("image")
         if image is not None and (image.dtype != np.uint8 or image.shape[2:] != (3,)):
@@ -155,21 +157,32 @@ def _where(source: Dataset) -> str:
     return f"{source.name} {source.split}"
 
 
-def _sample(source: Dataset, features: Sequence[str]) -> dict[int, Mapping[str, Any]]:
+def _sample(source: Dataset, wanted: Wanted) -> dict[int, Mapping[str, Any]]:
     """Some records by their positions, each held against its own image."""
-    sample, started = {}, time.monotonic()
+    sample, started, damaged = {}, time.monotonic(), None
     for index in spread(len(source)):
         if len(sample) > 1 and time.monotonic() - started > _SECONDS:
             break
-        record = source[index]
-        where = f"Record {index} of {_where(source)}"
-        if lacking := [name for name in features if name not in record]:
-            raise RecordError(
-                f"{where} has no feature {lacking[0]!r}; it has {', '.join(sorted(record))}."
-            )
-        check_record(record, features, where, len(source.meta.get("segment_names", ())))
-        sample[index] = record
+        try:
+            sample[index] = _checked(source, index, wanted.features)
+        except RecordError as error:
+            if not wanted.skip_damaged or isinstance(error, UnreadError):
+                raise
+            damaged = error
+    if damaged and not sample:
+        raise damaged
     return sample
+
+
+def _checked(source: Dataset, index: int, features: Sequence[str]) -> Mapping[str, Any]:
+    """Record `index`, which has the features that are wanted of it."""
+    record, where = source[index], f"Record {index} of {_where(source)}"
+    if lacking := [name for name in features if name not in record]:
+        raise RecordError(
+            f"{where} has no feature {lacking[0]!r}; it has {', '.join(sorted(record))}."
+        )
+    check_record(record, features, where, len(source.meta.get("segment_names", ())))
+    return record
 
 
 def _check_segment_classes(source: Dataset, wanted: Wanted) -> None:

@@ -27,6 +27,10 @@ class RecordError(UserError):
     """A record that is damaged, or lacks what is asked of it; its message is for the user."""
 
 
+class UnreadError(RecordError):
+    """A record whose file isn't as it was, or can't be read now: that may pass, damage doesn't."""
+
+
 def decode_image(encoded: bytes, where: str, *, upright: bool = True) -> np.ndarray:
     """The picture in an image file's bytes, uint8 [H,W,3] RGB: grey is repeated, alpha dropped.
 

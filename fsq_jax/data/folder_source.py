@@ -68,5 +68,5 @@ class _FolderRecords:
         try:
             encoded = path.read_bytes()
         except OSError as error:
-            raise decode.RecordError(f"{path} cannot be read ({error.strerror}).") from error
+            raise decode.UnreadError(f"{path} cannot be read ({error.strerror}).") from error
         return {"image": decode.decode_image(encoded, str(path)), "label": self.labels[index]}

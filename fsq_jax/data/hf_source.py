@@ -83,7 +83,7 @@ class _HfRecords:
             try:
                 encoded = pathlib.Path(image["path"]).read_bytes()
             except OSError as error:
-                raise decode.RecordError(f"{where} cannot be read ({error}).") from error
+                raise decode.UnreadError(f"{where} cannot be read ({error}).") from error
         if encoded is None or label is None or not 0 <= label < self.num_classes:
             raise decode.RecordError(
                 f"{where} has {'an' if encoded else 'no'} image and the label {label}; expected an "

@@ -179,8 +179,9 @@ class _ParquetRecords:
             else:
                 group = _row_group(path, rows["group"], self.columns[rows["shard"]])
                 encoded = group[rows["row"]].as_py()
-        except OSError as error:  # as pyarrow's errors of reading are
-            raise decode.RecordError(f"{where} cannot be read ({error}).") from error
+        except OSError as error:  # as pyarrow's errors are, which have no number
+            kind = decode.UnreadError if error.errno else decode.RecordError
+            raise kind(f"{where} cannot be read ({error}).") from error
         return {"image": decode.decode_image(encoded, where), "label": max(0, rows["label"])}
 
 

@@ -6,10 +6,15 @@ A batch holds one host's rows of a global batch, as NumPy arrays:
     label  int32 [B]
     mask   bool [B], False where the last evaluation batch is filled up
     and the features that were asked for (depth [B,H,W], segments [B,H,W,2])
+    skipped bool [B], with skip_damaged in training: True for a row in a damaged record's place
 
 The order of the records depends on the seed alone, and what a transform draws on the seed and the
 position in that order: never on the number of hosts, threads or workers. That is why the state of
 training is one number, the batches given so far.
+
+With `skip_damaged` a damaged record is named once and left out: in training another one takes its
+place, drawn from the damaged one's number alone, and in evaluation its row is masked. A record that
+can't be read now (`UnreadError`) still ends the run: what is skipped must not depend on when.
 
 Workers are processes started afresh ("spawn"): a script needs `if __name__ == "__main__":`.
 """
@@ -23,7 +28,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from fsq_jax.data import checks
+from fsq_jax.data.checked_records import DAMAGED, CheckedRecords, Skipped
 from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.decode import RecordError
 from fsq_jax.data.transforms import MAPS, Transform
@@ -47,6 +52,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     features: Sequence[str] = (),
+    skip_damaged: bool = False,
 ) -> "TrainBatches":
     """Endless batches of `batch_size` (over all hosts) from a source, from batch `start` on.
 
@@ -55,30 +61,40 @@ def train_batches(
     are any. Host `process_index` gets `batch_size / process_count` rows of each global batch.
 
     Raises UserError when the sizes don't fit, and RecordError (a UserError) from `next` for a
-    record that cannot be read.
+    record that cannot be read; with `skip_damaged`, where those in its place can't be, either.
     """
     rows = _rows_per_host(batch_size, process_index, process_count)
-    records = grain.MapDataset.source(_Records(source, tuple(features))).seed(seed)
+    read = CheckedRecords(source, tuple(features), skip_damaged)
+    records = grain.MapDataset.source(read).seed(seed)
     # Grain's own endless length can't be rounded to whole batches in its floats.
     records = records.shuffle().repeat(max(1, _ENDLESS // len(source)))
     records = records.random_map(_Transformed(transform, tuple(features)))
     batches = records[process_index::process_count].batch(rows)
-    return TrainBatches(batches, start, workers, prefetch)
+    return TrainBatches(batches, start, workers, prefetch, Skipped(read))
 
 
 class TrainBatches(Iterator[Batch]):
     """Iterator of `train_batches`. Its state, {"position": batches given}, fits any other of the
     same source, batch size and seed, whatever its workers. `close` ends the workers."""
 
-    def __init__(self, batches: grain.MapDataset, start: int, workers: int, prefetch: int):
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        start: int,
+        workers: int,
+        prefetch: int,
+        skipped: Skipped,
+    ):
         self._batches, self._workers, self._prefetch = batches, workers, prefetch
-        self._position, self._iterator = start, None
+        self._position, self._iterator, self._skipped = start, None, skipped
 
     def __next__(self) -> Batch:
         if self._iterator is None:  # opened at the first batch: a restore comes before it
             self._iterator = _open(self._batches[self._position :], self._workers, self._prefetch)
         batch = _next(self._iterator)
         self._position += 1
+        if (damaged := batch.pop(DAMAGED, None)) is not None:
+            batch["skipped"] = self._skipped.named(damaged)
         return batch
 
     def get_state(self) -> dict[str, int]:
@@ -107,6 +123,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     features: Sequence[str] = (),
+    skip_damaged: bool = False,
 ) -> "EvalBatches":
     """Batches of the first `limit` records (all by default) in their order, each exactly once.
 
@@ -121,8 +138,9 @@ def eval_batches(
     length = len(source) if limit is None else min(limit, len(source))
     if length < 1:
         raise UserError(f"There is no record to evaluate: {limit=}, {len(source)=}.")
+    read = CheckedRecords(source, tuple(features), skip_damaged)
     padded = _Padded(
-        records=_Records(source, tuple(features)),
+        records=read,
         transformed=_Transformed(transform, tuple(features)),
         length=length,
         rows=rows,
@@ -130,14 +148,15 @@ def eval_batches(
         batch_size=batch_size,
     )
     batches = grain.MapDataset.source(padded).batch(rows)
-    return EvalBatches(batches, workers, prefetch)
+    return EvalBatches(batches, workers, prefetch, Skipped(read))
 
 
 class EvalBatches:
     """The batches of `eval_batches`; each iteration begins at the first."""
 
-    def __init__(self, batches: grain.MapDataset, workers: int, prefetch: int):
+    def __init__(self, batches: grain.MapDataset, workers: int, prefetch: int, skipped: Skipped):
         self._batches, self._workers, self._prefetch = batches, workers, prefetch
+        self._skipped = skipped
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -146,7 +165,10 @@ class EvalBatches:
         iterator = _open(self._batches, self._workers, self._prefetch)
         try:
             for _ in range(len(self)):
-                yield _next(iterator)
+                batch = _next(iterator)
+                if (damaged := batch.pop(DAMAGED, None)) is not None:
+                    batch["mask"] = batch["mask"] & ~self._skipped.named(damaged)
+                yield batch
         finally:
             iterator.close()
 
@@ -188,29 +210,6 @@ def _next(iterator: grain.DatasetIterator) -> Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Records:
-    """A source whose records are checked to hold what is asked for."""
-
-    source: Dataset
-    features: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.source[index]
-        where = f"Record {index} of {self.source.name} {self.source.split}"
-        for name in self.features:
-            if name not in record:
-                raise RecordError(
-                    f"{where} has no feature {name!r}; it has {', '.join(sorted(record))}."
-                )
-        segment_names = self.source.meta.get("segment_names", ())
-        checks.check_record(record, self.features, where, len(segment_names))
-        return record
-
-
-@dataclasses.dataclass(frozen=True)
 class _Transformed:
     """A record to a row of a batch: transformed, and reduced to what batches carry."""
 
@@ -219,18 +218,19 @@ class _Transformed:
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         unused = set(MAPS) - {"image", *self.features}  # not worth a crop
-        record = {name: value for name, value in record.items() if name not in unused}
+        damaged = {DAMAGED: np.int64(record[DAMAGED])} if DAMAGED in record else {}
+        record = {n: value for n, value in record.items() if n not in unused and n != DAMAGED}
         record = self.transform(record, rng)
         kept = [name for name in ("image", "tokens", *self.features) if name in record]
         row = {name: np.ascontiguousarray(record[name]) for name in kept}
-        return row | {"label": np.int32(record["label"]), "mask": np.bool_(True)}
+        return row | {"label": np.int32(record["label"]), "mask": np.bool_(True)} | damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class _Padded:
     """One host's rows of the global evaluation batches, one after the other."""
 
-    records: _Records
+    records: CheckedRecords
     transformed: _Transformed
     length: int
     rows: int

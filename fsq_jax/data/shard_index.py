@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from fsq_jax.data.decode import RecordError
+from fsq_jax.data.decode import UnreadError
 from fsq_jax.formats import numpy_file
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.files import written_whole
@@ -53,7 +53,7 @@ class ShardIndex:
     def rows(self) -> Rows:
         found = _read(self.path)
         if found is None or found[1] != self.digest:
-            raise RecordError(f"The index {self.path} has changed since this run opened it.")
+            raise UnreadError(f"The index {self.path} has changed since this run opened it.")
         return found[0]
 
     @functools.cached_property
@@ -65,15 +65,15 @@ class ShardIndex:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"facts": ()}
 
     def shard(self, index: int) -> pathlib.Path:
-        """A shard's file, as it was when it was indexed; RecordError where it has changed."""
+        """A shard's file, as it was when it was indexed; UnreadError where it has changed."""
         path = self.files[index]
         if index not in self.checked:
             try:
                 unchanged = _stamp(path) == self.stamps[index]
             except OSError as error:
-                raise RecordError(f"{path} cannot be read ({error.strerror}).") from None
+                raise UnreadError(f"{path} cannot be read ({error.strerror}).") from None
             if not unchanged:
-                raise RecordError(f"{path} has changed since it was indexed; start again.")
+                raise UnreadError(f"{path} has changed since it was indexed; start again.")
             self.checked.add(index)
         return path
 

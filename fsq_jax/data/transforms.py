@@ -73,7 +73,7 @@ def augment(
     MaskGIT's was never published.
     Raises UserError for a `min_area` outside (0, 1], or an `aspect` that isn't 0 < low <= high.
     """
-    if not 0 < min_area <= 1 or not 0 < aspect[0] <= aspect[1]:
+    if not 0 < min_area <= 1 or len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
         raise UserError(
             f"Needs 0 < min_area <= 1 and 0 < aspect[0] <= aspect[1], not {min_area=}, {aspect=}."
         )
@@ -181,6 +181,8 @@ def crop_to(box: tuple[int, int, int, int]) -> Transform:
 
     NYU Depth v2 is evaluated on (54, 480, 41, 601).
     """
+    if len(box) != 4:
+        raise UserError(f"A crop is (top, bottom, left, right), not {tuple(box)}.")
     return functools.partial(_crop_to, tuple(box))
 
 

@@ -151,7 +151,7 @@ class _WdsRecords:
                 file.seek(offset - _BLOCK)
                 block = file.read(_BLOCK + size)
         except OSError as error:
-            raise decode.RecordError(f"{path} cannot be read ({error.strerror}).") from error
+            raise decode.UnreadError(f"{path} cannot be read ({error.strerror}).") from error
         name = block[:100].rstrip(b"\0").decode(errors="replace")
         labels = rows["label"] if self.labels is None else self.labels
         image = decode.decode_image(block[_BLOCK:], f"{name} in {path}")

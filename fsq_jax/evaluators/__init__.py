@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fsq_jax.evaluators import (
     codebook,
@@ -17,7 +18,7 @@ from fsq_jax.evaluators import (
     validation,
 )
 from fsq_jax.evaluators.predictor import Predictor
-from fsq_jax.runtime.user_error import UserError
+from fsq_jax.runtime.user_error import UserError, did_you_mean
 from fsq_jax.stages.stage import Stage
 
 EVALUATORS = {
@@ -58,13 +59,27 @@ def check(evals: Mapping[str, Mapping]) -> None:
     if unknown:
         raise UserError(f"Evaluators {unknown} are unknown; there are {sorted(EVALUATORS)}.")
     for name, arguments in evals.items():
-        if "every" not in arguments:
+        if not isinstance(arguments, Mapping | ConfigDict) or "every" not in arguments:
             raise UserError(f"evals.{name} doesn't say how often: every=0 is at the end only.")
+        every = arguments["every"]
+        if type(every) is not int or every < 0:
+            raise UserError(f"evals.{name}.every={every!r} must be a number of steps, 0 or more.")
         try:
             inspect.signature(EVALUATORS[name]).bind(None, **_own(arguments))
         except TypeError as error:
             raise UserError(f"evals.{name}: {error}.") from None
     run_scorer.check_evals(evals)
+
+
+def check_best(metric: str) -> None:
+    """Raises a UserError for a metric, as `config.best` names it, that no evaluator has; "": none.
+
+    What an evaluator's metrics begin with is its name, but for the samples of "generation".
+    """
+    known = {"sampling", *EVALUATORS} - {"generation"}
+    start, separator, _ = metric.partition("/")
+    if metric and not (separator and start in known):
+        raise UserError(f"best={metric!r} is no evaluator's metric{did_you_mean(start, known)}")
 
 
 def check_stage(

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.user_error import UserError
 
 
 def masked_means(
@@ -15,12 +16,17 @@ def masked_means(
     Args:
       batches: pairs (batch with "mask" [B], {name: values [B]}). Sums are taken on the device and
         divided once, here, so that padding and the number of hosts change nothing.
+
+    Raises:
+      UserError: all examples are masked: with `data.skip_damaged`, each is damaged.
     """
     totals, count = {}, 0
     for batch, values_B in batches:
         sums = sharding.to_host(_masked_sums(dict(values_B), batch["mask"]))
         count += int(sums.pop("count"))
         totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
+    if not count:
+        raise UserError("Not one of the images to evaluate can be read.")
     return {name: total / count for name, total in totals.items()}, count
 
 

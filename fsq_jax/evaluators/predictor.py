@@ -28,8 +28,8 @@ class Predictor:
       batches: (split, limit, transform) -> the records of a split, each once, as padded NumPy
         batches with "mask"; limit 0 is no limit, and transform None the run's own for evaluation.
         In place of a split, a data set: records chosen from what `dataset` gives.
-      dataset: split -> the records that `batches` are made of, at their own size: row i of all
-        batches is record i.
+      dataset: split -> the records that `batches` are made of, at their own size: row r of
+        batch i is record i * batch_size + r.
       mesh: where batches go.
       protocol: what every result is recorded with.
       seed: of all that is drawn in an evaluation.
@@ -97,9 +97,9 @@ class Predictor:
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
         """(outputs of `predict[name]` for one example, its record as `dataset` has it), on the
         host, for all of the held-out split: what is measured at a record's own size."""
-        dataset, index = self.dataset(self.eval_split), 0
-        for batch, outputs in self.outputs(name, limit=limit):
+        dataset = self.dataset(self.eval_split)
+        for i, (batch, outputs) in enumerate(self.outputs(name, limit=limit)):
             mask_B, outputs = sharding.to_host((batch["mask"], outputs))
             for row in np.flatnonzero(mask_B):
-                yield {key: value[row] for key, value in outputs.items()}, dataset[index]
-                index += 1
+                record = dataset[i * self.batch_size + int(row)]
+                yield {key: value[row] for key, value in outputs.items()}, record

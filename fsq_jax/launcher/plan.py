@@ -23,7 +23,8 @@ class Run:
     Attributes:
       name: of the folder; two experiments that name one run share it.
       commands: (file in the folder, arguments of "python") in their order; the file says that the
-        command is done. `results.json` of a training run must hold the last step's.
+        command is done. `results.json` of a training run must hold the last step's; where its
+        config has no evaluators, the last checkpoint says so.
       facts: what its entry among the results says of it, such as {"quantizer": "fsq", "seed": 0};
         {} for a run that has no entry.
       needs: names of runs whose `weights` it reads.
@@ -63,12 +64,14 @@ def recorded(workdir: str, run: Run) -> bool:
 
 
 def _is_done(path: str, file: str) -> bool:
-    there = os.path.exists(os.path.join(path, file))
-    if file != RESULTS or not there:
-        return there
-    if os.path.exists(os.path.join(path, "config.json")):
-        return is_evaluated(path, load_config(path).steps)
-    return bool(load_results(path))
+    if file != RESULTS:
+        return os.path.exists(os.path.join(path, file))
+    if not os.path.exists(os.path.join(path, "config.json")):
+        return bool(load_results(path))
+    config = load_config(path)  # without evaluators, a run leaves no results
+    return (
+        is_evaluated(path, config.get("steps", 0)) if config.get("evals", True) else _at_end(path)
+    )
 
 
 def commands_left(workdir: str, run: Run, wanted: bool) -> list[tuple[str, tuple[str, ...]]]:
@@ -95,13 +98,13 @@ def commands_left(workdir: str, run: Run, wanted: bool) -> list[tuple[str, tuple
 def _at_end(path: str) -> bool:
     """Whether the checkpoint of the last step is there."""
     steps = checkpoint.saved_steps(path)
-    return bool(steps) and steps[-1] == load_config(path).steps
+    return bool(steps) and steps[-1] == load_config(path).get("steps", 0)
 
 
 def finished(path: str) -> bool:
     """Whether a training run is at its last step, and evaluated there if its config asks for it."""
     config = load_config(path)
-    return _at_end(path) and (not config.evals or is_evaluated(path, config.steps))
+    return _at_end(path) and (not config.get("evals") or is_evaluated(path, config.get("steps", 0)))
 
 
 def merged(runs: Iterable[Run]) -> list[Run]:

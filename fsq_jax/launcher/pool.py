@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -13,13 +12,15 @@ from dataclasses import dataclass, field
 
 from fsq_jax.launcher import gpus, plan
 from fsq_jax.launcher.plan import Run
-from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime import bounded, checkpoint
+from fsq_jax.runtime.files import append_json_line
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
 GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
 LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
 _LAUNCHES = "launches.jsonl"
+_LAUNCH = {"status": int, "error?": str}  # what is read of a line
 _LOCK = "launch.lock"  # of whatever runs there; a training takes its workdir's own beside it
 
 # Begins a run: it gets SIGTERM when the launcher dies, however it does (Linux's prctl).
@@ -148,9 +149,7 @@ class Pool:
         folder = plan.folder(self._workdir, job.run)
         if status:
             line["error"] = _last_error(os.path.join(folder, "log.txt"))
-        path = os.path.join(folder, _LAUNCHES)
-        with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json_line(os.path.join(folder, _LAUNCHES), line)
 
     def signal(self, number: int) -> None:
         """Sends a signal to all that is at work."""
@@ -171,12 +170,10 @@ def _last_error(path: str) -> str:
 
 
 def launches(path: str) -> list[dict]:
-    """The lines of a run's launches.jsonl, oldest first; none where it was never begun."""
+    """The lines of a run's launches.jsonl, oldest first; none where it was never begun. A line that
+    was only half written is left out: the launcher was killed."""
     file = os.path.join(path, _LAUNCHES)
-    if not os.path.exists(file):
-        return []
-    with open(file) as lines:
-        return [json.loads(line) for line in lines]
+    return bounded.read_lines(file, _LAUNCH) if os.path.exists(file) else []
 
 
 def compilation_cache(workdir: str) -> dict[str, str]:

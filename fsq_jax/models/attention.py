@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from fsq_jax.runtime import compiler
 from fsq_jax.runtime.sharding import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
@@ -102,7 +103,7 @@ def resolve(
 
 
 def _has_flash_kernels() -> bool:
-    device = jax.local_devices()[0]
+    device = compiler.device()
     if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
         return False
     return float(device.compute_capability) >= 8.0

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.runtime import compiler
 from fsq_jax.runtime.sharding import split_by_example
 
 INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two standard deviations
@@ -73,7 +74,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
     The backward pass starts from x alone: the slope is twice the bytes.
     """
-    if x.dtype != jnp.float32 and jax.default_backend() == "gpu":
+    if x.dtype != jnp.float32 and compiler.device().platform == "gpu":
         return _product_gelu(x)
     return jax.checkpoint(_float32_gelu)(x)
 

@@ -5,7 +5,12 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+import jax
+import ml_dtypes
+import numpy as np
+
 from fsq_jax.formats import weights_file
+from fsq_jax.pretrained import shipped
 from fsq_jax.runtime import bounded, checkpoint
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import load_config, parse_config
@@ -51,8 +56,8 @@ def load(path: str, step: int | None = None, stages: Collection[str] = ()) -> We
     """The weights of a run, or of a msgpack, .npz or safetensors file; each file is read once.
 
     Args:
-      path: a workdir, or a file, also one of the hub (hf:OWNER/NAME[/FILE][@REVISION]);
-        `weights_file.read` tells the format by its content.
+      path: a workdir, or a file, also one of the hub (hf:OWNER/NAME[/FILE][@REVISION]) or of this
+        package (pretrained:NAME); `weights_file.read` tells the format by its content.
       step: which of a run's checkpoints; the latest by default.
       stages: those that a run may be of, checked before its arrays are read; () for any.
 
@@ -66,15 +71,35 @@ def load(path: str, step: int | None = None, stages: Collection[str] = ()) -> We
         return Weights(path, restored["ema_params"], restored["model_state"], step, config)
     if step is not None:
         raise UserError(f"step={step} is one of a run's checkpoints; {path!r} is a file.")
-    variables, metadata = weights_file.read(path)
+    variables, metadata = weights_file.read(shipped.local_path(path))
     if "params" not in variables:
         raise UserError(f"{path} holds {sorted(variables)[:4]} at the top; expected 'params'.")
     config = None
     if "config" in metadata:  # written by fsq_jax.export
         config = parse_config(metadata["config"], path)
         check_stage(path, config.stage, stages)
+        variables = as_float32(variables)
     seen = bounded.parse_json(metadata.get("step", "0"), f"{path}: the step in it", int)
     return Weights(path, variables.pop("params"), variables, seen, config)
+
+
+def as_float32(variables: PyTree) -> PyTree:
+    """Variables that were stored in bfloat16 in the type of all our parameters."""
+    return jax.tree.map(
+        lambda array: array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array,
+        variables,
+    )
+
+
+def rounded(loaded: Weights) -> Weights:
+    """The weights as `load` gives them back where they are stored in bfloat16, still float32."""
+
+    def to_bfloat16(array):
+        array = np.asarray(array)
+        return array.astype(ml_dtypes.bfloat16) if array.dtype == np.float32 else array
+
+    variables = as_float32(jax.tree.map(to_bfloat16, loaded.variables))
+    return dataclasses.replace(loaded, params=variables.pop("params"), model_state=variables)
 
 
 def check_stage(path: str, stage: str, stages: Collection[str]) -> None:

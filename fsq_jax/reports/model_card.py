@@ -28,18 +28,30 @@ READING = {
 }
 
 
-def text(loaded: weights.Weights, results: Mapping[str, Mapping], format: str) -> str:
+def text(
+    loaded: weights.Weights,
+    results: Mapping[str, Mapping],
+    format: str,
+    dtype: str = "float32",
+    notes: Mapping[str, str] | None = None,
+) -> str:
     """The card in Markdown.
 
     Args:
       loaded: the weights of a run.
       results: what was measured at their step, as in results.json.
-      format: in which they are written, see `fsq_jax.export`.
+      format, dtype: in which they are written, see `fsq_jax.export`.
+      notes: further rows of the first table.
     """
     config = loaded.config
     lines = [f"# {TITLES.get(config.stage, config.stage)}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts(loaded).items()]
+    rows = facts(loaded, dtype) | dict(notes or {})
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
     lines += ["", "## Results", ""]
+    # What was measured of a file names it; all else is of the run, in float32.
+    of_file = all("weights_file" in result["protocol"] for result in results.values())
+    if dtype == "bfloat16" and not of_file:
+        lines += ["Measured before the weights were rounded to bfloat16.", ""]
     if results:
         lines += ["| metric | value | protocol |", "|---|---|---|"]
         for name, result in sorted(results.items()):
@@ -52,14 +64,16 @@ def text(loaded: weights.Weights, results: Mapping[str, Mapping], format: str) -
     return "\n".join(lines)
 
 
-def facts(loaded: weights.Weights) -> dict[str, str]:
+def facts(loaded: weights.Weights, dtype: str = "float32") -> dict[str, str]:
     """{name: text} of what the weights are."""
     config = loaded.config
     count = sum(np.size(array) for array in weights_file.flatten(loaded.params).values())
     known = {
         "data": f"{config.data.source}, {config.data.train_split}, {config.data.size} pixels",
-        "parameters": f"{count:,}, float32, moving averages",
+        "parameters": f"{count:,}, {dtype}, "
+        + ("moving averages" if config.ema_decay else "latest"),
         "step": f"{loaded.step} of {config.steps}, batches of {config.batch_size}",
+        "seed": str(config.seed),
         "fingerprint": f"`{loaded.fingerprint}`",
     }
     if "quantizer" in config:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fsq_jax.reports import comparison, html
+from fsq_jax.runs import recorded
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.metric_writer import read_metrics
 from fsq_jax.runtime.workdir import load_config, load_results
@@ -36,9 +37,10 @@ def page(workdir: str) -> str:
     """The page as HTML.
 
     Raises:
-      UserError: `workdir` is not a run.
+      UserError: `workdir` is not a run, or its config is damaged.
     """
     config = load_config(workdir)
+    recorded.check(config, workdir)
     name = os.path.basename(os.path.abspath(workdir))
     values = sorted((key, str(value)) for key, value in protocols.flat(config.to_dict()).items())
     return html.page(

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable, Mapping
+from math import inf
 
 import ml_collections
 from flax import traverse_util
@@ -10,8 +11,41 @@ from fsq_jax import evaluators
 from fsq_jax.runs import data_checks
 from fsq_jax.runtime import sharding, wandb_writer
 from fsq_jax.runtime.user_error import UserError, did_you_mean
+from fsq_jax.stages import model_values
 
-DTYPES = ("float32", "bfloat16", "float16")
+# The least and the largest that a value may be, where nothing that reads it looks.
+RANGES = {
+    **dict.fromkeys(
+        ("steps", "log_every", "preview_every", "checkpoint_every", "batch_size", "accumulate"),
+        (1, inf),
+    ),
+    **dict.fromkeys(("eval_batch_size", "loss.r1_every", "discriminator.max_width"), (1, inf)),
+    **dict.fromkeys(
+        (
+            "seed",
+            "optim.learning_rate",
+            "optim.weight_decay",
+            "optim.warmup_steps",
+            "optim.clip_norm",
+            "discriminator_optim.learning_rate",
+            "data.eval_limit",
+            "sampling.choice_temperature",
+        ),
+        (0, inf),
+    ),
+    **dict.fromkeys(
+        (
+            "ema_decay",
+            "optim.b1",
+            "optim.b2",
+            "loss.lecam_decay",
+            "label_dropping",
+            "masking.label_smoothing",
+        ),
+        (0, 1),
+    ),
+    "sampling.num_steps": (1, inf),
+}
 
 
 def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -22,19 +56,25 @@ def resolve_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
       UserError: where a run of this config could only fail later.
     """
     config = config.copy_and_resolve_references()
-    names = ("steps", "log_every", "preview_every", "checkpoint_every", "batch_size", "accumulate")
-    for name in (*names, "eval_batch_size"):
-        if config[name] < 1:
-            raise UserError(f"{name}={config[name]} must be at least 1.")
-    if config.model.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.model.dtype!r} must be one of {DTYPES}.")
+    check_ranges(config)
+    model_values.check(config.model)
     evaluators.check(config.evals)
+    evaluators.check_best(config.best)
     wandb_writer.check(config.get("wandb", {}))
     if not config.idle_devices:
         sharding.check_batch_size(config.batch_size, config.accumulate)
     sharding.most_devices(config.batch_size, config.accumulate)
     data_checks.check_data(config)
     return config
+
+
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+    """Raises a UserError for a value beyond its range, with the range."""
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    for name, (low, high) in RANGES.items():
+        if not low <= flat.get(name, low) <= high:  # which NaN is not, either
+            upper = f", and {high:g} at most" if high < inf else ""
+            raise UserError(f"{name}={flat[name]} must be at least {low:g}{upper}.")
 
 
 def override_config(config: ml_collections.ConfigDict, overrides: Mapping) -> None:

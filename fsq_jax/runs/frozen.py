@@ -4,7 +4,7 @@ from fsq_jax import stages
 from fsq_jax.data.open import open_dataset
 from fsq_jax.features.network import load_perceptual
 from fsq_jax.pretrained import parameter_trees, weights
-from fsq_jax.runs import published
+from fsq_jax.runs import published, recorded
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.stages import stage_1 as stage_1_of
 from fsq_jax.stages.stage import Stage, StageFacts
@@ -60,10 +60,15 @@ def load_stage_1(
     """
     loaded = weights.load(path, step, kinds)
     config = loaded.config
-    if config is None:
+    if config is not None:
+        recorded.check(config, path)
+    else:
         config = published.config_of(loaded)
         weights.check_stage(path, config.stage, kinds)
-    return stage_1_of.make(config, loaded.variables, loaded.fingerprint, path, loaded.step)
+    made = stage_1_of.make(config, loaded.variables, loaded.fingerprint, path, loaded.step)
+    expected = stage_1_of.variable_shapes(config)["params"]
+    parameter_trees.check_tree(path, loaded.params, expected)
+    return made
 
 
 def reads_stage_1(loaded: weights.Weights) -> str:

@@ -37,6 +37,7 @@ def wanted(config) -> checks.Wanted:
         depths=(task.get("min_depth", 0.0), task.get("max_depth", float("inf"))),
         num_semantics=task.get("num_semantics", 0),
         things="panoptic" in config.evals,
+        skip_damaged=config.data.get("skip_damaged", False),
     )
 
 
@@ -59,6 +60,7 @@ def train_batches(config) -> pipeline.TrainBatches:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         features=names,
+        skip_damaged=config.data.get("skip_damaged", False),
     )
 
 
@@ -119,6 +121,7 @@ def eval_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         features=features(config),
+        skip_damaged=config.data.get("skip_damaged", False),
     )
 
 

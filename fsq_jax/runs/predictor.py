@@ -14,11 +14,12 @@ from fsq_jax.data.dataset import Dataset
 from fsq_jax.data.transforms import Transform
 from fsq_jax.evaluators.predictor import Predictor
 from fsq_jax.pretrained import parameter_trees, weights
-from fsq_jax.runs import frozen, inputs, published
-from fsq_jax.runs.config import override_config
+from fsq_jax.runs import frozen, inputs, published, recorded
+from fsq_jax.runs.config import check_ranges, override_config
 from fsq_jax.runtime import sharding
 from fsq_jax.runtime.compiler import compiler_options
 from fsq_jax.runtime.user_error import UserError
+from fsq_jax.stages.blank import blank_batch
 from fsq_jax.stages.stage import Stage, TrainState
 
 
@@ -40,18 +41,25 @@ def load(
     """
     overrides = dict(overrides or {})
     loaded = weights.load(path, step)
+    if loaded.config is not None:
+        recorded.check(loaded.config, path)
     first = _load_stage_1(loaded, stage_1)
     config = loaded.config
     if config is None:
         config = published.config_of(loaded, first, overrides)
     override_config(config, overrides)
+    check_ranges(config)
     if config.stage == "maskgit_tokenizer":
         config.loss.perceptual = 0.0  # its network is for training, and may not be at hand
-    if first is not None:
+    if first is not None:  # as it is, whatever the run's config said of it
         config.stage_1.workdir = first.path
+        config.stage_1.model = first.config.model.to_dict()
+        config.stage_1.quantizer = first.config.quantizer.to_dict()
     stage = stages.make(config, **({"stage_1": first} if first is not None else {}))
     if config.stage == "maskgit_transformer":
         _check_positions(loaded, config, stage.facts.grid)
+    expected = jax.eval_shape(stage.init, jax.random.key(0), blank_batch(config)).ema_params
+    parameter_trees.check_tree(path, loaded.params, expected)
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
     updates: Any = np.int32(loaded.step)

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from configs import uvim_lm
@@ -21,6 +23,7 @@ from fsq_jax.runtime.compiler import compiler_options
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
+from fsq_jax.stages import optim
 from fsq_jax.stages.stage import Stage, TrainState
 
 
@@ -35,6 +38,7 @@ class Training:
       mesh: all devices.
       key: of all that training draws; a step folds its number in.
       first: updates made before this start.
+      skipped: damaged records that were skipped until then.
       state: a `TrainState` on the mesh.
       update, predict: the stage's functions, compiled.
       batches: this host's batches, the one after `batch` next.
@@ -50,6 +54,7 @@ class Training:
     mesh: jax.sharding.Mesh
     key: jax.Array
     first: int
+    skipped: int
     state: TrainState
     update: Callable
     predict: Mapping[str, Callable]
@@ -59,9 +64,11 @@ class Training:
     watch: liveness.Watch
     resources: contextlib.ExitStack
 
-    def next_batch(self) -> None:
-        """Puts the next batch on the mesh."""
+    def next_batch(self) -> float:
+        """Puts the next batch on the mesh; returns the seconds that it took to come."""
+        begin = time.monotonic()
         self.batch = sharding.put_batch(next(self.batches), self.mesh)
+        return time.monotonic() - begin
 
 
 def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
@@ -106,10 +113,11 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     watch = liveness.Watch(workdir, lambda: how_to_go_on(workdir))
     resources.callback(watch.close)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.best, config.best_mode)
-    first = 0
+    first = skipped = 0
     if checkpoints.latest_step:
         state, data_state = checkpoints.restore(shapes, shardings)
         first = checkpoints.latest_step  # that of an older one, where the latest is damaged
+        skipped = data_state.get("skipped", 0)
         batches.set_state(data_state)
         log(f"Going on from step {first} of {workdir}.")
     else:
@@ -117,12 +125,7 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
         state = start.apply_to(state, shardings, workdir)
     frozen_shardings = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen_shardings))
-    update = jax.jit(
-        stage.update,
-        donate_argnums=0,
-        compiler_options=compiler_options(),
-        out_shardings=(shardings.replace(frozen=frozen_shardings), sharding.replicated(mesh)),
-    )
+    update = compiled_update(config, stage, mesh, shardings.replace(frozen=frozen_shardings))
     training = Training(
         config,
         workdir,
@@ -130,6 +133,7 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
         mesh,
         key,
         first,
+        skipped,
         state,
         update,
         compiled(stage),
@@ -142,6 +146,35 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     if 0 < first < config.steps:
         training.next_batch()
     return training
+
+
+def compiled_update(config, stage: Stage, mesh: jax.sharding.Mesh, shardings: TrainState):
+    """The step of a training, compiled when it is first called; its state takes the old one's
+    place, laid out as `shardings`."""
+    return jax.jit(
+        with_more_metrics(stage.update, config),
+        donate_argnums=0,
+        compiler_options=compiler_options(),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+
+def with_more_metrics(update: Callable, config) -> Callable:
+    """A stage's update with the learning rate that the step was made with; with
+    `data.skip_damaged`, whose batches have "skipped", also the count of a batch's rows, over all
+    hosts, that stand for damaged records."""
+    of_schedule = {k: config.optim[k] for k in ("learning_rate", "warmup_steps", "schedule")}
+    schedule = optim.make_schedule(total_steps=config.steps, **of_schedule)
+
+    def update_and_more(state, batch, key):
+        more = {"learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
+        if "skipped" in batch:
+            more["skipped_records"] = batch["skipped"].sum()
+        rows = {name: value for name, value in batch.items() if name != "skipped"}
+        state, metrics = update(state, rows, key)
+        return state, {**metrics, **more}
+
+    return update_and_more
 
 
 def how_to_go_on(workdir: str) -> str:

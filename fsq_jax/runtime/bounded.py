@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from fsq_jax.runtime.user_error import UserError
 
 MAX_JSON = 16 << 20  # bytes of a JSON file
+_MAX_LINE = 1 << 20  # bytes of a line in a file of them
 _MAX_DEPTH = 50  # of lists and objects inside each other
 _MAX_VALUES = 2_000_000
 _KINDS = {
@@ -50,6 +51,8 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise UserError(f"There is no file {path!r}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be opened ({error.strerror}).") from None
+    except UserError:
+        raise
     except ValueError as error:  # a zero byte in the name
         raise UserError(f"{path!r} is no name of a file ({error}).") from None
     try:
@@ -111,6 +114,23 @@ def read_json(path: str | os.PathLike, expected: Any = None, limit: int = MAX_JS
     return parse_json(read_bytes(path, limit), os.fspath(path), expected)
 
 
+def read_lines(path: str | os.PathLike, expected: Any = None) -> list[Any]:
+    """The values in a file of JSON lines, each as `expected` (see `read_json`).
+
+    A last line that was only half written is left out.
+
+    Raises:
+      UserError: a line is longer than a mebibyte, is not JSON or holds something else; says which.
+    """
+    values = []
+    with open_regular(path) as file:
+        while (text := file.readline(_MAX_LINE)).endswith(b"\n"):
+            values.append(parse_json(text, f"{path}, line {len(values) + 1},", expected))
+    if len(text) == _MAX_LINE:
+        raise UserError(f"{path}, line {len(values) + 1}, is longer than {_MAX_LINE} bytes.")
+    return values
+
+
 def parse_json(text: bytes | str, where: str, expected: Any = None) -> Any:
     """The value in a JSON text that stands in the file `where`; see `read_json`."""
     try:
@@ -121,7 +141,7 @@ def parse_json(text: bytes | str, where: str, expected: Any = None) -> Any:
     except ValueError as error:
         raise UserError(f"{where} is not readable as JSON ({error}).") from None
     _check_size(value, where)
-    _check(value, expected, where, "")
+    check(value, expected, where)
     return value
 
 
@@ -153,7 +173,7 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _check(value: Any, expected: Any, where: str, name: str) -> None:
+def check(value: Any, expected: Any, where: str, name: str = "") -> None:
     """Raises a UserError where a value isn't what `read_json` describes as `expected`."""
     if expected is None:
         return
@@ -165,7 +185,7 @@ def _check(value: Any, expected: Any, where: str, name: str) -> None:
         raise UserError(f"{what} is {_word(type(value))}; expected {words}.")
     if isinstance(option, list):
         for number, item in enumerate(value):
-            _check(item, option[0], where, f"{name}[{number}]")
+            check(item, option[0], where, f"{name}[{number}]")
     elif isinstance(option, Mapping):
         _check_names(value, option, where, name)
 
@@ -174,14 +194,14 @@ def _check_names(value: Mapping, expected: Mapping, where: str, name: str) -> No
     prefix = f"{name}." if name else ""
     if ... in expected:
         for key, item in value.items():
-            _check(item, expected[...], where, f"{prefix}{key[:80]}")
+            check(item, expected[...], where, f"{prefix}{key[:80]}")
         return
     options = {key.removesuffix("?"): option for key, option in expected.items()}
     lacking = sorted(f"{prefix}{key}" for key in expected if key[-1] != "?" and key not in value)
     if lacking:
         raise UserError(f"{where} lacks {', '.join(lacking)}.")
     for key in options.keys() & value.keys():
-        _check(value[key], options[key], where, prefix + key)
+        check(value[key], options[key], where, prefix + key)
 
 
 def _is_of(value: Any, option: Any) -> bool:

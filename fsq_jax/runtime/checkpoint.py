@@ -167,6 +167,8 @@ def _writing(directory: str) -> Iterator[None]:
     try:
         with names_path(directory):
             yield
+    except TimeoutError as error:  # of Orbax, which goes by a wall clock that may have jumped
+        raise UserError(f"Writing to {directory} took too long ({error}); start again.") from error
     except OSError:
         raise
     except Exception as error:  # re-raised, as an OSError where Orbax wrapped one
@@ -239,7 +241,8 @@ def _restore(folder: str, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
             data_state = checkpointer.restore(os.path.join(folder, "data"))
     except _DAMAGE as error:
         raise Damaged(_first_line(error)) from error
-    if not isinstance(data_state, dict) or type(data_state.get("position")) is not int:
+    known = isinstance(data_state, dict) and {"skipped": 0} | data_state
+    if not known or {type(known.get(name)) for name in ("position", "skipped")} != {int}:
         raise Damaged(f"its position in the data is {str(data_state)[:80]}")
     return state, data_state
 

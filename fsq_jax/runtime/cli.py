@@ -37,7 +37,10 @@ def run(main: Callable[[list[str]], None], takes_arguments: bool = False) -> Non
 
 
 def quiet_threads() -> None:
-    """Lets threads say nothing of the filesystem's errors: who waits for them raises them again."""
+    """Lets threads say nothing of the filesystem's errors: who waits for them raises them again.
+
+    Nor of the event loop that writes of TensorStore find closed once another one has failed.
+    """
 
     def hook(args):
         by_filesystem = "os_error_code=" in str(args.exc_value)  # TensorStore's
@@ -45,6 +48,14 @@ def quiet_threads() -> None:
             threading.__excepthook__(args)
 
     threading.excepthook = hook
+    report = sys.excepthook
+
+    def unless_late(kind, error, trace):
+        of_thread = threading.current_thread() is not threading.main_thread()
+        if not (of_thread and kind is RuntimeError and str(error) == "Event loop is closed"):
+            report(kind, error, trace)
+
+    sys.excepthook = unless_late
 
 
 def define_config_flag() -> None:
@@ -101,13 +112,13 @@ def _parse(argv: list[str]) -> list[str]:
         # Where a config raised, its traceback is in the text, and what it said in the last line.
         raise UserError(lines[-1] if "Traceback" in str(error) else lines[0]) from error
     except (AttributeError, KeyError) as error:  # an override of a key that the config lacks
-        key, *hint = _sentence(error).strip('"').split(" ", 1)
+        key, *hint = sentence(error).strip('"').split(" ", 1)
         if not key.startswith("'"):
             raise
         raise UserError(" ".join([f"The config has no {key}.", *hint])) from error
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """What an error says, on one line; ml_collections wraps one error into another."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
@@ -126,7 +137,7 @@ def _one_sentence(function: Callable, mistakes: tuple[type[Exception], ...]) -> 
         except mistakes as error:
             if os.environ.get("FSQ_JAX_TRACEBACK"):
                 raise
-            print(f"Error: {_sentence(error)}", file=sys.stderr, flush=True)
+            print(f"Error: {sentence(error)}", file=sys.stderr, flush=True)
             sys.exit(1)
 
     return wrapped

@@ -57,6 +57,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         json.dump(value, file, indent=2)
 
 
+def append_json_line(path: str | os.PathLike, value: Any) -> None:
+    """Adds a line to a file of JSON lines, in place of a last one that was only half written."""
+    with names_path(path), open(path, "ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(value).encode() + b"\n")
+
+
 def rename_aside(path: str | os.PathLike) -> str:
     """Gives a damaged file or folder a free name beside it, PATH.damaged, and returns that name."""
     aside = free_name(f"{os.fspath(path)}.damaged")

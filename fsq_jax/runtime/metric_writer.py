@@ -13,11 +13,10 @@ from tensorboardX import SummaryWriter
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.image_grid import image_grid
-from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.wandb_writer import WandbWriter
 
-WALL_CLOCK = ("seconds", "images_per_second")  # the fields in which two equal runs differ
-_MAX_LINE = 1 << 20  # bytes
+# The fields in which two equal runs differ.
+WALL_CLOCK = ("seconds", "images_per_second", "data_wait", "mfu")
 
 
 class MetricWriter:
@@ -104,13 +103,7 @@ def read_metrics(workdir: str, split: str | None = None) -> list[dict]:
     path = os.path.join(workdir, "metrics.jsonl")
     if not os.path.lexists(path):
         return []
-    lines = []
-    with bounded.open_regular(path) as file:
-        while (text := file.readline(_MAX_LINE)).endswith(b"\n"):
-            where = f"{path}, line {len(lines) + 1},"
-            lines.append(bounded.parse_json(text, where, {"step": int, "split": str}))
-        if len(text) == _MAX_LINE:
-            raise UserError(f"{path}, line {len(lines) + 1}, is longer than {_MAX_LINE} bytes.")
+    lines = bounded.read_lines(path, {"step": int, "split": str})
     return [line for line in lines if split is None or line["split"] == split]
 
 

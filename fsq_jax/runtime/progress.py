@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.user_error import UserError
 
 
-def log(message: str) -> None:
-    """Prints a line on stderr, above a progress bar if there is one; on the first host alone."""
-    if jax.process_index() == 0:
+def log(message: str, every_host: bool = False) -> None:
+    """Prints a line on stderr, above a progress bar if there is one; on the first host alone, or
+    on every one that calls it."""
+    if every_host or jax.process_index() == 0:
         tqdm.tqdm.write(message, file=sys.stderr)
 
 
@@ -33,6 +34,12 @@ class StepReporter:
       every: steps between two lines.
       batch_size: of one step, for the speed.
       guard: checks every step's metrics.
+      utilization: steps a second -> the share of the devices' peak that they are (MFU), or None
+        where it isn't known.
+      skipped: records that were skipped before the first step.
+
+    Attributes:
+      skipped: records that were skipped so far, as far as their steps are reported.
     """
 
     def __init__(
@@ -42,17 +49,31 @@ class StepReporter:
         every: int,
         batch_size: int,
         guard: Guard | None = None,
+        utilization: Callable[[float], float | None] = lambda steps_per_second: None,
+        skipped: int = 0,
     ):
         self._writer, self._progress = writer, progress
         self._every, self._batch_size = every, batch_size
         self._guard = guard or Guard()
+        self._utilization = utilization
+        self.skipped = skipped
         self._pending = None
-        self._since = None
+        self._since, self._waited = None, 0.0
 
     def push(self, step: int, metrics: Mapping) -> None:
         """Takes the metrics of the step just started; reports those of the step before."""
         self.flush()
         self._pending = step, metrics
+
+    def waited(self, seconds: float, metrics: Mapping) -> None:
+        """Takes the seconds that a batch took to come, after the step with these metrics began.
+
+        They are counted where that step was done before the batch was there: the devices then
+        had nothing to do. Some of it may have passed while they still worked on it; finding out
+        how much would mean to wait for them.
+        """
+        if all(value.is_ready() for value in jax.tree.leaves(dict(metrics))):
+            self._waited += seconds
 
     def flush(self) -> None:
         """Reports what is pending.
@@ -67,24 +88,39 @@ class StepReporter:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         check_finite(step, values)
         self._guard.check(step, values)
+        if "skipped_records" in values:  # of this step; what is written is of all
+            values["skipped_records"] = self.skipped = self.skipped + int(values["skipped_records"])
         if step % self._every:
             self._progress.update()
             return
         now = time.monotonic()
         if self._since is not None:
-            steps, begin = step - self._since[0], self._since[1]
-            values["images_per_second"] = steps * self._batch_size / (now - begin)
-        self._since = step, now
+            seconds = now - self._since[1]
+            speed = (step - self._since[0]) / seconds
+            values["images_per_second"] = speed * self._batch_size
+            values["data_wait"] = min(1.0, self._waited / seconds)
+            if (share := self._utilization(speed)) is not None:
+                values["mfu"] = share
+        self._since, self._waited = (step, now), 0.0
         self._writer.scalars(step, "train", values)
-        shown = {"loss": f"{values['loss']:.4g}"}
-        if "images_per_second" in values:
-            shown["images/s"] = f"{values['images_per_second']:.4g}"
-        self._progress.update(shown | gpu_memory())
+        self._progress.update(_shown(values) | gpu_memory())
 
     def pause(self) -> None:
         """Reports what is pending and forgets the clock: what follows is not training."""
         self.flush()
         self._since = None
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, str]:
+    """What of a step's values stands beside the bar."""
+    shown = {"loss": f"{values['loss']:.4g}"}
+    if "images_per_second" in values:
+        shown["images/s"] = f"{values['images_per_second']:.4g}"
+    if values.get("data_wait", 0) >= 0.05:
+        shown["waiting for data"] = f"{values['data_wait']:.0%}"
+    if "mfu" in values:
+        shown["MFU"] = f"{values['mfu']:.1%}"
+    return shown
 
 
 def check_finite(step: int, values: Mapping[str, float]) -> None:
@@ -94,7 +130,8 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         raise NonFiniteError(
             f"Step {step}: {', '.join(bad)} not finite ({shown}). Checkpoints of earlier steps are "
-            f"kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help."
+            "kept, for --config.init_from=WORKDIR; a lower learning rate or a clip_norm may help, "
+            "and so may leaving out images that are black all over."
         )
 
 
@@ -186,15 +223,19 @@ class Progress:
             self._bar.close()
 
 
-def tracked(batches: Any, title: str, images: int) -> Iterator[Any]:
+def tracked(
+    batches: Iterable[Any], title: str, images: int, total: int | None = None
+) -> Iterator[Any]:
     """The batches, with a passing bar: how far they are, how fast, what memory is used.
 
     Args:
-      batches: what has a length, such as `EvalBatches`.
+      batches: what is walked through.
       title: what is done.
       images: in a batch of all hosts.
+      total: how many batches there are, where they have no length.
     """
-    progress = Progress(len(batches), title=title, active=jax.process_index() == 0, passing=True)
+    total = len(batches) if total is None else total  # type: ignore[arg-type]
+    progress = Progress(total, title=title, active=jax.process_index() == 0, passing=True)
     begin = time.monotonic()
     try:
         for i, batch in enumerate(batches):

@@ -6,6 +6,7 @@ the collectives, so models and stages never mention devices.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -60,7 +61,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
         devices = [
             d for i in range(jax.process_count()) for d in jax.local_devices(process_index=i)[:each]
         ]
-    devices = devices[:num_devices]
+    return mesh_of(devices[:num_devices])
+
+
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+    """A mesh of these devices, which need not be here if programs are only compiled."""
     # Auto, since under Explicit (JAX's default) convolutions refuse FSDP-sharded kernels.
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 

@@ -24,6 +24,8 @@ from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 
 _MAX_CONFIG = 4 << 20  # bytes
+# What is read of any run's config; `runs.recorded` looks at all that its stage needs.
+_CONFIG = {"stage": str, "steps?": int, "batch_size?": int, "evals?": {...: dict}, "wandb?": dict}
 _RESULT = {"value": float, "protocol": dict, "step": int, "overrides?": dict}
 RESULTS = {...: _RESULT | {"variants?": [_RESULT]}}  # see `bounded.read_json`
 # Overrides that change where or how fast something is measured, and not what.
@@ -48,6 +50,7 @@ def parse_config(text: bytes | str, path: str) -> ml_collections.ConfigDict:
     config = bounded.parse_json(text, path)
     if not isinstance(config, dict) or not isinstance(config.get("stage"), str):
         raise UserError(f"{path} is not a config of fsq_jax: it names no stage.")
+    bounded.check(config, _CONFIG, path)
     _check_names(config, path)
     return ml_collections.ConfigDict(_tuples(config))
 

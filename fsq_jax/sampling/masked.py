@@ -135,10 +135,13 @@ def guided(logits_fn: LogitsFn, guidance, null_token: int) -> LogitsFn:
     """logits_fn with classifier-free guidance: l + guidance * (l - l_null) (FSQ paper, 4.3).
 
     l_null are the logits with `null_token` (the mask, as in training) in place of the class.
-    Both come from one call on a doubled batch. A Python guidance of 0 returns logits_fn itself.
+    Both come from one call on a doubled batch. A Python guidance of 0 returns logits_fn itself; an
+    array [B] is a value for each example.
     """
     if isinstance(guidance, int | float) and guidance == 0:
         return logits_fn
+    if jnp.ndim(guidance):
+        guidance = jnp.reshape(guidance, (-1, 1, 1))
 
     def guided_logits(tokens_BL):
         batch = tokens_BL.shape[0]
@@ -164,7 +167,7 @@ def decode(
     mask_id: int,
     num_steps: int = 12,
     schedule: str = "cosine",
-    choice_temperature: float = 4.5,
+    choice_temperature: float | jax.Array = 4.5,
     temperature: float = 1.0,
     return_steps: bool = False,
 ):
@@ -175,6 +178,7 @@ def decode(
     How many is floor(N * mask_ratio), N an example's masks at the start, at least 1 and fewer
     than before. What the last step sampled is returned. The loop is one `lax.scan`; wrap the
     call in `jax.jit`. The result is a function of the key, however the batch is sharded.
+    `choice_temperature` may be an array [B], a value for each example.
 
     With return_steps: (tokens_BL, sampled_TBL, masked_TBL), what each step sampled and what it
     masked again (the last step's is not acted on).
@@ -187,17 +191,17 @@ def decode(
     # In NumPy: a device's cosine may round the other way, and floor() would show it.
     ratio_T = np.arange(1, num_steps + 1, dtype=np.float32) / np.float32(num_steps)
     share_T = mask_ratio(schedule, ratio_T, tokens_BL.shape[1] - 1)
-    noise_T = np.float32(choice_temperature) * (1 - ratio_T)
+    noise_TB1 = jnp.float32(choice_temperature).reshape(-1, 1) * (1 - ratio_T)[:, None, None]
 
     def step(carry, now):
         tokens_BL, _ = carry
-        index, share, noise = now
+        index, share, noise_B1 = now
         key_token, key_choice = jax.random.split(jax.random.fold_in(key, index))
         masked_BL = tokens_BL == mask_id
         logits_BLK = logits_fn(tokens_BL).astype(jnp.float32) / temperature
         sampled_BL, log_p_BL = _sample(key_token, logits_BLK)
         sampled_BL = jnp.where(masked_BL, sampled_BL, tokens_BL)
-        confidence_BL = log_p_BL + noise * jax.random.gumbel(key_choice, tokens_BL.shape)
+        confidence_BL = log_p_BL + noise_B1 * jax.random.gumbel(key_choice, tokens_BL.shape)
         confidence_BL = jnp.where(masked_BL, confidence_BL, jnp.inf)
         count_B = jnp.floor(start_B * share).astype(jnp.int32)
         count_B = jnp.maximum(1, jnp.minimum(masked_BL.sum(axis=1) - 1, count_B))
@@ -205,7 +209,7 @@ def decode(
         steps = (sampled_BL, again_BL) if return_steps else None
         return (jnp.where(again_BL, mask_id, sampled_BL), sampled_BL), steps
 
-    steps_T = (np.arange(num_steps), share_T, noise_T)
+    steps_T = (np.arange(num_steps), share_T, noise_TB1)
     (_, sampled_BL), steps = jax.lax.scan(step, (tokens_BL, tokens_BL), steps_T)
     return (sampled_BL, *steps) if steps is not None else sampled_BL
 

@@ -2,7 +2,14 @@
 
 from fsq_jax.features.network import perceptual_shapes
 from fsq_jax.runtime.user_error import UserError, did_you_mean
-from fsq_jax.stages import maskgit_tokenizer, maskgit_transformer, stage_1, uvim_base, uvim_lm
+from fsq_jax.stages import (
+    maskgit_tokenizer,
+    maskgit_transformer,
+    model_values,
+    stage_1,
+    uvim_base,
+    uvim_lm,
+)
 from fsq_jax.stages.stage import Stage
 
 STAGES = {
@@ -27,6 +34,7 @@ def make(config, **frozen) -> Stage:
     """
     if config.stage not in STAGES:
         raise UserError(f"stage={config.stage!r} is unknown{did_you_mean(config.stage, STAGES)}")
+    model_values.check(config.model)
     return STAGES[config.stage](config, **frozen)
 
 

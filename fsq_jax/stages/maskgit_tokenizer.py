@@ -63,7 +63,7 @@ def make_variables(config, key, batch) -> dict:
 
 
 def make(config, perceptual: Network | None = None) -> Stage:
-    """The stage: `init`, `update`, and `predict` = {"reconstruct", "indices", "preview"}.
+    """The stage: `init`, `update`, and `predict` = {"reconstruct", "indices", "decode", "preview"}.
 
     Args:
       config: as of configs/maskgit_tokenizer.py.
@@ -169,12 +169,23 @@ def _make_predict(model) -> dict:
         variables = {"params": state.ema_params, **state.model_state}
         return {"indices": model.apply(variables, batch["image"], method="encode").indices}
 
+    def decode_tokens(state, batch, key):
+        """{"image"} of "tokens" [B, h*w]."""
+        del key
+        variables = {"params": state.ema_params, **state.model_state}
+        return {"image": decode(model, variables, batch["tokens"])}
+
     def preview(state, batch, key):
         reconstruction = reconstruct(state, batch, key)["reconstruction"]
         pairs = jnp.stack([batch["image"], reconstruction], axis=1)  # original, reconstruction, …
         return {"reconstruction": pairs.reshape(-1, *reconstruction.shape[1:])}
 
-    return {"reconstruct": reconstruct, "indices": indices, "preview": preview}
+    return {
+        "reconstruct": reconstruct,
+        "indices": indices,
+        "decode": decode_tokens,
+        "preview": preview,
+    }
 
 
 def _make_loss(weights, model, discriminator, features):

@@ -57,7 +57,7 @@ class MaskGIT:
 
 
 def make(config, stage_1: Stage1) -> Stage:
-    """The stage: `init`, `update`, `predict` = {"sample", "bits", "tokens", "loss", "preview"}.
+    """The stage: `init`, `update`, and what `_make_predict` lists.
 
     Args:
       config: as of configs/maskgit_transformer.py, its number of classes resolved.
@@ -201,27 +201,57 @@ def masked_loss(
     }
 
 
-def _make_predict(models: MaskGIT, sampling, masking) -> dict:
-    side, mask_id = models.side, models.mask_id
-
-    def sample(state, batch, key):
-        """Images of the batch's labels, or completions where it brings "tokens" and "known"."""
+def _make_samplers(models: MaskGIT, sampling) -> dict:
+    def draw(state, batch, key, **options) -> Any:
+        """What `masked.decode` gives for the batch's labels, or for completions where it brings
+        "tokens" and "known"; "guidance" and "choice_temperature" [B] go over the config's."""
         tokens_BS = masked.initial_tokens(
-            batch["label"], side**2, models.codebook_size, models.num_classes
+            batch["label"], models.side**2, models.codebook_size, models.num_classes
         )
         if "known" in batch:
             tokens_BS = masked.with_known(tokens_BS, batch["tokens"], batch["known"])
-        tokens_BS: Any = masked.decode(
-            masked.guided(models.logits_fn(state.ema_params), sampling.guidance, mask_id),
+        guidance = batch.get("guidance", sampling.guidance)
+        return masked.decode(
+            masked.guided(models.logits_fn(state.ema_params), guidance, models.mask_id),
             tokens_BS,
             key,
-            mask_id=mask_id,
+            mask_id=models.mask_id,
             num_steps=sampling.num_steps,
             schedule=sampling.schedule,
-            choice_temperature=sampling.choice_temperature,
+            choice_temperature=batch.get("choice_temperature", sampling.choice_temperature),
+            **options,
         )
-        image = maskgit_tokenizer.decode(models.tokenizer, state.frozen, tokens_BS[:, 1:])
-        return {"image": image, "tokens": tokens_BS[:, 1:]}
+
+    def decode(state, batch, key):
+        """{"image"} of "tokens" [B, L]."""
+        del key  # nothing is drawn
+        return {"image": maskgit_tokenizer.decode(models.tokenizer, state.frozen, batch["tokens"])}
+
+    def sample(state, batch, key):
+        """Images, and their tokens [B, L]."""
+        tokens_BL = draw(state, batch, key)[:, 1:]
+        return decode(state, {"tokens": tokens_BL}, None) | {"tokens": tokens_BL}
+
+    def steps(state, batch, key):
+        """{"tokens", "again" [B, T, L]}: what each step drew, and what of it the next one draws
+        again; the last step's tokens are `sample`'s."""
+        _, sampled_TBS, again_TBS = draw(state, batch, key, return_steps=True)
+        again_TBS = again_TBS.at[-1].set(False)
+        return {
+            "tokens": sampled_TBS.swapaxes(0, 1)[..., 1:],
+            "again": again_TBS.swapaxes(0, 1)[..., 1:],
+        }
+
+    return {
+        "sample": sample,
+        "steps": steps,
+        "decode": decode,
+        "preview": lambda state, batch, key: {"sample": sample(state, batch, key)["image"]},
+    }
+
+
+def _make_predict(models: MaskGIT, sampling, masking) -> dict:
+    side, mask_id = models.side, models.mask_id
 
     def bits(state, batch, key):
         """Bits [B] that an image's tokens take under M2T's deterministic schedule."""
@@ -253,10 +283,8 @@ def _make_predict(models: MaskGIT, sampling, masking) -> dict:
             train=False,
         )
 
-    return {
-        "sample": sample,
+    return _make_samplers(models, sampling) | {
         "bits": bits,
         "loss": loss,
         "tokens": lambda state, batch, key: {"tokens": models.tokens(state, batch)},
-        "preview": lambda state, batch, key: {"sample": sample(state, batch, key)["image"]},
     }

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from fsq_jax.runtime.user_error import UserError
-from fsq_jax.stages import maskgit_tokenizer, uvim_base
+from fsq_jax.stages import maskgit_tokenizer, model_values, uvim_base
 from fsq_jax.stages.blank import blank_batch
 from fsq_jax.stages.stage import StageFacts
 
@@ -43,11 +43,18 @@ class Stage1:
     step: int = 0
 
 
+def variable_shapes(config) -> PyTree:
+    """The shapes of the variables of a stage I of this config."""
+    make_variables = KINDS[config.stage].make_variables
+    return jax.eval_shape(lambda: make_variables(config, jax.random.key(0), blank_batch(config)))
+
+
 def make(config, variables: PyTree, fingerprint: str = "", path: str = "", step: int = 0) -> Stage1:
     """The stage I of a config and weights; a UserError where the config is of another stage."""
     if config.stage not in KINDS:
         needed = " or ".join(map(repr, KINDS))
         raise UserError(f"{path!r} is of stage {config.stage!r}; a stage I, {needed}, is needed.")
+    model_values.check(config.model)
     stage = KINDS[config.stage]
     model = stage.make_model(config)
     return Stage1(
@@ -72,8 +79,7 @@ def shapes(config) -> Stage1:
     if "task" in config:
         described["task"] = config.task.to_dict()
     own = ml_collections.ConfigDict(described)
-    init = KINDS[own.stage].make_variables
-    return make(own, jax.eval_shape(lambda: init(own, jax.random.key(0), blank_batch(own))))
+    return make(own, variable_shapes(own))
 
 
 def verify(stage_1: Stage1, config) -> None:

@@ -38,7 +38,7 @@ def draw_depth(depth_BHW) -> jnp.ndarray:
 def draw_segments(segments_BHW2) -> jnp.ndarray:
     """Colours [B,H,W,3]: a hue for each class, a brightness for each instance, dark outlines."""
     semantic_BHW, instance_BHW = segments_BHW2[..., 0], segments_BHW2[..., 1]
-    colour_BHW3 = jnp.asarray(_palette())[semantic_BHW % 256]
+    colour_BHW3 = jnp.asarray(palette())[semantic_BHW % 256]
     # Neighbouring numbers differ most: 1, 0.55, 0.85, 0.7, …
     brightness_BHW = jnp.asarray([1.0, 0.55, 0.85, 0.7], jnp.float32)[instance_BHW % 4]
     colour_BHW3 = colour_BHW3 * brightness_BHW[..., None]
@@ -56,7 +56,7 @@ def _differs(segments_BHW2, axis: int) -> jnp.ndarray:
     return (shifted != segments_BHW2).any(axis=-1)
 
 
-def _palette(size: int = 256) -> np.ndarray:
+def palette(size: int = 256) -> np.ndarray:
     """Colours [size, 3]: black, then hues a golden angle apart, so that neighbours differ."""
     hues = (0.11 + 0.381966 * np.arange(size)) % 1
     light = [colorsys.hls_to_rgb(h, (0.62, 0.5, 0.72)[i % 3], 0.75) for i, h in enumerate(hues)]

@@ -73,7 +73,9 @@ def test_records_are_found_by_name_and_read_in_tfds_order(imagenet, tmp_path):
     names = file_names.read_list(tmp_path / "names.txt")
     assert names == tuple(wanted)
     assert file_names.checksum(names) == hashlib.sha256("\n".join(wanted).encode()).hexdigest()
-    chosen = imagenet.chosen(file_names.find(imagenet, names))
+    places = file_names.find(imagenet, names)
+    assert file_names.find(imagenet, names[::-1]) == places[::-1]  # in the list's order
+    chosen = imagenet.chosen(places)
     assert [chosen.file_name(i) for i in range(3)] == wanted
     for record, number in zip((chosen[i] for i in range(3)), (40, 3, 17), strict=True):
         np.testing.assert_array_equal(record["image"], picture(number))

@@ -7,7 +7,7 @@ import pytest
 
 from fsq_jax.data import pipeline, token_cache, transforms
 from fsq_jax.data.dataset import Dataset
-from fsq_jax.data.decode import RecordError
+from fsq_jax.data.decode import RecordError, UnreadError
 
 
 @dataclasses.dataclass
@@ -118,9 +118,10 @@ def test_resume_is_exact():
 
 def test_resume_with_workers_is_exact_and_errors_come_through():
     """One test for both, since starting processes takes seconds."""
-    source = numbers(7)
-    straight = take(pipeline.train_batches(source, noise, batch_size=4, seed=5), 10)
-    workers = pipeline.train_batches(source, noise, batch_size=4, seed=5, workers=2)
+    source = numbers(7, broken=3)
+    options = dict(batch_size=4, seed=5, skip_damaged=True)
+    straight = take(pipeline.train_batches(source, noise, **options), 10)
+    workers = pipeline.train_batches(source, noise, **options, workers=2)
     workers.set_state({"position": 4})
     assert_same(straight[4:], take(workers, 6))
     workers.close()
@@ -220,6 +221,57 @@ def test_a_damaged_record_and_a_missing_feature_are_clear():
         RecordError, match="Record 0 of numbers train has no feature 'segments'; it has depth"
     ):
         list(lacking)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_damaged_record_is_skipped_named_and_counted(hosts, capsys):
+    def batches(source, **options):
+        parts = [
+            take(
+                pipeline.train_batches(
+                    source, noise, batch_size=4, seed=1, process_index=i, process_count=hosts,
+                    **options,
+                ),
+                10,
+            )
+            for i in range(hosts)
+        ]  # fmt: skip
+        return {k: np.concatenate([b[k] for p in parts for b in p]) for k in parts[0][0]}
+
+    whole, skipping = batches(numbers(10)), batches(numbers(10, broken=2), skip_damaged=True)
+    damaged = whole["label"] == 2
+    assert damaged.sum() == 4  # epochs
+    np.testing.assert_array_equal(skipping["skipped"], damaged)
+    assert len(set(skipping["label"][damaged])) == 1 and 2 not in skipping["label"]
+    np.testing.assert_array_equal(skipping["label"][~damaged], whole["label"][~damaged])
+    np.testing.assert_array_equal(skipping["image"], whole["image"])  # drawn by position
+    said = "Record 2 of numbers is not a whole, readable image. It is skipped, as data.skip_damaged"
+    assert 1 <= capsys.readouterr().err.count(said) <= hosts
+
+
+def test_a_damaged_record_is_left_out_of_an_evaluation(capsys):
+    evaluation = pipeline.eval_batches(
+        numbers(5, broken=2), noise, batch_size=2, rows=3, skip_damaged=True
+    )
+    masks = np.stack([batch["mask"] for batch in evaluation])
+    assert masks.tolist() == [[True, True, False], [False, True, False], [True, False, False]]
+    assert all(set(batch) == {"image", "label", "mask"} for batch in evaluation)
+    assert capsys.readouterr().err.count("Record 2 of numbers") == 1
+
+
+def test_what_cannot_be_read_now_or_at_all_is_not_skipped():
+    class Gone:
+        def __getitem__(self, index):
+            raise (UnreadError if index == 0 else RecordError)(f"Record {index} is gone.")
+
+    def first(start, stop):
+        source = Dataset("gone", "train", ("n",), Gone(), start, stop, ("train",))
+        next(pipeline.train_batches(source, noise, batch_size=1, seed=0, skip_damaged=True))
+
+    with pytest.raises(RecordError, match=r"^Record 0 is gone\.$"):
+        first(0, 1)
+    with pytest.raises(RecordError, match="is gone. Nor can any of 8 others be read in its place"):
+        first(1, 9)
 
 
 def test_sizes_that_do_not_fit():

@@ -10,8 +10,8 @@ from PIL import Image
 from configs import maskgit_tokenizer
 from experiments.quickstart import maskgit as quickstart
 from experiments.quickstart import runner, uvim
-from fsq_jax import describe, quantizers
-from fsq_jax.runs import startup
+from fsq_jax import quantizers
+from fsq_jax.runs import costs, startup
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime.workdir import save_results
@@ -102,7 +102,7 @@ def test_uvim_configs_build_and_differ_in_the_quantizer_alone(scale):
     assert sizes == [240, 240] and fsq == vq
     lm = uvim.lm_config("vq", "no/such/run", scale)
     assert lm.task == bases[1].task and lm.data.train_split == bases[1].data.train_split
-    _, state, _ = describe.shapes_of(lm)
+    _, state, _ = costs.shapes_of(lm)
     assert state.params and lm.optim.warmup_steps < lm.steps
 
 

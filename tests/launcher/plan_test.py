@@ -3,8 +3,9 @@
 import pytest
 from ml_collections import ConfigDict
 
-from fsq_jax.launcher import plan
+from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
+from fsq_jax.runtime.files import append_json_line
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_config, save_results
 
@@ -46,6 +47,27 @@ def test_a_run_is_recorded_with_the_results_of_its_last_step(runs, tmp_path):
     assert not plan.recorded(str(tmp_path), runs[1])
     leave(tmp_path / "b", evaluated=20)
     assert plan.recorded(str(tmp_path), runs[1])
+
+
+def test_a_run_without_evaluators_is_recorded_with_its_last_checkpoint(runs, tmp_path):
+    config = ConfigDict({"stage": "tokenizer", "steps": 20, "evals": {}})
+    save_config(str(tmp_path / "b"), config)
+    assert not plan.recorded(str(tmp_path), runs[1])
+    (tmp_path / "b" / "checkpoints" / "20").mkdir(parents=True)
+    assert plan.recorded(str(tmp_path), runs[1])
+    assert not plan.commands_left(str(tmp_path), runs[1], wanted=False)
+
+
+def test_a_line_that_a_killed_launcher_left_half_is_written_over(tmp_path):
+    assert pool.launches(str(tmp_path)) == []
+    lines = [{"file": "results.json", "seconds": 1.5, "status": status} for status in (0, 3)]
+    file = tmp_path / "launches.jsonl"
+    append_json_line(file, lines[0])
+    with open(file, "a") as half:
+        half.write('{"file": "resu')
+    assert pool.launches(str(tmp_path)) == lines[:1]
+    append_json_line(file, lines[1])
+    assert pool.launches(str(tmp_path)) == lines
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,23 @@ def test_group_norm_matches_flax_with_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_a_black_image_makes_gradients_a_thousand_times_as_large_as_in_flax():
+    """Without variance a norm divides by the root of its epsilon; thirteen of them overflow."""
+    x = np.zeros((1, 4, 4, 8), np.float32)
+    params = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
+    weights = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    grads = [
+        jax.grad(lambda x, norm=norm: jnp.sum(weights * norm(x)))(x)
+        for norm in (
+            lambda x: GroupNorm(2).apply({"params": params}, x),
+            lambda x: nn.swish(nn.GroupNorm(2).apply({"params": params}, x)),
+        )
+    ]
+    np.testing.assert_allclose(*grads, rtol=1e-5, atol=1e-3)
+    means = weights.reshape(16, 2, 4).mean((0, 2)).repeat(4)
+    np.testing.assert_allclose(grads[0], 0.5e3 * (weights - means), rtol=1e-5, atol=1e-3)
+
+
 def test_group_norm_of_bfloat16_has_the_gradients_of_float32():
     rng = np.random.default_rng(0)
     x = jnp.asarray(3 + 2 * rng.standard_normal((2, 4, 6, 16)), jnp.bfloat16)

@@ -95,7 +95,7 @@ PLANTED = {
                 "jnp.arange(num_keys) <= jnp.arange(num_queries)[:, None]",
                 "jnp.arange(num_keys) < jnp.arange(num_queries)[:, None]",
             ),
-            "the future is seen": ("if causal: earlier_QK", "if False: earlier_QK"),
+            "the future is seen": ("if causal: earlier_QK", "if False:\n        earlier_QK"),
             "dropout in 64ths": ("_STEPS = 2**16", "_STEPS = 2**6"),
             "a mask for every head": (
                 "weights_BHQK.shape[-2:] if shared else weights_BHQK.shape",

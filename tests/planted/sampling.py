@@ -18,12 +18,12 @@ PLANTED = {
         MASKED,
         {
             "confidence is minus the log-probability": (
-                "log_p_BL + noise * jax.random.gumbel",
-                "-log_p_BL + noise * jax.random.gumbel",
+                "log_p_BL + noise_B1 * jax.random.gumbel",
+                "-log_p_BL + noise_B1 * jax.random.gumbel",
             ),
             "noise is subtracted": (
-                "log_p_BL + noise * jax.random.gumbel",
-                "log_p_BL - noise * jax.random.gumbel",
+                "log_p_BL + noise_B1 * jax.random.gumbel",
+                "log_p_BL - noise_B1 * jax.random.gumbel",
             ),
             "one key for all steps": ("jax.random.fold_in(key, index)", "key"),
             "one key for tokens and noise": (
@@ -32,7 +32,10 @@ PLANTED = {
             ),
             "noise grows": ("* (1 - ratio_T)", "* ratio_T"),
             "noise stays": ("* (1 - ratio_T)", "* np.ones_like(ratio_T)"),
-            "noise ignores the choice temperature": ("np.float32(choice_temperature) *", "4.5 *"),
+            "noise ignores the choice temperature": (
+                "jnp.float32(choice_temperature).reshape",
+                "jnp.float32(4.5).reshape",
+            ),
             "known tokens are the least sure": (
                 "jnp.where(masked_BL, confidence_BL, jnp.inf)",
                 "jnp.where(masked_BL, confidence_BL, -jnp.inf)",

@@ -1,6 +1,7 @@
 """A mistake ends a program with one sentence and status 1; a bug still shows its frames."""
 
 import sys
+import threading
 
 import pytest
 from absl import flags
@@ -77,3 +78,17 @@ def test_flags_are_mistakes_too(call, argument):
     status, text = call(lambda argv: None, argument)
     assert status == 1 and text.startswith("Error: ") and text.count("\n") == 1
     assert argument.strip("-").split("=")[0] in text
+
+
+def test_late_writes_of_a_thread_print_no_stack(monkeypatch):
+    reported = []
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: reported.append(error))
+    cli.quiet_threads()
+    late, other = RuntimeError("Event loop is closed"), RuntimeError("other")
+    for error in (late, other):
+        thread = threading.Thread(target=sys.excepthook, args=(RuntimeError, error, None))
+        thread.start()
+        thread.join()
+    sys.excepthook(RuntimeError, late, None)  # of the program itself
+    assert reported == [other, late]

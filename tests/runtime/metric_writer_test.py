@@ -119,6 +119,15 @@ def test_reporter_is_one_step_late_and_writes_every_nth():
     assert seen.lines[1][2]["images_per_second"] > 0
 
 
+def test_skipped_records_are_counted_from_the_first_step_on():
+    seen = Recorder()
+    reporter = StepReporter(seen, seen, every=2, batch_size=8, skipped=5)
+    for step, skipped in enumerate((1, 0, 2, 1), 1):
+        reporter.push(step, {"loss": 0.0, "skipped_records": jnp.int32(skipped)})
+    reporter.flush()
+    assert [line[2]["skipped_records"] for line in seen.lines] == [6, 9] and reporter.skipped == 9
+
+
 def test_speed_leaves_out_what_was_not_training():
     seen = Recorder()
     reporter = StepReporter(seen, seen, every=1, batch_size=8)
@@ -127,6 +136,40 @@ def test_speed_leaves_out_what_was_not_training():
     reporter.push(2, {"loss": 1.0})
     reporter.flush()
     assert "images_per_second" not in seen.lines[1][2]
+
+
+class Metric(float):
+    """A step's metric that is there, or is still being computed."""
+
+    def __new__(cls, ready):
+        self = super().__new__(cls, 1.0)
+        self.is_ready = lambda: ready
+        return self
+
+
+def test_waiting_counts_where_the_devices_had_nothing_left_to_do():
+    seen = Recorder()
+    reporter = StepReporter(seen, seen, every=1, batch_size=8)
+    for step, ready in enumerate([True, True, False, True]):
+        reporter.waited(9.0, {"loss": Metric(ready)})
+        reporter.push(step, {"loss": 1.0})  # which writes the line of the step before
+    reporter.flush()
+    assert [line[2].get("data_wait") for line in seen.lines] == [None, 0, 1, 0]
+
+
+def test_the_share_of_the_peak_is_written_where_it_is_known():
+    seen, speeds = Recorder(), []
+
+    def utilization(steps_per_second):
+        speeds.append(steps_per_second)
+        return 0.4 if len(speeds) > 1 else None
+
+    reporter = StepReporter(seen, seen, every=1, batch_size=8, utilization=utilization)
+    for step in range(1, 4):
+        reporter.push(step, {"loss": 1.0})
+    reporter.flush()
+    assert [line[2].get("mfu") for line in seen.lines] == [None, None, 0.4]
+    assert speeds[1] * 8 == seen.lines[2][2]["images_per_second"]
 
 
 def test_what_is_not_finite_stops_with_its_step_and_metrics():

@@ -139,6 +139,21 @@ def test_guidance_moves_away_from_the_logits_without_a_class():
     )
 
 
+def test_settings_may_be_of_each_example():
+    """Row by row the tokens of a batch in which all examples have that setting."""
+
+    def decoded(guidance, temperature):
+        logits_fn = masked.guided(_logits_fn, guidance, MASK)
+        options = dict(mask_id=MASK, num_steps=4, choice_temperature=temperature)
+        return masked.decode(logits_fn, _start(), jax.random.key(0), **options)
+
+    settings = ((0.5, 9.0, 0.5, 9.0), (0.1, 0.1, 5.0, 5.0))
+    mixed = decoded(*jnp.float32(settings))
+    for row, pair in enumerate(zip(*settings, strict=True)):
+        np.testing.assert_array_equal(mixed[row], decoded(*pair)[row])
+    assert (mixed[1] != decoded(0.5, 0.1)[1]).any() and (mixed[2] != decoded(0.5, 0.1)[2]).any()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_fall_from_all_to_none(schedule):
     share = masked.mask_ratio(schedule, np.linspace(0, 1, 33))

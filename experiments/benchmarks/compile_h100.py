@@ -1,0 +1,57 @@
+"""Compiles train steps for H100s that need not be here: whether they do, what memory they take.
+
+python -m experiments.benchmarks.compile_h100 --gpus=1,2 --out=compiled.jsonl \
+    "configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 fsdp=True --tokens" \
+    "configs/uvim_lm.py:scale=paper,dtype=bfloat16 batch_size=32 fsdp=True --tokens"
+
+A variant is as in `train_step`. Needs JAX's CUDA plugin and minutes of a CPU for each. One JSON
+line per variant and number of GPUs: peak_gib of each GPU and state_gib, its part of weights and
+optimiser; or the error. Nothing is tried out on the way, so that XLA may choose other kernels than
+on a GPU, and other workspaces.
+"""
+
+import json
+import time
+
+import jax
+from absl import app, flags
+
+from experiments.benchmarks import apart, train_step
+from fsq_jax import stages
+from fsq_jax.runs import costs
+from fsq_jax.runtime import absent_gpus
+
+_GPUS = flags.DEFINE_list("gpus", ["1", "2"], "Numbers of GPUs.")
+
+
+def measure(variant: str, gpus: int) -> dict:
+    """What the compiled step of a variant takes on each of so many GPUs."""
+    config, tokens = train_step.load_config(variant)
+    stage = stages.make(config, **stages.frozen_shapes(config))
+    batch = jax.eval_shape(lambda: train_step.random_batch(config, stage, tokens))
+    begin = time.perf_counter()
+    compiled = costs.compile_step(config, batch, absent_gpus.h100(gpus))
+    memory = compiled.memory_analysis()
+    return {
+        "peak_gib": costs.peak_bytes(compiled) / 2**30,
+        "state_gib": memory.argument_size_in_bytes / 2**30,
+        "compile_seconds": time.perf_counter() - begin,
+    }
+
+
+def main(argv) -> None:
+    options = flags.FLAGS
+    if options.one:
+        print(json.dumps(measure(argv[1], int(_GPUS.value[0])) | {"jax": jax.__version__}))
+        return
+    for variant in argv[1:]:
+        for gpus in _GPUS.value:
+            result = {"variant": variant, "gpus": int(gpus)}
+            arguments = ["--one", f"--gpus={gpus}", variant]
+            cpu = {"JAX_PLATFORMS": "cpu"}
+            result |= apart.run("compile_h100", arguments, options.timeout, cpu)
+            apart.record(result, options.out)
+
+
+if __name__ == "__main__":
+    app.run(main)
