@@ -104,7 +104,7 @@ def test_a_masked_transformer(opened):
     page.get_by_role("tab", name="In-painting").click()
     page.get_by_role("button", name="Complete").click()
     page.get_by_text("Nothing is painted over").first.wait_for()
-    brush(page, "Brush over what is to be drawn anew")
+    brush(page, "Brush over what is to be drawn again")
     page.get_by_role("button", name="Complete").click()
     page.locator("p:visible", has_text="0 of 16 tokens are open.").wait_for()
     assert shown(page, "Completions").shape[2] == 3
