@@ -19,10 +19,7 @@ pytest.importorskip("gradio", reason="the demo needs gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-pytestmark = [
-    pytest.mark.usefixtures("quickly"),
-    pytest.mark.skipif(not BROWSER, reason="there is no chromium here"),
-]
+pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no chromium here")
 SECONDS = 120_000  # of patience, in milliseconds: programs are compiled at the first click
 
 
