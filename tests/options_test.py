@@ -155,9 +155,11 @@ def make_and_trace(config, reads):
     }
     state = jax.eval_shape(stage.init, jax.random.key(0), batch).replace(frozen=stage.frozen)
     jax.eval_shape(stage.update, state, batch, jax.random.key(0))
+    side = size // stage.facts.downsampling
     averages = state.replace(params=None, opt_state=None, train_only={})  # all that is saved for it
-    for predict in stage.predict.values():
-        jax.eval_shape(predict, averages, batch, jax.random.key(0))
+    for name, predict in stage.predict.items():
+        tokens = {"tokens": jnp.zeros((2, side**2), int)} if name == "decode" else {}
+        jax.eval_shape(predict, averages, batch | tokens, jax.random.key(0))
     return list(stage.predict)
 
 

@@ -1,4 +1,4 @@
-"""The records of a data set as training and evaluation read them: whole, or told apart."""
+"""The records of a data set as training and evaluation read them: whole, or named as damaged."""
 
 import dataclasses
 from typing import Any

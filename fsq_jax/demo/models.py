@@ -145,10 +145,10 @@ class MaskGIT(Model):
         num: int,
         sampler: Sampler,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-        """The same of a picture that is drawn anew where the brush was."""
+        """The same of a picture, drawn again where the brush was."""
         image = self.seen(picture)
         if not mask_HW.any():
-            raise UserError("Nothing is painted over: brush over what is to be drawn anew.")
+            raise UserError("Nothing is painted over: brush over what is to be drawn again.")
         white = np.repeat(mask_HW[..., None], 3, -1).astype(np.uint8) * 255
         known = answers.known_tokens(self.predictor, image, self.seen(white).mean(-1) > 0.5)
         labels_N = np.full(num, self.class_names.index(name))

@@ -135,7 +135,7 @@ def maskgit_page(predictor: Predictor) -> None:
                 drawn = _steps_out("Samples")
             with gr.Tab("In-painting"):
                 with gr.Row():
-                    canvas = _canvas("Brush over what is to be drawn anew", model.held_out(0))
+                    canvas = _canvas("Brush over what is to be drawn again", model.held_out(0))
                     with gr.Column():
                         label = gr.Dropdown(names, value=names[0], label="Class")
                         times = gr.Slider(1, most, most // 2, step=1, label="Completions")

@@ -25,8 +25,8 @@ def sum_rows(kernel_CXD: jax.Array, ids_BPX: jax.Array, dtype) -> jax.Array:
     """The product of one-hot ids with a float32 kernel over C and X, float32 [B, P, D].
 
     Ids outside [0, C) are all-zero. `dtype` is that of the summands; sums are float32. The
-    gradient is a matrix product with one-hot ids: unlike a scatter it adds in a fixed order on a
-    GPU, so that a run can be repeated bit by bit.
+    gradient is a matrix product with one-hot ids, not for its speed: unlike a scatter it adds in a
+    fixed order on a GPU, so that a run can be repeated bit by bit.
     """
     channels, pixels, width = kernel_CXD.shape
     known_BPX = (ids_BPX >= 0) & (ids_BPX < channels)

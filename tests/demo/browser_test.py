@@ -19,10 +19,7 @@ pytest.importorskip("gradio", reason="the demo needs gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-pytestmark = [
-    pytest.mark.usefixtures("quickly"),
-    pytest.mark.skipif(not BROWSER, reason="there is no chromium here"),
-]
+pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no chromium here")
 SECONDS = 120_000  # of patience, in milliseconds: programs are compiled at the first click
 
 
@@ -104,7 +101,7 @@ def test_a_masked_transformer(opened):
     page.get_by_role("tab", name="In-painting").click()
     page.get_by_role("button", name="Complete").click()
     page.get_by_text("Nothing is painted over").first.wait_for()
-    brush(page, "Brush over what is to be drawn anew")
+    brush(page, "Brush over what is to be drawn again")
     page.get_by_role("button", name="Complete").click()
     page.locator("p:visible", has_text="0 of 16 tokens are open.").wait_for()
     assert shown(page, "Completions").shape[2] == 3

@@ -8,8 +8,6 @@ from fsq_jax.demo import models
 from fsq_jax.runs import answers
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 # 16 pixels, 4 x 4 tokens of 15 codes: levels 5 and 3.
 PICTURE = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
 

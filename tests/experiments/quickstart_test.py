@@ -85,6 +85,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     startup.claim_workdir(str(tmp_path), resolved, make_stage(resolved))
     results = {"codebook/usage": {"value": 1.0, "protocol": {}, "step": config.steps}}
     save_results(str(tmp_path), results)
+    (tmp_path / "checkpoints" / str(config.steps)).mkdir(parents=True)
     monkeypatch.setattr(runner.train, "train", lambda *_: pytest.fail("trained again"))
     assert not runner.train_once(config, str(tmp_path))
     with pytest.raises(ValueError, match="another config"):

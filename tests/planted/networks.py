@@ -4,6 +4,7 @@ TOKENIZER = ("tests/stages/maskgit_tokenizer_update_test.py",)
 TRANSFORMER = ("tests/stages/maskgit_transformer_update_test.py",)
 BASE = ("tests/stages/uvim_base_update_test.py",)
 LM = ("tests/stages/uvim_lm_update_test.py",)
+KEPT = "test_as_many_codes_are_kept_as_dropped_and_any_number_as_often"
 FSQ = ("tests/quantizers/fsq_test.py",)
 TASKS = ("tests/tasks/tasks_test.py",)
 ATTENTION = (
@@ -104,7 +105,7 @@ PLANTED = {
         },
     ),
     "fsq_jax/models/uvim_base.py": (
-        BASE,
+        (*BASE, "tests/models/uvim_base_test.py::" + KEPT),
         {
             "no code is dropped": ('if train and self.code_dropout == "random":', "if False:"),
             "dropped codes are kept": (

@@ -127,13 +127,17 @@ def test_every_quantizer_learns_one_batch(quantizer, batch):
     if quantizer == "vq_ema":
         assert not equal(begin.model_state, state.model_state)
 
-    predict = {name: jax.jit(fn)(state, batch, None) for name, fn in stage.predict.items()}
+    functions = {name: jax.jit(fn) for name, fn in stage.predict.items()}
+    decode = functions.pop("decode")
+    predict = {name: function(state, batch, None) for name, function in functions.items()}
     reconstruction = predict["reconstruct"]["reconstruction"]
     assert reconstruction.shape == (4, 8, 8, 3)
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
     indices = predict["reconstruct"]["indices"]
     assert indices.shape == (4, 4, 4) and indices.max() < stage.facts.codebook_size
     np.testing.assert_array_equal(predict["indices"]["indices"], indices)
+    decoded = decode(state, {"tokens": indices.reshape(4, 16)}, None)["image"]
+    np.testing.assert_allclose(decoded, reconstruction, atol=1e-5)
     pairs = predict["preview"]["reconstruction"]
     np.testing.assert_array_equal(pairs[::2], batch["image"])
     np.testing.assert_array_equal(pairs[1::2], reconstruction)
