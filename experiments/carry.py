@@ -63,10 +63,11 @@ def unpack(folder: str, workdir: str) -> list[str]:
         log(f"There is nothing to unpack in {folder}.")
         return written
     with tarfile.open(fileobj=data, mode="r:gz") as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not before 3.11.4
         for member in archive:
             there = pathlib.Path(workdir, member.name)
             if not there.exists() or there.stat().st_mtime < member.mtime:
-                archive.extract(member, workdir, filter="data")
+                archive.extract(member, workdir)
                 written.append(member.name)
     return written
 
