@@ -48,16 +48,7 @@ class CheckedRecords:
 
     def read(self, index: int) -> dict[str, Any]:
         """Record `index`; raises RecordError where it is damaged."""
-        record = self.source[index]
-        where = f"Record {index} of {self.source.name} {self.source.split}"
-        for name in self.features:
-            if name not in record:
-                raise RecordError(
-                    f"{where} has no feature {name!r}; it has {', '.join(sorted(record))}."
-                )
-        segment_names = self.source.meta.get("segment_names", ())
-        checks.check_record(record, self.features, where, len(segment_names))
-        return record
+        return checks.checked_record(self.source, index, self.features)
 
 
 class Skipped:

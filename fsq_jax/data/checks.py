@@ -164,7 +164,7 @@ def _sample(source: Dataset, wanted: Wanted) -> dict[int, Mapping[str, Any]]:
         if len(sample) > 1 and time.monotonic() - started > _SECONDS:
             break
         try:
-            sample[index] = _checked(source, index, wanted.features)
+            sample[index] = checked_record(source, index, wanted.features)
         except RecordError as error:
             if not wanted.skip_damaged or isinstance(error, UnreadError):
                 raise
@@ -174,8 +174,9 @@ def _sample(source: Dataset, wanted: Wanted) -> dict[int, Mapping[str, Any]]:
     return sample
 
 
-def _checked(source: Dataset, index: int, features: Sequence[str]) -> Mapping[str, Any]:
-    """Record `index`, which has the features that are wanted of it."""
+def checked_record(source: Dataset, index: int, features: Sequence[str]) -> dict[str, Any]:
+    """Record `index`, which has the features that are wanted of it; a RecordError where it is
+    damaged, or lacks one."""
     record, where = source[index], f"Record {index} of {_where(source)}"
     if lacking := [name for name in features if name not in record]:
         raise RecordError(
