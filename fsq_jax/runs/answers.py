@@ -33,19 +33,11 @@ def sample(
       known: {"tokens" [L], "known" [L] bool}: tokens that are given and stay (in-painting).
     """
     key, images = jax.random.key(seed), []
-    rows = np.array(predictor.own_rows)
     starts = range(0, len(labels_N), predictor.batch_size)
     for i, start in enumerate(tracked(starts, "sampling", predictor.batch_size)):
-        # A batch is filled up with its first label, and cut afterwards.
-        given = (rows < predictor.batch_size) & (start + rows < len(labels_N))
-        batch = {"label": labels_N[np.where(given, start + rows, start)].astype(np.int32)}
-        for name, value_L in (known or {}).items():
-            batch[name] = np.broadcast_to(value_L, (len(rows), len(value_L)))
-        out = predictor.predict["sample"](
-            predictor.state, predictor.put(batch), jax.random.fold_in(key, i)
-        )
-        images.append(sharding.to_host(out["image"])[: predictor.batch_size])
-    return np.concatenate(images)[: len(labels_N)]
+        batch = _labelled(labels_N[start : start + predictor.batch_size], known)
+        images.append(_batch(predictor, "sample", jax.random.fold_in(key, i), **batch)["image"])
+    return np.concatenate(images)
 
 
 def class_names(predictor: Predictor) -> Sequence[str]:
@@ -101,10 +93,9 @@ def decoding_steps(
       predictor, labels_N, seed, known: as of `sample`; no more labels than a batch has rows.
       settings: "guidance" and "choice_temperature", over the config's.
     """
-    num = len(labels_N)
-    values = {name: np.broadcast_to(x, (num, *x.shape)) for name, x in (known or {}).items()}
-    values |= {name: np.full(num, x, np.float32) for name, x in settings.items()}
-    out = _batch(predictor, "steps", seed, label=labels_N.astype(np.int32), **values)
+    values = {name: np.full(len(labels_N), x, np.float32) for name, x in settings.items()}
+    values |= _labelled(labels_N, known)
+    out = _batch(predictor, "steps", jax.random.key(seed), **values)
     return out["tokens"], out["again"]
 
 
@@ -173,14 +164,23 @@ def _pictures(config, outputs: Iterable[tuple]) -> dict[str, np.ndarray]:
     return {panel: np.concatenate(pictures) for panel, pictures in panels.items()}
 
 
+def _labelled(labels_N: np.ndarray, known: Mapping | None) -> dict[str, np.ndarray]:
+    """Examples of these labels, each with the same known tokens."""
+    same = {
+        name: np.broadcast_to(x, (len(labels_N), *x.shape)) for name, x in (known or {}).items()
+    }
+    return {"label": labels_N.astype(np.int32)} | same
+
+
 def _batch(
-    predictor: Predictor, name: str, seed: int = 0, **values: np.ndarray
+    predictor: Predictor, name: str, key: jax.Array | None = None, **values: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What `predict[name]` says of at most a batch of examples, on the host."""
+    """What `predict[name]` says of at most a batch of examples, on the host; `key` is of draws."""
     num, rows = len(next(iter(values.values()))), predictor.rows
     if num > rows:
         raise UserError(f"{num} examples are more than a batch of {rows}.")
     filled = np.minimum(np.array(predictor.own_rows), num - 1)  # with the last one
     batch = predictor.put({key: value[filled] for key, value in values.items()})
-    out = predictor.predict[name](predictor.state, batch, jax.random.key(seed))
+    key = jax.random.key(0) if key is None else key
+    out = predictor.predict[name](predictor.state, batch, key)
     return {key: value[:num] for key, value in sharding.to_host(out).items()}
