@@ -1,28 +1,27 @@
 """Seconds in which XLA compiles the initial values of a model, by ways to draw them.
 
 python -m experiments.benchmarks.init_compile --out=experiments/results/speed/init_compile.jsonl \
-    [--target=FILE]
+    [--h100]
 
 Writes one JSON line for each model and way: what `batch_random_init` buys, beside what needs no
-code of ours. Nothing is drawn. XLA compiles for a GPU that isn't there, given its description (a
-text of its GpuTargetConfigProto) and the CUDA plugin. On a busy machine the processor's seconds
-say more than the clock's.
+code of ours. Nothing is drawn. With --h100 XLA compiles for that GPU, which need not be here. On a
+busy machine the processor's seconds say more than the clock's.
 """
 
-import json
 import time
 
 import jax
 from absl import app, flags
-from jax.experimental import topologies
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_lm
+from experiments.benchmarks import apart
 from fsq_jax import describe, stages
+from fsq_jax.runtime import absent_gpus
 from fsq_jax.runtime.batch_random_init import batch_random_init
 from fsq_jax.stages.blank import blank_batch
 
 _OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per model and way.")
-_TARGET = flags.DEFINE_string("target", "", "Description of a GPU; by default for this machine.")
+_H100 = flags.DEFINE_bool("h100", False, "Compile for an H100; by default for this machine.")
 MODELS = {
     "maskgit_transformer": lambda: maskgit_transformer.get_config("scale=paper"),
     "maskgit_tokenizer": lambda: maskgit_tokenizer.get_config("scale=paper"),
@@ -66,11 +65,7 @@ def measure(stage, batch, way: str, device) -> dict[str, float]:
 
 def main(argv):
     del argv
-    device = jax.devices()[0]
-    if _TARGET.value:
-        with open(_TARGET.value) as file:
-            described = dict(target_config=file.read(), topology="1x1x1")
-        device = topologies.get_topology_desc("gpu", platform="cuda", **described).devices[0]
+    (device,) = absent_gpus.h100() if _H100.value else jax.devices()[:1]
     for model, get_config in MODELS.items():
         config = describe.with_classes(get_config())
         stage = stages.make(config, **stages.frozen_shapes(config))
@@ -78,10 +73,7 @@ def main(argv):
         for way in WAYS:
             line = {"model": model, "way": way} | measure(stage, batch, way, device)
             line |= {"device": device.device_kind, "jax": jax.__version__}
-            print(json.dumps(line), flush=True)
-            if _OUT.value:
-                with open(_OUT.value, "a") as file:
-                    file.write(json.dumps(line) + "\n")
+            apart.record(line, _OUT.value)
 
 
 if __name__ == "__main__":
