@@ -15,11 +15,12 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault(
-    # Of these emitters' programs half of the time of a compilation is spent in MLIR.
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false",
-)
+for _flag in (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_use_fusion_emitters=false",  # what they emit takes longer to compile
+):
+    if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # as it is in a worker
     _compiled = tempfile.TemporaryDirectory(prefix="fsq_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
@@ -29,7 +30,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget():
-    """A worker keeps what the tests of a file have compiled no longer than that: 4 GiB in all."""
+    """A worker keeps what the tests of a file have compiled no longer than that, for its memory."""
     yield
     jax = sys.modules.get("jax")
     if jax is not None:
