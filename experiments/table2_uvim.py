@@ -237,19 +237,18 @@ def pictures(workdir: str, found: Sequence[Entry]) -> dict[str, Figure]:
     """
     made = {}
     for task in TASKS:
-        panels, truth = {}, None
         shown = {
             e["variant"]: e["run"] for e in entries.select(found, task=task, stage="lm", seed=0)
         }
         paths = {name: os.path.join(workdir, run, "samples.npz") for name, run in shown.items()}
         if not all(map(os.path.exists, paths.values())):
             continue
-        for variant in (v for v in VARIANTS if v in paths):
-            arrays = {name: array / 255 for name, array in np.load(paths[variant]).items()}
-            panels |= {"input": arrays["input"], VARIANTS[variant]: arrays["prediction"]}
-            truth = arrays["truth"]
-        if panels:
-            made[task] = figures.rows_figure(panels | {"truth": truth})
+        arrays = {name: dict(np.load(path)) for name, path in paths.items()}
+        if arrays:
+            first, variants = next(iter(arrays.values())), (v for v in VARIANTS if v in arrays)
+            predicted = {VARIANTS[name]: arrays[name]["prediction"] for name in variants}
+            rows = {"input": first["input"], **predicted, "truth": first["truth"]}
+            made[task] = figures.rows_figure({name: row / 255 for name, row in rows.items()})
     return made
 
 
