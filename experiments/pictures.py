@@ -1,5 +1,8 @@
 """Pictures that runs drew of themselves in training, side by side.
 
+They stay with the runs, and are put together where those of all entries are at hand: a workdir with
+a few runs of an experiment leaves the figures of all of them as they are.
+
 N images  H W height, width
 """
 
@@ -41,25 +44,27 @@ def last(workdir: str, run: str, kind: str) -> np.ndarray | None:
 def reconstructions(
     workdir: str, found: Sequence[Entry], sizes: Sequence[int], num_images: int = 16
 ) -> dict[str, Figure]:
-    """{"reconstructions": a row per quantizer and size}, of the first seed; {} without pictures."""
+    """{"reconstructions": a row per quantizer and size}, of the first seed; {} where one lacks."""
     rows = {}
     for name, entry in _first(found, "tokenizer", sizes).items():
         pairs_NHWC = last(workdir, entry["run"], "reconstruction")
-        if pairs_NHWC is not None:  # each original stands before its reconstruction
-            rows.setdefault("original", pairs_NHWC[::2])
-            rows[name] = pairs_NHWC[1::2]
+        if pairs_NHWC is None:
+            return {}
+        rows.setdefault("original", pairs_NHWC[::2])  # each stands before its reconstruction
+        rows[name] = pairs_NHWC[1::2]
     return {"reconstructions": figures.rows_figure(rows, num_images)} if rows else {}
 
 
 def samples(
     workdir: str, found: Sequence[Entry], sizes: Sequence[int], num_images: int = 16
 ) -> dict[str, Figure]:
-    """{"samples": a row per quantizer and size}, of the first seed; {} without pictures."""
+    """{"samples": a row per quantizer and size}, of the first seed; {} where one lacks."""
     rows = {}
     for name, entry in _first(found, "transformer", sizes).items():
         images_NHWC = last(workdir, entry["run"], "sample")
-        if images_NHWC is not None:
-            rows[name] = images_NHWC
+        if images_NHWC is None:
+            return {}
+        rows[name] = images_NHWC
     return {"samples": figures.rows_figure(rows, num_images)} if rows else {}
 
 
@@ -68,13 +73,15 @@ def background(workdir: str, found: Sequence[Entry], metric: str) -> dict[str, h
 
     Mean red, green and blue, of 255, of those pixels of the reconstructions in each tokenizer's
     last picture that are black in the originals, beside the mean of a distance; and the
-    correlation over all tokenizers of that distance with the mean of the three. {} without
-    pictures.
+    correlation over all tokenizers of that distance with the mean of the three. {} where a picture
+    lacks.
     """
     measured = []
     for entry in select(found, stage="tokenizer"):
         pairs_NHWC = last(workdir, entry["run"], "reconstruction")
-        if pairs_NHWC is not None and metric in entry:
+        if pairs_NHWC is None:
+            return {}
+        if metric in entry:
             black_NHW = pairs_NHWC[::2].max(axis=-1) == 0
             colour_C = 255 * pairs_NHWC[1::2][black_NHW].mean(axis=0)
             measured.append((entry["seed"], entry[metric], *map(float, colour_C)))

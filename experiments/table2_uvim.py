@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import uvim_base
-from experiments import claims, entries, figures, launcher, maskgit_runs, tables
+from experiments import claims, curves, entries, figures, launcher, maskgit_runs, tables
 from experiments.entries import Entry
 from experiments.options import Options
 from experiments.table2_claims import CLAIMS, TASKS, VARIANTS
@@ -230,26 +230,40 @@ def table(found: Sequence[Entry], task: str) -> html.Table:
     )
 
 
-def pictures(workdir: str) -> dict[str, Figure]:
-    """{task: inputs in the first row, then what each variant predicts, then the truth}."""
+def pictures(workdir: str, found: Sequence[Entry]) -> dict[str, Figure]:
+    """{task: inputs in the first row, then what each variant predicts, then the truth}.
+
+    Of tasks whose samples are all at hand: they stay with the runs.
+    """
     made = {}
     for task in TASKS:
-        panels, truth = {}, None
-        for row in (row for row in ROWS if row.task == task):
-            path = os.path.join(workdir, f"{row.name}_lm_s0", "samples.npz")
-            if os.path.exists(path):
-                arrays = {name: array / 255 for name, array in np.load(path).items()}
-                panels |= {"input": arrays["input"], VARIANTS[row.variant]: arrays["prediction"]}
-                truth = arrays["truth"]
-        if panels:
-            made[task] = figures.rows_figure(panels | {"truth": truth})
+        shown = {
+            e["variant"]: e["run"] for e in entries.select(found, task=task, stage="lm", seed=0)
+        }
+        paths = {name: os.path.join(workdir, run, "samples.npz") for name, run in shown.items()}
+        if not all(map(os.path.exists, paths.values())):
+            continue
+        arrays = {name: dict(np.load(path)) for name, path in paths.items()}
+        if arrays:
+            first, variants = next(iter(arrays.values())), (v for v in VARIANTS if v in arrays)
+            predicted = {VARIANTS[name]: arrays[name]["prediction"] for name in variants}
+            rows = {"input": first["input"], **predicted, "truth": first["truth"]}
+            made[task] = figures.rows_figure({name: row / 255 for name, row in rows.items()})
     return made
 
 
 def write(found: Sequence[Entry], out: str, options: Options) -> None:
-    """Writes a table per task, the claims, and a picture per task to `out`."""
+    """Writes a table per task, the claims, the curves and a picture per task to `out`."""
     made = {f"table_{task}": table(found, task) for task in TASKS}
-    tables.write(out, made | {"claims": claims.table(CLAIMS, found)}, pictures(options.workdir))
+    drawn = {
+        f"curves_{stage}": curves.figure(out, found, stage, "loss", panel="task", line="variant")
+        for stage in STAGES
+    }
+    tables.write(
+        out,
+        made | {"claims": claims.table(CLAIMS, found)},
+        drawn | pictures(options.workdir, found),
+    )
 
 
 if __name__ == "__main__":

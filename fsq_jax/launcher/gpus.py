@@ -16,10 +16,8 @@ def environment(gpu: str, share: float, processes: int = 1) -> dict[str, str]:
     """What the environment of a process must say that shares a machine with others.
 
     JAX takes three quarters of a GPU's memory: those on one GPU get their shares of that. The rest
-    is for what CUDA takes outside of it, in each process. With four and five on an H200, 16 of 35
-    starts of transformers ended with exit status 1 and a CUDA error whose text was not kept, and
-    none of 88 of tokenizers (launches.jsonl and missing.json below experiments/results); whether
-    memory was the cause is not known.
+    is for what CUDA takes outside of it, in each process: up to seven ran on an H200
+    (launches.jsonl below experiments/results).
 
     Args:
       gpu: the one that it sees; "" for none.

@@ -219,6 +219,10 @@ def test_pictures_of_runs_are_taken_apart(tmp_path):
     assert table.rows[0][2:] == ("0.00", "5.00", "0.00") and table.rows[1][3] == "1.00"
     assert list(pictures.reconstructions(str(tmp_path), found, (4,), 3)) == ["reconstructions"]
     assert pictures.samples(str(tmp_path), found, (4,)) == {}
+    # Of a run that isn't at hand there is none: what was drawn of all runs stays.
+    found.append(found[0] | {"run": "elsewhere", "bits": 6})
+    assert pictures.background(str(tmp_path), found, "distance") == {}
+    assert pictures.reconstructions(str(tmp_path), found, (4, 6), 3) == {}
 
 
 def test_groups_of_the_entropy_loss_are_judged():
