@@ -12,6 +12,14 @@ from fsq_jax.quantizers import running_codebook, vq
 
 K, D = 12, 5
 
+# Compiled as one program each: operation by operation, every shape costs a dozen compilations.
+init = jax.jit(lambda module, z: module.init(jax.random.key(0), z), static_argnums=0)
+apply = jax.jit(
+    lambda module, variables, z, **options: module.apply(variables, z, **options),
+    static_argnums=0,
+    static_argnames=("train", "mutable", "method"),
+)
+
 
 def standardized(z):
     return (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-5)
@@ -44,8 +52,8 @@ def mesh_of_eight():
 def test_vq_is_the_formula(normalize):
     module = vq.VectorQuantizer(K, D, normalize=normalize, entropy_temperature=0.3)
     z = inputs()
-    params = module.init(jax.random.key(0), z)
-    got = jax.jit(lambda p, z: module.apply(p, z, train=True))(params, z)
+    params = init(module, z)
+    got = apply(module, params, z, train=True)
 
     codebook = np.asarray(params["params"]["codebook"], np.float64)
     flat = z.reshape(-1, D).astype(np.float64)
@@ -68,23 +76,24 @@ def test_vq_is_the_formula(normalize):
         np.testing.assert_allclose(got.metrics[name], value, rtol=1e-4, err_msg=name)
     np.testing.assert_allclose(got.loss, 1.25 * error + 0.1 * entropy, rtol=1e-5)
     assert got.indices.dtype == jnp.int32 and got.loss.shape == ()
-    back = module.apply(params, got.indices, method="indices_to_codes")
+    back = apply(module, params, got.indices, method="indices_to_codes")
     np.testing.assert_allclose(back, got.codes, atol=1e-6)
 
 
 def test_vq_gradients():
     module = vq.VectorQuantizer(K, D, entropy_weight=0.0)
     z = inputs(shape=(40, D))
-    params = module.init(jax.random.key(0), z)
+    params = init(module, z)
     # Straight through: the decoder's gradient reaches z as it is, and never the codebook.
     weight = inputs(1, (40, D))
-    to_params, to_z = jax.grad(
-        lambda p, z: (module.apply(p, z).codes * weight).sum(), argnums=(0, 1)
+    to_params, to_z = jax.jit(
+        jax.grad(lambda p, z: (module.apply(p, z).codes * weight).sum(), argnums=(0, 1))
     )(params, z)
     np.testing.assert_array_equal(to_z, weight)
     np.testing.assert_array_equal(to_params["params"]["codebook"], 0)
     # The loss pulls a word to its tokens, and a quarter as hard the tokens to their word.
-    to_params, to_z = jax.grad(lambda p, z: module.apply(p, z).loss, argnums=(0, 1))(params, z)
+    loss = jax.jit(jax.grad(lambda p, z: module.apply(p, z).loss, argnums=(0, 1)))
+    to_params, to_z = loss(params, z)
     codebook = np.asarray(params["params"]["codebook"])
     error = codebook[nearest(z, codebook)] - z
     want = np.zeros((K, D))
@@ -95,15 +104,16 @@ def test_vq_gradients():
 
 def test_entropy_loss_has_its_extremes():
     sure = 100.0 * (1 - np.eye(K))
-    np.testing.assert_allclose(vq.entropy_loss(jnp.array(sure), 0.01), -np.log(K), atol=1e-3)
-    np.testing.assert_allclose(vq.entropy_loss(jnp.zeros((30, K)), 0.01), 0, atol=1e-3)
-    gradient = jax.grad(lambda d: vq.entropy_loss(d, 0.01))(jnp.array(sure))
+    loss = jax.jit(lambda d: vq.entropy_loss(d, 0.01))
+    np.testing.assert_allclose(loss(sure), -np.log(K), atol=1e-3)
+    np.testing.assert_allclose(loss(np.zeros((30, K))), 0, atol=1e-3)
+    gradient = jax.jit(jax.grad(loss))(sure)
     assert np.isfinite(gradient).all()
 
 
 def test_codebook_starts_like_maskgit():
     module = vq.VectorQuantizer(1024, 256)
-    codebook = module.init(jax.random.key(0), jnp.zeros((1, 256)))["params"]["codebook"]
+    codebook = np.asarray(init(module, np.zeros((1, 256)))["params"]["codebook"])
     assert codebook.shape == (1024, 256)
     np.testing.assert_allclose([codebook.min(), codebook.max()], [-0.0541, 0.0541], atol=1e-4)
     np.testing.assert_allclose(codebook.std(), 0.0541 / np.sqrt(3), rtol=0.01)
@@ -112,7 +122,7 @@ def test_codebook_starts_like_maskgit():
 def test_nothing_of_tokens_by_codes_by_channels():
     module = vq.VectorQuantizer(64, 32)
     z = jnp.zeros((128, 32))
-    params = module.init(jax.random.key(0), z)
+    params = init(module, z)
     text = str(jax.make_jaxpr(jax.grad(lambda p: module.apply(p, z).loss))(params))
     assert "f32[128,64]" in text and "[128,64,32]" not in text
 
@@ -121,12 +131,12 @@ def test_nothing_of_tokens_by_codes_by_channels():
 def test_bfloat16_inputs_and_indices_outside(make):
     module = make(K, D)
     z = jnp.asarray(inputs(), jnp.bfloat16)
-    variables = module.init(jax.random.key(0), z)
-    low, full = module.apply(variables, z), module.apply(variables, z.astype(jnp.float32))
+    variables = init(module, z)
+    low, full = apply(module, variables, z), apply(module, variables, z.astype(jnp.float32))
     assert low.codes.dtype == jnp.float32
     np.testing.assert_array_equal(low.indices, full.indices)
-    codes = module.apply(variables, jnp.array([-1, 0, K]), method="indices_to_codes")
-    np.testing.assert_array_equal(np.isnan(codes[:, 0]), [True, False, True])
+    codes = apply(module, variables, np.array([-1, 0, K]), method="indices_to_codes")
+    np.testing.assert_array_equal(np.isnan(codes)[:, 0], [True, False, True])
 
 
 class Plain:
@@ -162,7 +172,7 @@ def test_ema_is_the_loop(threshold, monkeypatch):
         running_codebook, "perturbation", lambda key, shape: jnp.array(noise, jnp.float32)
     )
     module = vq.EMAVectorQuantizer(K, D, split_threshold=threshold)
-    state = module.init(jax.random.key(0), inputs())
+    state = init(module, inputs())
     plain = Plain(*(np.asarray(state["codebook_state"][n]) for n in ("dictionary", "counts")),
                   threshold)  # fmt: skip
     splits = 0
@@ -187,9 +197,9 @@ def test_ema_is_the_loop(threshold, monkeypatch):
 def test_ema_result():
     module = vq.EMAVectorQuantizer(K, D, commitment_weight=0.25)
     z = inputs()
-    state = module.init(jax.random.key(0), z, train=True)
+    state = jax.jit(lambda: module.init(jax.random.key(0), z, train=True))()
     np.testing.assert_array_equal(state["codebook_state"]["counts"], np.ones(K))  # not updated
-    got = module.apply(state, z)
+    got = apply(module, state, z)
     codebook = unit(np.asarray(state["codebook_state"]["dictionary"]))
     flat = standardized(z.reshape(-1, D))
     indices = nearest(flat, codebook)
@@ -205,31 +215,30 @@ def test_ema_result():
     np.testing.assert_allclose(got.loss, 0.25 * error, rtol=1e-5)
     # Straight through to z, by way of the standardisation.
     weight = inputs(1, z.shape)
-    to_z = jax.grad(lambda z: (module.apply(state, z).codes * weight).sum())(z)
-    want = jax.vjp(lambda z: vq._standardize(z.reshape(-1, D)), z)[1](weight.reshape(-1, D))[0]
+    to_z = jax.jit(jax.grad(lambda z: (module.apply(state, z).codes * weight).sum()))(z)
+    standardize = lambda z: vq._standardize(z.reshape(-1, D))  # noqa: E731
+    (want,) = jax.jit(lambda z: jax.vjp(standardize, z)[1](weight.reshape(-1, D)))(z)
     np.testing.assert_allclose(to_z, want, atol=1e-6)
 
 
 def test_ema_updates_in_training_only_and_repeats_itself():
     module = vq.EMAVectorQuantizer(K, D, split_threshold=6.0)
     z = inputs()
-    state = module.init(jax.random.key(0), z)
-    apply = jax.jit(
-        lambda s, z, key: module.apply(
-            s, z, train=True, mutable="codebook_state", rngs={"codebook": key}
-        )[1]
+    state = init(module, z)
+    draws = dict(train=True, mutable="codebook_state")
+    first, again, other = (
+        apply(module, state, z, **draws, rngs={"codebook": jax.random.key(seed)})[1]
+        for seed in (1, 1, 2)
     )
-    first, again = (apply(state, z, jax.random.key(1)) for _ in range(2))
-    other = apply(state, z, jax.random.key(2))
     as_arrays = [np.asarray(s["codebook_state"]["dictionary"]) for s in (first, again, other)]
     np.testing.assert_array_equal(as_arrays[0], as_arrays[1])
     assert (as_arrays[0] != as_arrays[2]).any()
-    _, kept = module.apply(state, z, train=False, mutable="codebook_state")
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), kept, state))
-    module.apply(state, z, train=True)  # frozen: no collection to write, no key needed
+    _, kept = apply(module, state, z, train=False, mutable="codebook_state")
+    assert jax.tree.all(jax.tree.map(np.array_equal, kept, state))
+    apply(module, state, z, train=True)  # frozen: no collection to write, no key needed
     with pytest.raises(ValueError, match="split_threshold=0"):
-        module.apply(state, z, train=True, mutable="codebook_state")
-    module.clone(split_threshold=0.0).apply(state, z, train=True, mutable="codebook_state")
+        apply(module, state, z, **draws)
+    apply(module.clone(split_threshold=0.0), state, z, **draws)
 
 
 def test_splitting_ends_and_conserves():
@@ -251,9 +260,9 @@ def test_splitting_ends_and_conserves():
 def test_idle_words_do_not_fade_to_nothing():
     module = vq.EMAVectorQuantizer(K, D, momentum=0.1, split_threshold=0)
     z = np.broadcast_to(np.arange(D, dtype=np.float32), (4, D))
-    state = start = module.init(jax.random.key(0), z)
+    state = start = init(module, z)
     for _ in range(60):
-        got, state = module.apply(state, z, train=True, mutable="codebook_state")
+        got, state = apply(module, state, z, train=True, mutable="codebook_state")
     words = [unit(np.asarray(s["codebook_state"]["dictionary"])) for s in (start, state)]
     idle = np.arange(K) != got.indices[0]
     np.testing.assert_allclose(words[1][idle], words[0][idle], rtol=1e-4)
@@ -263,20 +272,20 @@ def test_idle_words_do_not_fade_to_nothing():
 def test_a_step_in_microbatches_is_the_step():
     """Each fades once, splits once, and its microbatches all look up the same words."""
     module, z, key = vq.EMAVectorQuantizer(K, D, split_threshold=3.0), inputs(), jax.random.key(1)
-    state = module.init(jax.random.key(0), z)
-    _, whole = module.apply(state, z, train=True, mutable=vq.BATCH)
+    state = init(module, z)
+    _, whole = apply(module, state, z, train=True, mutable=vq.BATCH)
     parts = [
-        module.apply(state, part, train=True, mutable=vq.BATCH)[1][vq.BATCH]
+        apply(module, state, part, train=True, mutable=vq.BATCH)[1][vq.BATCH]
         for part in np.split(z, 4)
     ]
-    added = jax.tree.map(lambda *values: sum(values), *parts)
+    added = jax.tree.map(lambda *values: sum(map(np.asarray, values)), *parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), added, whole[vq.BATCH])
     assert added["counts"].sum() == z.size / D
-    after = module.after_step(state[vq.STATE], added, key)
+    after = jax.jit(module.after_step)(state[vq.STATE], added, key)
     faded = 0.995 * np.asarray(state[vq.STATE]["counts"]) + added["counts"]
     assert faded.min() < 3 < after["counts"].min()  # so that some were split
     unsplit = module.clone(split_threshold=0.0)
-    _, at_once = unsplit.apply(state, z, train=True, mutable=vq.STATE)
+    _, at_once = apply(unsplit, state, z, train=True, mutable=vq.STATE)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         unsplit.after_step(state[vq.STATE], added, None),
@@ -289,7 +298,7 @@ def test_eight_devices_are_one(make):
     mesh = mesh_of_eight()
     module = make(K, D) if make is vq.VectorQuantizer else make(K, D, split_threshold=3.0)
     z = inputs(shape=(16, 3, D))
-    variables = module.init(jax.random.key(0), z)
+    variables = init(module, z)
 
     def step(variables, z):
         def loss(variables, z):
@@ -329,21 +338,21 @@ def test_the_entropy_of_groups_is_that_of_devices():
     """MaskGIT: each device takes the loss over its own tokens, and gradients are averaged."""
     z = inputs(shape=(8, 3, D))
     whole = vq.VectorQuantizer(K, D, entropy_temperature=0.3)
-    params = whole.init(jax.random.key(0), z)
+    params = init(whole, z)
 
     def loss(group, examples):
         module = whole.clone(entropy_group=group)
-        return module.apply(params, z[examples], train=True).metrics["entropy_loss"]
+        return apply(module, params, z[examples], train=True).metrics["entropy_loss"]
 
     everything = slice(None)
     for group in (2, 4):
-        devices = [loss(0, slice(start, None, 8 // group)) for start in range(8 // group)]
+        devices = [float(loss(0, slice(start, None, 8 // group))) for start in range(8 // group)]
         np.testing.assert_allclose(loss(group, everything), np.mean(devices), rtol=1e-5)
         assert loss(group, everything) > loss(0, everything) + 1e-3  # fewer tokens, less entropy
     np.testing.assert_allclose(loss(8, everything), loss(0, everything), rtol=1e-6)
     # In microbatches that are dealt in turn the groups are the same.
-    parts = [loss(2, slice(i, None, 4)) for i in range(4)]
+    parts = [float(loss(2, slice(i, None, 4))) for i in range(4)]
     np.testing.assert_allclose(np.mean(parts), loss(2, everything), rtol=1e-5)
     with pytest.raises(ValueError, match="entropy_group=3 doesn.t divide the 8 examples"):
         loss(3, everything)
-    whole.clone(entropy_group=3).apply(params, z)  # of an evaluation nothing is trained
+    apply(whole.clone(entropy_group=3), params, z)  # of an evaluation nothing is trained
