@@ -22,8 +22,8 @@ def test_layer_norm_is_that_of_flax(epsilon):
     x = normal(2, 3, 8)
     variables = {"params": {"scale": normal(8), "bias": normal(8, seed=1)}}
     np.testing.assert_allclose(
-        layers.LayerNorm(epsilon).apply(variables, x),
-        nn.LayerNorm(epsilon).apply(variables, x),
+        jax.jit(layers.LayerNorm(epsilon).apply)(variables, x),
+        jax.jit(nn.LayerNorm(epsilon).apply)(variables, x),
         atol=1e-5,
     )
 
@@ -32,7 +32,8 @@ def test_float32_product_and_its_gradients():
     x, kernel, weight = normal(2, 3, 8), normal(8, 5, seed=1), normal(2, 3, 5, seed=2)
 
     def of(product):
-        return jax.value_and_grad(lambda x, k: (product(x, k) * weight).sum(), argnums=(0, 1))
+        total = jax.value_and_grad(lambda x, k: (product(x, k) * weight).sum(), argnums=(0, 1))
+        return jax.jit(total)
 
     value, grads = of(lambda x, k: layers.float32_product(x, k, jnp.float32))(x, kernel)
     expected, expected_grads = of(jnp.matmul)(x, kernel)
@@ -56,7 +57,7 @@ def test_gradients_of_layer_norm_are_those_of_flax(offset):
         def value(variables, x):
             return (module.apply(variables, x) * weight).sum()
 
-        return jax.grad(value, argnums=(0, 1))(variables, x)
+        return jax.jit(jax.grad(value, argnums=(0, 1)))(variables, x)
 
     # Flax's own statistics cancel at a large mean unless they take two passes.
     expected = grads(nn.LayerNorm(1e-6, use_fast_variance=False))
@@ -67,7 +68,7 @@ def test_gradients_of_layer_norm_are_those_of_flax(offset):
 def test_layer_norm_of_equal_values_has_finite_gradients():
     x = jnp.full((2, 8), 3.0)
     variables = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
-    grad = jax.grad(lambda x: layers.LayerNorm(1e-6).apply(variables, x)[0, 0])(x)
+    grad = jax.jit(jax.grad(lambda x: layers.LayerNorm(1e-6).apply(variables, x)[0, 0]))(x)
     assert np.isfinite(grad).all()
 
 
@@ -81,21 +82,24 @@ def test_dense_is_that_of_flax(options, contracted):
     theirs = nn.DenseGeneral(
         axis=tuple(range(-contracted, 0)), bias_init=nn.initializers.normal(), **options
     )
-    variables = ours.init(key, x)
-    jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(key, x))
-    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-6)
+    variables = jax.jit(ours.init)(key, x)
+    jax.tree.map(np.testing.assert_array_equal, variables, jax.jit(theirs.init)(key, x))
+    np.testing.assert_allclose(
+        jax.jit(ours.apply)(variables, x), jax.jit(theirs.apply)(variables, x), atol=1e-6
+    )
     half = layers.Dense(contracted=contracted, dtype=jnp.bfloat16, **options)
-    assert half.apply(variables, x).dtype == jnp.bfloat16
+    assert jax.eval_shape(half.apply, variables, x).dtype == jnp.bfloat16
 
 
 def test_gelu_in_half_precision_is_near_float32_and_so_is_its_slope(monkeypatch):
-    x = jnp.linspace(-6, 6, 301)
-    exact, slope = jax.vmap(jax.value_and_grad(lambda x: jax.nn.gelu(x, approximate=True)))(x)
+    x = np.linspace(-6, 6, 301, dtype=np.float32)
+    of = lambda gelu: jax.jit(jax.vmap(jax.value_and_grad(gelu)))  # noqa: E731
+    exact, slope = of(lambda x: jax.nn.gelu(x, approximate=True))(x)
     monkeypatch.setattr(compiler, "device", lambda: SimpleNamespace(platform="gpu"))
-    got, half_slope = jax.vmap(jax.value_and_grad(layers.gelu))(x.astype(jnp.bfloat16))
+    got, half_slope = of(layers.gelu)(x.astype(jnp.bfloat16))
     assert got.dtype == half_slope.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), exact, atol=0.03)
-    np.testing.assert_allclose(half_slope.astype(jnp.float32), slope, atol=0.02)
+    np.testing.assert_allclose(np.float32(got), exact, atol=0.03)
+    np.testing.assert_allclose(np.float32(half_slope), slope, atol=0.02)
 
 
 def test_joined_dense_layers_are_the_layers_one_by_one():
@@ -110,7 +114,7 @@ def test_joined_dense_layers_are_the_layers_one_by_one():
             return jnp.stack([layers.Dense((2, 4), name=name)(x) for name in "ab"], axis=-3)
 
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 6), np.float32))
-    variables = Apart().init(jax.random.key(0), x)
-    equal = jax.tree.map(np.array_equal, variables, Joined().init(jax.random.key(0), x))
-    assert all(jax.tree.leaves(equal))
-    np.testing.assert_allclose(Joined().apply(variables, x), Apart().apply(variables, x), atol=1e-6)
+    variables, theirs = (jax.jit(m().init)(jax.random.key(0), x) for m in (Apart, Joined))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, theirs)))
+    joined, apart = (jax.jit(m().apply)(variables, x) for m in (Joined, Apart))
+    np.testing.assert_allclose(joined, apart, atol=1e-6)

@@ -127,8 +127,8 @@ def test_group_norm_matches_flax_with_gradients():
         return jnp.sum(weights * nn.swish(nn.GroupNorm(32).apply({"params": params}, x)))
 
     for a, b in zip(
-        jax.tree.leaves(jax.value_and_grad(ours, (0, 1))(params, x)),
-        jax.tree.leaves(jax.value_and_grad(flax, (0, 1))(params, x)),
+        jax.tree.leaves(jax.jit(jax.value_and_grad(ours, (0, 1)))(params, x)),
+        jax.tree.leaves(jax.jit(jax.value_and_grad(flax, (0, 1)))(params, x)),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -140,7 +140,7 @@ def test_a_black_image_makes_gradients_a_thousand_times_as_large_as_in_flax():
     params = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
     weights = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
     grads = [
-        jax.grad(lambda x, norm=norm: jnp.sum(weights * norm(x)))(x)
+        jax.jit(jax.grad(lambda x, norm=norm: jnp.sum(weights * norm(x))))(x)
         for norm in (
             lambda x: GroupNorm(2).apply({"params": params}, x),
             lambda x: nn.swish(nn.GroupNorm(2).apply({"params": params}, x)),
@@ -157,25 +157,24 @@ def test_group_norm_of_bfloat16_has_the_gradients_of_float32():
     params = {"scale": rng.random(16, np.float32), "bias": rng.random(16, np.float32)}
     weights = rng.standard_normal(x.shape).astype(np.float32)
 
+    @jax.jit
     def grads(x):
         def value(params, x):
             return jnp.sum(weights * GroupNorm(4).apply({"params": params}, x))
 
-        return jax.grad(value, (0, 1))(params, x)
+        return jax.tree.leaves(jax.grad(value, (0, 1))(params, x))
 
-    for half, full in zip(
-        jax.tree.leaves(grads(x)), jax.tree.leaves(grads(x.astype(jnp.float32))), strict=True
-    ):
+    for half, full in zip(grads(x), grads(x.astype(jnp.float32)), strict=True):
         # Incoming gradients are rounded to 8 bits, and sums of 48 of them keep that error.
-        np.testing.assert_allclose(half.astype(np.float32), full, atol=0.05, rtol=0.02)
+        np.testing.assert_allclose(np.float32(half), full, atol=0.05, rtol=0.02)
 
 
 @pytest.mark.parametrize(("num_groups", "width", "groups"), [(32, 48, 16), (8, 20, 4), (2, 8, 2)])
 def test_groups_divide_the_width(num_groups, width, groups):
     x = np.random.default_rng(0).standard_normal((1, 4, 4, width)).astype(np.float32)
     params = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
-    ours = GroupNorm(num_groups).apply({"params": params}, x)
-    flax = nn.swish(nn.GroupNorm(groups).apply({"params": params}, x))
+    ours = jax.jit(GroupNorm(num_groups).apply)({"params": params}, x)
+    flax = jax.jit(lambda *a: nn.swish(nn.GroupNorm(groups).apply(*a)))({"params": params}, x)
     np.testing.assert_allclose(ours, flax, rtol=1e-4, atol=1e-5)
 
 

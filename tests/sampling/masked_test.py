@@ -17,6 +17,7 @@ MASKED_AFTER = {  # of 256 tokens, the reference's float32 arithmetic
 SCHEDULES = ["cosine", "linear", "square", "cubic", "sqrt", "pow4", "arccos", "log", "exp"]
 
 
+@jax.jit
 def _logits_fn(tokens_BL):
     """Logits that depend on the position, the class and all other tokens of the example."""
     table = jax.random.normal(jax.random.key(7), (tokens_BL.shape[1], CODES))
@@ -24,9 +25,14 @@ def _logits_fn(tokens_BL):
     return table + codes_BL + 0.1 * tokens_BL[:, :1, None] * jnp.arange(CODES)
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "schedule", "return_steps"))
+@functools.partial(
+    jax.jit, static_argnames=("num_steps", "schedule", "return_steps", "temperature")
+)
 def _decode(tokens_BL, key, **options):
     return masked.decode(_logits_fn, tokens_BL, key, mask_id=MASK, **options)
+
+
+random_mask = jax.jit(masked.random_mask, static_argnums=(1, 2), static_argnames="min_ratio")
 
 
 def _start(batch=4, length=16):
@@ -87,7 +93,8 @@ def test_certain_logits_decode_to_their_tokens():
         del tokens_BL
         return jnp.pad(1e4 * jax.nn.one_hot(target, CODES), ((0, 0), (1, 0), (0, 0)))
 
-    tokens = masked.decode(certain, _start(3), jax.random.key(0), mask_id=MASK)
+    decode = jax.jit(lambda tokens, key: masked.decode(certain, tokens, key, mask_id=MASK))
+    tokens = decode(_start(3), jax.random.key(0))
     np.testing.assert_array_equal(tokens[:, 1:], target)
 
 
@@ -98,10 +105,9 @@ def test_result_follows_the_key():
 
 
 def test_low_temperature_takes_the_likeliest():
-    tokens = masked.decode(
-        _logits_fn, _start(), jax.random.key(0), mask_id=MASK, num_steps=1, temperature=1e-4
-    )
-    np.testing.assert_array_equal(tokens[:, 1:], _logits_fn(_start()).argmax(-1)[:, 1:])
+    tokens = _decode(_start(), jax.random.key(0), num_steps=1, temperature=1e-4)
+    logits = np.asarray(_logits_fn(_start()))
+    np.testing.assert_array_equal(tokens[:, 1:], logits.argmax(-1)[:, 1:])
 
 
 def test_sharded_batch_gives_the_tokens_of_one_device():
@@ -115,7 +121,7 @@ def test_sharded_batch_gives_the_tokens_of_one_device():
     sharded = decode(jax.device_put(start, sharding), key)
     np.testing.assert_array_equal(sharded, decode(start, key))
     draw = jax.jit(lambda k: masked.random_mask(k, 16, 32), out_shardings=sharding)
-    np.testing.assert_array_equal(draw(key), masked.random_mask(key, 16, 32))
+    np.testing.assert_array_equal(draw(key), random_mask(key, 16, 32))
 
 
 def test_guidance_moves_away_from_the_logits_without_a_class():
@@ -126,29 +132,32 @@ def test_guidance_moves_away_from_the_logits_without_a_class():
         calls.append(tokens_BL.shape)
         return _logits_fn(tokens_BL)
 
-    with_class, without = _logits_fn(tokens), _logits_fn(tokens.at[:, 0].set(MASK))
+    unguided = np.array(tokens)
+    unguided[:, 0] = MASK
+    with_class, without = (np.asarray(_logits_fn(x)) for x in (tokens, unguided))
     np.testing.assert_allclose(
-        masked.guided(counted, 0.3, MASK)(tokens),
+        jax.jit(masked.guided(counted, 0.3, MASK))(tokens),
         with_class + 0.3 * (with_class - without),
         atol=1e-5,
     )
     assert calls == [(8, 17)]
     assert masked.guided(counted, 0.0, MASK) is counted
     np.testing.assert_array_equal(
-        masked.guided(_logits_fn, jnp.float32(0), MASK)(tokens), with_class
+        jax.jit(masked.guided(_logits_fn, jnp.float32(0), MASK))(tokens), with_class
     )
 
 
 def test_settings_may_be_of_each_example():
     """Row by row the tokens of a batch in which all examples have that setting."""
 
+    @jax.jit
     def decoded(guidance, temperature):
         logits_fn = masked.guided(_logits_fn, guidance, MASK)
         options = dict(mask_id=MASK, num_steps=4, choice_temperature=temperature)
         return masked.decode(logits_fn, _start(), jax.random.key(0), **options)
 
     settings = ((0.5, 9.0, 0.5, 9.0), (0.1, 0.1, 5.0, 5.0))
-    mixed = decoded(*jnp.float32(settings))
+    mixed = decoded(*np.float32(settings))
     for row, pair in enumerate(zip(*settings, strict=True)):
         np.testing.assert_array_equal(mixed[row], decoded(*pair)[row])
     assert (mixed[1] != decoded(0.5, 0.1)[1]).any() and (mixed[2] != decoded(0.5, 0.1)[2]).any()
@@ -167,8 +176,8 @@ def test_schedules_fall_from_all_to_none(schedule):
 
 @pytest.mark.parametrize("min_ratio,num_tokens", [(0.45, 256), (0.45, 64), (0.0, 16), (0.5, 16)])
 def test_random_mask_masks_more_than_the_least_share(min_ratio, num_tokens):
-    mask = masked.random_mask(jax.random.key(0), 2000, num_tokens, min_ratio=min_ratio)
-    counts = np.asarray(mask.sum(1))
+    mask = np.asarray(random_mask(jax.random.key(0), 2000, num_tokens, min_ratio=min_ratio))
+    counts = mask.sum(1)
     assert mask.shape == (2000, num_tokens) and mask.dtype == bool
     assert counts.min() > min_ratio * num_tokens and counts.max() <= num_tokens
     assert counts.min() <= min_ratio * num_tokens + 2 and counts.max() >= num_tokens - 1
@@ -176,7 +185,7 @@ def test_random_mask_masks_more_than_the_least_share(min_ratio, num_tokens):
 
 
 def test_random_mask_follows_the_paper_s_distribution():
-    counts = np.sort(masked.random_mask(jax.random.key(1), 4000, 256).sum(1))
+    counts = np.sort(np.asarray(random_mask(jax.random.key(1), 4000, 256)).sum(1))
     r_min = 1 - 2 * np.arccos(0.45) / np.pi
     assert abs(r_min - 0.29715) < 1e-5
     r = r_min + (1 - r_min) * (np.arange(4000) + 0.5) / 4000
