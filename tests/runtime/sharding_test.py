@@ -105,9 +105,8 @@ def images(rows=8):
     }
 
 
-def updates(config, num_devices, fsdp, num_steps=3):
+def updates(stage, num_devices, fsdp, num_steps=3):
     """(metrics of each step, state after the last), the way that the loop makes them."""
-    stage = make_stage(config)
     mesh = sharding.make_mesh(num_devices)
     batch, key = sharding.put_batch(images(), mesh), jax.random.key(0)
     shapes = jax.eval_shape(stage.init, key, batch)
@@ -163,12 +162,13 @@ def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run, label_code
         config = tiny.tokenizer({"loss.lecam": 0.1, "loss.r1_every": 2})
     else:
         config = tiny.tokenizer({"loss.adversarial": 0.0}, name)
-    alone, _ = updates(config, 1, fsdp=False)
+    stage = make_stage(config)
+    alone, _ = updates(stage, 1, fsdp=False)
     if name == "fsq":
-        copied, state = updates(config, 8, fsdp=False)
+        copied, state = updates(stage, 8, fsdp=False)
         assert not cut_leaves(state)
         assert_close(copied, alone)
-    cut, state = updates(config, 8, fsdp=True)
+    cut, state = updates(stage, 8, fsdp=True)
     assert_close(cut, alone)
     for part in (state.params, state.opt_state, state.ema_params):
         leaves = cut_leaves(part)

@@ -41,15 +41,18 @@ def busy(state):
     return state.replace(train_only=train_only, model_state=model_state)
 
 
-def update(config, accumulate):
-    """(state before, after, metrics) of one update of eight examples."""
-    config.accumulate = accumulate
+def start(config):
+    """(state, eight examples) before an update."""
     stage = make_stage(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=8)
-    state = tiny.first_state(stage, batch).replace(frozen=stage.frozen)
-    state = busy(state)
-    after, metrics = jax.jit(stage.update)(state, batch, jax.random.key(1))
-    return state, after, {name: float(value) for name, value in metrics.items()}
+    return busy(tiny.first_state(stage, batch).replace(frozen=stage.frozen)), batch
+
+
+def update(config, accumulate, state, batch):
+    """(state after, metrics) of one update."""
+    config.accumulate = accumulate
+    after, metrics = jax.jit(make_stage(config).update)(state, batch, jax.random.key(1))
+    return after, {name: float(value) for name, value in metrics.items()}
 
 
 def close(ours, theirs, **tolerance):
@@ -69,8 +72,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_four_microbatches_are_one_batch(name, request):
     config = CASES[name](request.getfixturevalue)
-    before, whole, metrics = update(config, 1)
-    _, parts, in_parts = update(config, 4)
+    before, batch = start(config)
+    whole, metrics = update(config, 1, before, batch)
+    parts, in_parts = update(config, 4, before, batch)
     # Of a microbatch's own codes, perplexity is no mean of parts; all that is trained on is.
     own = ("quantizer/perplexity", "quantizer/unused", "quantizer/max_share")
     for metric in metrics.keys() - set(own):
