@@ -477,7 +477,7 @@ def three_steps(config) -> list[dict]:
     """Metrics of the first three updates on random images, as one device makes them."""
     stage = tiny.stage_of_shapes(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=4)
-    state = jax.jit(stage.init)(jax.random.key(0), batch)
+    state = tiny.first_state(stage, batch)
     if stage.frozen is not None:  # of a stage I that was never trained
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), stage.frozen)
         state = state.replace(frozen=zeros)

@@ -4,6 +4,7 @@ What tests run is small: to compile it takes longer than to run it. So nothing i
 what one process of a session has compiled, all its workers and programs find in a folder.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -14,10 +15,11 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 for _flag in (
     "--xla_force_host_platform_device_count=8",
     "--xla_cpu_use_fusion_emitters=false",  # what they emit takes longer to compile
+    "--xla_cpu_parallel_codegen_split_count=1",  # many parts take longer than one, on few cores
 ):
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
@@ -26,6 +28,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # as it is in a worker
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects, few of them garbage: they are searched for it less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="module", autouse=True)

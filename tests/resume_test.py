@@ -1,35 +1,36 @@
 """A run that is killed and started again is, in what it writes, the run that never was."""
 
+import multiprocessing
+import os
 import signal
 
 import pytest
 
+from fsq_jax import train as training
 from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.runtime.workdir import load_results
 from tests import tiny
 
-# The program itself, but for a signal that it sends itself once a step's metrics are written.
-PROGRAM = """
-import os, sys
-from absl import flags
-from ml_collections import config_flags
-from fsq_jax import train
-from fsq_jax.runtime import cli, metric_writer
+# Each run is a process, forked from one that has imported what all of them need.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["fsq_jax.train"])
 
-number, step = (int(sys.argv.pop(1)) for _ in range(2))
-scalars = metric_writer.MetricWriter.scalars
 
-def scalars_then_signal(self, at, split, values):
-    scalars(self, at, split, values)
-    if at == step:
-        os.kill(os.getpid(), number)
+def program(config, workdir, said, number, step):
+    """Trains, and sends itself signal `number` once the metrics of `step` are written."""
+    os.environ.update(tiny.ONE_DEVICE)
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 2)
+    scalars = MetricWriter.scalars
 
-metric_writer.MetricWriter.scalars = scalars_then_signal
-config_flags.DEFINE_config_file("config")
-flags.DEFINE_string("workdir", None, "")
-flags.DEFINE_string("profile", "", "")
-cli.run(train.main)
-"""
+    def scalars_then_signal(self, at, split, values):
+        scalars(self, at, split, values)
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    MetricWriter.scalars = scalars_then_signal
+    training.train(config, str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,11 @@ def undisturbed(folder):
 
 def train(config, folder, workdir, number=0, step=0):
     """(exit status, stderr) of one run, which gets signal `number` at `step`."""
-    process = tiny.start(["-c", PROGRAM, str(number), str(step)], config, folder, workdir)
-    _, error = process.communicate(timeout=300)
-    return process.returncode, error
+    said = folder / "stderr"
+    process = PROCESSES.Process(target=program, args=(config, workdir, said, number, step))
+    process.start()
+    process.join(timeout=300)
+    return process.exitcode, said.read_text()
 
 
 def steps(workdir):

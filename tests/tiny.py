@@ -13,6 +13,7 @@ from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import stages
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import checkpoint
+from fsq_jax.runtime.batch_random_init import batch_random_init
 from fsq_jax.runtime.metric_writer import WALL_CLOCK, read_metrics
 from fsq_jax.runtime.workdir import save_config
 from fsq_jax.stages.blank import blank_batch
@@ -100,6 +101,11 @@ def stage_of_shapes(config):
     return stages.make(config, **stages.frozen_shapes(config))
 
 
+def first_state(stage, batch):
+    """What `stage.init` gives, compiled as a run compiles it."""
+    return jax.jit(batch_random_init(stage.init))(jax.random.key(0), batch)
+
+
 def untrained_tokenizer(workdir, quantizer="fsq") -> str:
     """A run of a tokenizer that has seen nothing."""
     return untrained(tokenizer({"loss.adversarial": 0.0}, quantizer), workdir)
@@ -108,7 +114,7 @@ def untrained_tokenizer(workdir, quantizer="fsq") -> str:
 def untrained(config, workdir) -> str:
     """A run that was saved before its first update: enough to be some stage II's stage I."""
     stage = make_stage(config)
-    state = jax.jit(stage.init)(jax.random.key(0), blank_batch(config, 1))
+    state = first_state(stage, blank_batch(config, 1))
     save_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(state, {"position": 0}, {})

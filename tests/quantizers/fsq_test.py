@@ -16,6 +16,15 @@ PUBLISHED = list(fsq.LEVELS.values())
 SMALL = [(2,), (2, 2, 3), (3, 5, 4), (7, 6), (17, 9)]
 REFERENCE = pathlib.Path(__file__).parent / "reference" / "vector_quantize_pytorch.npz"
 
+# Compiled as one program each: operation by operation, every shape costs a dozen compilations.
+OPTIONS = ("levels", "shift", "grid", "squash", "epsilon")
+bound, quantize = (jax.jit(f, static_argnames=OPTIONS) for f in (fsq.bound, fsq.quantize))
+codes_to_indices, indices_to_codes = (
+    jax.jit(f, static_argnames=("levels", "grid"))
+    for f in (fsq.codes_to_indices, fsq.indices_to_codes)
+)
+apply = jax.jit(lambda module, z: module.apply({}, z), static_argnums=0)
+
 
 def digits(codes, levels, grid="paper"):
     half = np.array(fsq.half_widths(levels, grid))
@@ -28,7 +37,7 @@ def preimage(codes, levels, **options):
     low, high = np.full(codes.shape, -20.0), np.full(codes.shape, 20.0)
     for _ in range(40):
         middle = (low + high) / 2
-        below = np.asarray(fsq.bound(middle, levels, **options)) < codes * half
+        below = np.asarray(bound(middle, levels, **options)) < codes * half
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     return (low + high) / 2
 
@@ -43,10 +52,10 @@ def test_published_sizes():
 @pytest.mark.parametrize("levels", PUBLISHED + SMALL)
 def test_indices_and_codes_are_a_bijection(levels, grid):
     indices = np.arange(math.prod(levels))
-    codes = fsq.indices_to_codes(indices, levels, grid=grid)
-    assert codes.dtype == jnp.float32 and float(jnp.abs(codes).max()) <= 1
+    codes = indices_to_codes(indices, levels, grid=grid)
+    assert codes.dtype == jnp.float32 and np.abs(codes).max() <= 1
     assert len(np.unique(codes, axis=0)) == len(indices)
-    back = fsq.codes_to_indices(codes, levels, grid=grid)
+    back = codes_to_indices(codes, levels, grid=grid)
     assert back.dtype == jnp.int32
     np.testing.assert_array_equal(back, indices)
 
@@ -55,19 +64,19 @@ def test_indices_and_codes_are_a_bijection(levels, grid):
 @pytest.mark.parametrize("levels", PUBLISHED + SMALL)
 def test_every_code_is_reached(levels, options):
     grid = options.get("grid", "paper")
-    codes = np.asarray(fsq.indices_to_codes(np.arange(math.prod(levels)), levels, grid=grid))
+    codes = np.asarray(indices_to_codes(np.arange(math.prod(levels)), levels, grid=grid))
     z = preimage(codes, levels, **options)
-    np.testing.assert_array_equal(fsq.quantize(z, levels, **options), codes)
+    np.testing.assert_array_equal(quantize(z, levels, **options), codes)
 
 
 def test_outermost_of_many_levels_are_reached():
     for levels in [(1001,), (4096,), (2**16,), (2**20,)]:
-        codes = fsq.quantize(jnp.array([[-1e4], [1e4]]), levels)
+        codes = quantize(jnp.array([[-1e4], [1e4]]), levels)
         np.testing.assert_array_equal(digits(codes, levels).ravel(), [0, levels[0] - 1])
 
 
 def test_first_channel_is_least_significant():
-    codes = fsq.indices_to_codes(np.arange(60), (3, 5, 4))
+    codes = indices_to_codes(np.arange(60), (3, 5, 4))
     np.testing.assert_array_equal(codes[:4, 0], [-1, 0, 1, -1])
     expected = np.stack([np.arange(60) % 3, np.arange(60) // 3 % 5, np.arange(60) // 15], axis=1)
     np.testing.assert_array_equal(digits(codes, (3, 5, 4)), expected)
@@ -76,18 +85,18 @@ def test_first_channel_is_least_significant():
 def test_grids():
     paper = {2: [-1, 0], 3: [-1, 0, 1], 4: [-1, -0.5, 0, 0.5], 5: [-1, -0.5, 0, 0.5, 1]}
     for n, values in paper.items():
-        np.testing.assert_array_equal(fsq.indices_to_codes(np.arange(n), (n,)).ravel(), values)
+        np.testing.assert_array_equal(np.ravel(indices_to_codes(np.arange(n), (n,))), values)
     for n in range(2, 10):
-        codes = fsq.indices_to_codes(np.arange(n), (n,), grid="symmetric").ravel()
+        codes = np.ravel(indices_to_codes(np.arange(n), (n,), grid="symmetric"))
         np.testing.assert_allclose(codes, np.linspace(-1, 1, n), atol=1e-7)
 
 
 def test_zero_is_the_middle_code():
     levels = (3, 4, 5, 6, 7, 8)
-    np.testing.assert_array_equal(fsq.quantize(jnp.zeros(6), levels), np.zeros(6))
-    np.testing.assert_allclose(fsq.bound(jnp.zeros(6), levels), np.zeros(6), atol=2e-7)
+    np.testing.assert_array_equal(quantize(jnp.zeros(6), levels), np.zeros(6))
+    np.testing.assert_allclose(bound(jnp.zeros(6), levels), np.zeros(6), atol=2e-7)
     # tan, as printed, misses zero by these shares of a level.
-    missed = fsq.bound(jnp.zeros(4), (2, 4, 6, 8), shift="tan")
+    missed = bound(jnp.zeros(4), (2, 4, 6, 8), shift="tan")
     np.testing.assert_allclose(missed, [-0.043, -4.3e-4, -5.4e-5, -1.4e-5], rtol=0.02)
 
 
@@ -95,18 +104,18 @@ def test_shifts_and_ranges():
     for level, tan, arctanh in [(4, 0.3466, 0.3469), (6, 0.2029, 0.2029), (8, 0.1440, 0.1440)]:
         for name, shift in [("tan", tan), ("arctanh", arctanh)]:
             # bound is -offset where the shifted input is zero
-            value = fsq.bound(jnp.array([-shift]), (level,), shift=name)
+            value = bound(jnp.array([-shift]), (level,), shift=name)
             np.testing.assert_allclose(value, -0.5, atol=3e-4)
-    ends = fsq.bound(jnp.array([[-50.0] * 4, [50.0] * 4]), (3, 4, 5, 8))
+    ends = bound(jnp.array([[-50.0] * 4, [50.0] * 4]), (3, 4, 5, 8))
     expected = [[-0.999, -1.9985, -1.998, -3.9965], [0.999, 0.9985, 1.998, 2.9965]]
     np.testing.assert_allclose(ends, expected, atol=1e-5)
-    np.testing.assert_allclose(fsq.bound(jnp.array([-1.5608]), (2,), shift="tan"), -0.5, atol=1e-4)
+    np.testing.assert_allclose(bound(jnp.array([-1.5608]), (2,), shift="tan"), -0.5, atol=1e-4)
 
 
 def test_two_levels_are_the_sign():
     z = jnp.array([[-3.0], [-0.01], [0.01], [3.0]])
-    np.testing.assert_array_equal(fsq.quantize(z, (2,)).ravel(), [-1, -1, 0, 0])
-    np.testing.assert_array_equal(fsq.quantize(z, (2,), grid="symmetric").ravel(), [-1, -1, 1, 1])
+    np.testing.assert_array_equal(np.ravel(quantize(z, (2,))), [-1, -1, 0, 0])
+    np.testing.assert_array_equal(np.ravel(quantize(z, (2,), grid="symmetric")), [-1, -1, 1, 1])
 
 
 @pytest.mark.parametrize("squash", fsq.SQUASHES)
@@ -117,17 +126,17 @@ def test_gradient_is_that_of_bound_over_half_width(grid, shift, squash):
     options = {"grid": grid, "shift": shift, "squash": squash}
     half = np.array(fsq.half_widths(levels, grid))
     z = jax.random.normal(jax.random.key(0), (64, 5)) * 2
-    got = jax.grad(lambda z: fsq.quantize(z, levels, **options).sum())(z)
-    want = jax.grad(lambda z: fsq.bound(z, levels, **options).sum())(z) / half
+    gradient = jax.jit(jax.grad(lambda z: quantize(z, levels, **options).sum()))
+    got = gradient(z)
+    want = jax.jit(jax.grad(lambda z: bound(z, levels, **options).sum()))(z) / half
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=5e-7)
     assert (np.abs(got) > 0).any(axis=0).all()
     # ... which is the derivative of tanh times the radius
     slope = 0.8 if squash == "ifsq" else 1.0
     middle = 0.5 * (np.array(levels) - 1) * 0.999
     assert (np.asarray(got) <= slope * middle / half + 1e-6).all()
-    far = jax.grad(lambda z: fsq.quantize(z, levels, **options).sum())(jnp.full((2, 5), 1e4))
-    np.testing.assert_array_equal(far, 0)
-    far = fsq.quantize(jnp.array([[-1e4] * 5, [1e4] * 5]), levels, **options)
+    np.testing.assert_array_equal(gradient(np.full((64, 5), 1e4, np.float32)), 0)
+    far = quantize(np.array([[-1e4] * 5, [1e4] * 5]), levels, **options)
     np.testing.assert_array_equal(digits(far, levels, grid), [[0] * 5, np.array(levels) - 1])
 
 
@@ -140,29 +149,29 @@ def test_round_ste():
 def test_ifsq_is_its_sigmoid():
     z = jnp.linspace(-6, 6, 101)[:, None]
     want = (2 * jax.nn.sigmoid(1.6 * z) - 1) * 8 * 0.999
-    np.testing.assert_allclose(fsq.bound(z, (17,), squash="ifsq"), want, atol=5e-6)
-    np.testing.assert_allclose(fsq.bound(jnp.zeros(1), (8,), squash="ifsq"), 0, atol=1e-6)
+    np.testing.assert_allclose(bound(z, (17,), squash="ifsq"), want, atol=5e-6)
+    np.testing.assert_allclose(bound(jnp.zeros(1), (8,), squash="ifsq"), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("levels", PUBLISHED)
 def test_bfloat16_loses_no_code(levels):
     z = jax.random.normal(jax.random.key(0), (20_000, len(levels)), jnp.bfloat16)
     module = fsq.FSQ(levels)
-    low = jax.jit(lambda z: module.apply({}, z))(z)
-    full = jax.jit(lambda z: module.apply({}, z))(z.astype(jnp.float32))
+    low = apply(module, z)
+    full = apply(module, z.astype(jnp.float32))
     assert low.codes.dtype == jnp.float32 and low.indices.dtype == jnp.int32
     np.testing.assert_array_equal(low.indices, full.indices)
     np.testing.assert_array_equal(low.codes, full.codes)
-    gradient = jax.grad(lambda z: fsq.quantize(z, levels).sum())(z)
+    gradient = jax.jit(jax.grad(lambda z: quantize(z, levels).sum()))(z)
     assert gradient.dtype == jnp.bfloat16
     # Codes that travel through bfloat16 still find their index.
-    codes = fsq.indices_to_codes(np.arange(math.prod(levels)), levels)
-    back = fsq.codes_to_indices(codes.astype(jnp.bfloat16), levels)
+    codes = indices_to_codes(np.arange(math.prod(levels)), levels)
+    back = codes_to_indices(codes.astype(jnp.bfloat16), levels)
     np.testing.assert_array_equal(back, np.arange(math.prod(levels)))
 
 
 def test_indices_outside_give_nan():
-    codes = fsq.indices_to_codes(jnp.array([-1, 0, 59, 60]), (3, 5, 4))
+    codes = indices_to_codes(jnp.array([-1, 0, 59, 60]), (3, 5, 4))
     np.testing.assert_array_equal(np.isnan(codes).all(axis=1), [True, False, False, True])
     np.testing.assert_array_equal(np.isnan(codes).any(axis=1), [True, False, False, True])
 
@@ -170,8 +179,8 @@ def test_indices_outside_give_nan():
 def test_largest_index():
     levels = (2**11, 2**10, 2**10)
     assert fsq.codebook_size(levels) == 2**31
-    codes = fsq.indices_to_codes(jnp.array([2**31 - 1, 0]), levels)
-    np.testing.assert_array_equal(fsq.codes_to_indices(codes, levels), [2**31 - 1, 0])
+    codes = indices_to_codes(jnp.array([2**31 - 1, 0]), levels)
+    np.testing.assert_array_equal(codes_to_indices(codes, levels), [2**31 - 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -248,12 +257,12 @@ def test_agrees_with_vector_quantize_pytorch(levels):
         z, want, indices = (file[f"{name}/{key}"] for key in ("z", "digits", "indices"))
     z, half = z.astype(np.float32), np.array(fsq.half_widths(levels))
     # Its epsilon has the other sign: with that, every code is equal.
-    module = fsq.FSQ(levels, epsilon=-1e-3)
-    np.testing.assert_array_equal(np.rint(module(z).codes * half), want)
-    np.testing.assert_array_equal(module(z).indices, indices)
+    got = apply(fsq.FSQ(levels, epsilon=-1e-3), z)
+    np.testing.assert_array_equal(np.rint(got.codes * half), want)
+    np.testing.assert_array_equal(got.indices, indices)
     # With the paper's, only inputs within 0.006 levels of a bin's edge may differ, by one level.
-    bounded = np.asarray(fsq.bound(z, levels))
-    differs = np.rint(np.asarray(fsq.quantize(z, levels)) * half) != want
+    bounded = np.asarray(bound(z, levels))
+    differs = np.rint(np.asarray(quantize(z, levels)) * half) != want
     to_edge = np.abs(np.abs(bounded - np.rint(bounded)) - 0.5)
     assert differs.mean() < 0.01 and (to_edge[differs] < 0.006).all()
 
@@ -264,6 +273,6 @@ def test_symmetric_grid_agrees_with_vector_quantize_pytorch(levels):
         name = "-".join(map(str, levels))
         keys = ("z", "symmetric_digits", "symmetric_indices")
         z, want, indices = (file[f"{name}/{key}"] for key in keys)
-    got = fsq.FSQ(levels, grid="symmetric", epsilon=0.0)(z.astype(np.float32))
+    got = apply(fsq.FSQ(levels, grid="symmetric", epsilon=0.0), z.astype(np.float32))
     np.testing.assert_array_equal(digits(got.codes, levels, "symmetric"), want)
     np.testing.assert_array_equal(got.indices, indices)

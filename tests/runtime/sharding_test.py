@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from fsq_jax import train
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import checkpoint, sharding
+from fsq_jax.runtime.batch_random_init import batch_random_init
 from tests import tiny
 
 MIN_SIZE = 128  # elements; far below the 2**18 of a real run, since nothing here is as large
@@ -112,7 +113,7 @@ def updates(config, num_devices, fsdp, num_steps=3):
     shapes = jax.eval_shape(stage.init, key, batch)
     place = functools.partial(sharding.state_shardings, mesh=mesh, fsdp=fsdp, min_size=MIN_SIZE)
     shardings, frozen = place(shapes), place(stage.frozen)
-    state = jax.jit(stage.init, out_shardings=shardings)(key, batch)
+    state = jax.jit(batch_random_init(stage.init), out_shardings=shardings)(key, batch)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen))
     update = jax.jit(
         stage.update,

@@ -19,7 +19,7 @@ def batch():
 def start(config, batch):
     """(stage, state, compiled update)."""
     stage = make_stage(config)
-    state = jax.jit(stage.init)(jax.random.key(0), batch).replace(frozen=stage.frozen)
+    state = tiny.first_state(stage, batch).replace(frozen=stage.frozen)
     return stage, state, jax.jit(stage.update)
 
 

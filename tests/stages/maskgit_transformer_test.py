@@ -28,7 +28,7 @@ def batch():
 
 def start(config):
     stage = make_stage(config)
-    state = jax.jit(stage.init)(jax.random.key(0), {}).replace(frozen=stage.frozen)
+    state = tiny.first_state(stage, {}).replace(frozen=stage.frozen)
     return stage, state
 
 

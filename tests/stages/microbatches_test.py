@@ -46,7 +46,7 @@ def update(config, accumulate):
     config.accumulate = accumulate
     stage = make_stage(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=8)
-    state = jax.jit(stage.init)(jax.random.key(0), batch).replace(frozen=stage.frozen)
+    state = tiny.first_state(stage, batch).replace(frozen=stage.frozen)
     state = busy(state)
     after, metrics = jax.jit(stage.update)(state, batch, jax.random.key(1))
     return state, after, {name: float(value) for name, value in metrics.items()}

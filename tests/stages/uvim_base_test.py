@@ -19,7 +19,7 @@ def start(config):
     # Labels that can be learned: the left half is one thing, the right half another.
     if "depth" in batch:
         batch["depth"] = np.where(np.arange(8) < 4, 2.0, 7.0) * np.ones((4, 8, 8), np.float32)
-    state = jax.jit(stage.init)(jax.random.key(0), batch)
+    state = tiny.first_state(stage, batch)
     return stage, state, batch, jax.jit(stage.update)
 
 

@@ -23,7 +23,7 @@ def start(config):
     """(stage, first state, a batch of four)."""
     stage = make_stage(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=4)
-    state = jax.jit(stage.init)(jax.random.key(0), batch)
+    state = tiny.first_state(stage, batch)
     return stage, state.replace(frozen=stage.frozen), batch
 
 
