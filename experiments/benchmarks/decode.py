@@ -6,7 +6,8 @@ python -m experiments.benchmarks.decode --out=decode.jsonl --batches=1,8,64 \
 
 A variant is a config, then KEY=VALUE over it ("sampling.num_steps=8"). Each is compiled and timed
 for each batch size, in a process of its own: from images to all tokens of a label (UViM), from
-classes to images (MaskGIT). Seconds are medians; the peak of memory is the process's own.
+classes to images (MaskGIT). Seconds are medians; the peak of memory is the process's own. With
+--kernels a line also lists the GPU's kernels in one batch, and what each takes in all.
 """
 
 import json
@@ -16,7 +17,7 @@ import time
 import jax
 from absl import app, flags
 
-from experiments.benchmarks import apart, train_step
+from experiments.benchmarks import apart, kernels, train_step
 from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import stages
 from fsq_jax.runs import startup
@@ -55,7 +56,7 @@ def measure(variant: str, size: int) -> dict:
     median = statistics.median(seconds)
     tokens = (config.data.size // stage.facts.downsampling) ** 2
     memory = jax.local_devices()[0].memory_stats() or {}
-    return {
+    result = {
         "batch_ms": 1e3 * median,
         "batch_ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],
         "images_per_second": size / median,
@@ -63,6 +64,9 @@ def measure(variant: str, size: int) -> dict:
         "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
         "compile_seconds": compile_seconds,
     }
+    if flags.FLAGS.kernels:
+        result["kernels"] = kernels.listed(lambda: sample(state, batch, key))
+    return result
 
 
 def main(argv) -> None:
@@ -74,6 +78,7 @@ def main(argv) -> None:
     for variant in argv[1:]:
         for size in _BATCHES.value:
             arguments = ["--one", f"--batches={size}", f"--repeats={_REPEATS.value}", variant]
+            arguments += ["--kernels"] if options.kernels else []
             result = {"variant": variant, "batch_size": int(size)}
             result |= apart.run("decode", arguments, options.timeout)
             apart.record(result, options.out)

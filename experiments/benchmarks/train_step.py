@@ -10,6 +10,7 @@ what they are made of, as from a token cache. The step is the one that fsq_jax.t
 optimiser, the moving averages and the frozen network (its weights random). A variant that fails is
 recorded with its error, and the next one runs. Seconds are medians over blocks of steps; FLOPs are
 those that XLA counts in the program with no recomputation; the peak of memory is the process's own.
+With --kernels a line also lists the GPU's kernels in one step, and what each takes in all.
 """
 
 import importlib.util
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks import apart
+from experiments.benchmarks import apart, kernels
 from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import describe, stages
 from fsq_jax.runs import costs, inputs, startup
@@ -36,6 +37,7 @@ _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a block.")
 _TIMEOUT = flags.DEFINE_integer("timeout", 240, "Seconds after which a variant is given up.")
 _TIME = flags.DEFINE_bool("time", True, "Time the step.")
 _FLOPS = flags.DEFINE_bool("flops", True, "Count a step's FLOPs, on the CPU, after it was timed.")
+_KERNELS = flags.DEFINE_bool("kernels", False, "List the kernels of a step or a batch.")
 _ONE = flags.DEFINE_bool("one", False, "Measure the one variant given, in this process.")
 
 
@@ -108,8 +110,14 @@ def measure(variant: str) -> dict:
         jax.block_until_ready(metrics)
         seconds.append((time.perf_counter() - begin) / _STEPS.value)
     step = statistics.median(seconds)
+
+    def once():
+        nonlocal state
+        state, metrics = update(state, batch, key)
+        return metrics
+
     memory = jax.local_devices()[0].memory_stats() or {}
-    return {
+    result = {
         "step_ms": 1e3 * step,
         "step_ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],
         "images_per_second": config.batch_size / step,
@@ -118,6 +126,9 @@ def measure(variant: str) -> dict:
         "compile_seconds": compile_seconds,
         "loss": float(metrics["loss"]),
     }
+    if _KERNELS.value:
+        result["kernels"] = kernels.listed(once)
+    return result
 
 
 def count_flops(variant: str) -> float:
@@ -156,6 +167,7 @@ def main(argv) -> None:
     jax.config.update("jax_platforms", "cpu")  # the device is for the processes of the variants
     for variant in argv[1:]:
         options = ["--one", f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
+        options += ["--kernels"] if _KERNELS.value else []
         result = {"variant": variant}
         if _TIME.value:
             result |= apart.run("train_step", options, _TIMEOUT.value)

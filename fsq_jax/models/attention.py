@@ -17,6 +17,7 @@ Shapes: B batch  L tokens  H heads  D width of a head  Q queries  K keys (as man
 
 import functools
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +105,8 @@ def resolve(
 
 def _has_flash_kernels() -> bool:
     device = compiler.device()
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-        return False
-    return float(device.compute_capability) >= 8.0
+    capability = str(device.compute_capability) if device.platform == "gpu" else ""
+    return bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8.0  # not "gfx942"
 
 
 def _has_triton() -> bool:

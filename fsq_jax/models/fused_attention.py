@@ -70,13 +70,14 @@ def _padded_masks(keep_LL, settings):
     return keep_LL, keep_LL.T
 
 
+@functools.cache  # one function for all layers, which JAX traces and lowers once
 def _partitioned(call, settings, num_masks):
     is_forward = call is forward
     operands = ["b l t h d"] if is_forward else ["b l t h d", "b l h d", "b h l", "b h l"]
     operands = ", ".join(operands + ["q k", "k q"][:num_masks])
     results = "b l h d, b h l" if is_forward else "b l t h d"
     call = functools.partial(call, settings=settings)
-    return call if settings.interpret else over_batch(call, f"{operands} -> {results}")
+    return jax.jit(call if settings.interpret else over_batch(call, f"{operands} -> {results}"))
 
 
 def over_batch(call, rule: str):

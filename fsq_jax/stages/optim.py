@@ -151,6 +151,7 @@ def accumulate(grad_fn: Callable, num_microbatches: int) -> Callable:
     """
     if num_microbatches == 1:
         return grad_fn
+    grad_fn = jax.jit(grad_fn, inline=True)  # traced once, for its shapes and for the loop
 
     def split(x):
         # Rows are dealt out in turn, so that each device keeps its own and nothing moves.

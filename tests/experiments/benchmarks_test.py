@@ -43,6 +43,7 @@ def test_program_records_what_runs_and_what_fails(tmp_path):
             "-m",
             "experiments.benchmarks.train_step",
             "--blocks=1",
+            "--kernels",
             "--steps=1",
             f"--out={out}",
             f"{TRANSFORMER} --tokens",
@@ -56,6 +57,7 @@ def test_program_records_what_runs_and_what_fails(tmp_path):
     assert done.returncode == 0, done.stderr
     good, bad = map(json.loads, out.read_text().splitlines())
     assert good["step_ms"] > 0 and good["images_per_second"] > 0 and good["tflops"] > 0
+    assert good["kernels"] == []  # a CPU has none
     assert "no multiple of num_heads=3" in bad["error"] and "step_ms" not in bad
 
 
@@ -79,6 +81,7 @@ def test_decoding_is_timed_for_each_batch(tmp_path):
             "-m",
             "experiments.benchmarks.decode",
             "--repeats=1",
+            "--kernels",
             "--batches=1,2",
             f"--out={out}",
             LANGUAGE_MODEL,
@@ -92,4 +95,8 @@ def test_decoding_is_timed_for_each_batch(tmp_path):
     lines = list(map(json.loads, out.read_text().splitlines()))
     assert [line["batch_size"] for line in lines] == [1, 2], lines
     for line in lines:
-        assert line["batch_ms"] > 0 and line["tokens_per_second"] > line["images_per_second"] > 0
+        assert (
+            line["kernels"] == []
+            and line["batch_ms"] > 0
+            and line["tokens_per_second"] > line["images_per_second"] > 0
+        )

@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from fsq_jax.models import attention as lib
+from fsq_jax.runtime import compiler
 
 # Compiled as one program: operation by operation, every shape costs a dozen compilations.
 STATIC = ("dropout_rate", "implementation", "length", "shared_dropout", "causal")
@@ -135,6 +137,15 @@ def test_resolve_falls_back_on_a_cpu():
     assert lib.resolve("cudnn", jnp.bfloat16, 48) == "cudnn"
     if jax.default_backend() == "cpu":
         assert lib.resolve("auto", jnp.bfloat16, 48) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"), [("9.0", "cudnn"), ("7.5", "xla"), ("gfx942", "xla")]
+)
+def test_auto_asks_what_the_gpu_can_do_and_not_whether_it_is_here(monkeypatch, capability, chosen):
+    gpu = SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(compiler, "device", lambda: gpu)
+    assert lib.resolve("auto", jnp.bfloat16, 64) == chosen
 
 
 def test_errors_name_the_values():
