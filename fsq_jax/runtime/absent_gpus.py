@@ -36,13 +36,19 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
+def can_compile() -> bool:
+    """Whether JAX's CUDA plugin, which brings the compiler, is installed."""
+    packages = ("jax_plugins", "jax_plugins.xla_cuda13")
+    return all(importlib.util.find_spec(name) for name in packages)  # the second raises alone
+
+
 def h100(count: int = 1) -> list[Any]:
     """So many H100 of one host, to compile for.
 
     Raises:
       UserError: JAX's CUDA plugin, which brings the compiler, is not installed.
     """
-    if not importlib.util.find_spec("jax_plugins.xla_cuda13"):
+    if not can_compile():
         raise UserError(
             "Compiling for an H100 needs JAX's CUDA plugin, but no GPU: pip install 'jax[cuda13]'."
         )

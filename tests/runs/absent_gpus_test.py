@@ -1,0 +1,59 @@
+"""Steps under FSDP compile for two H100 that aren't here, with the kernels of those that are."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import pytest
+
+from experiments.benchmarks import train_step
+from fsq_jax import stages
+from fsq_jax.runs import costs
+from fsq_jax.runtime import absent_gpus
+from fsq_jax.runtime.user_error import UserError
+from tests import tiny
+
+WITHOUT = "needs JAX's CUDA plugin: pip install 'jax[cuda13]'"
+CUDNN, TRITON = "__cudnn$fmha", "__gpu$xla.gpu.triton"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A step: its config and changes, and the kernel that its attention has."""
+
+    variant: str
+    kernel: str = ""
+
+
+HALF = "scale=smoke,dtype=bfloat16"
+CASES = {
+    "maskgit_tokenizer": Case(f"configs/maskgit_tokenizer.py:{HALF}"),
+    "maskgit_transformer": Case(f"configs/maskgit_transformer.py:{HALF} --tokens", TRITON),
+    "maskgit_transformer_cudnn": Case(
+        f"configs/maskgit_transformer.py:{HALF} model.attention=cudnn model.attention_dropout=0.0",
+        CUDNN,
+    ),
+    "uvim_base": Case(f"configs/uvim_base.py:{HALF},task=depth", CUDNN),
+    "uvim_lm": Case(f"configs/uvim_lm.py:{HALF},task=depth", CUDNN),
+}
+
+
+@pytest.mark.skipif(not absent_gpus.can_compile(), reason=WITHOUT)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_step_compiles_under_fsdp_with_the_kernels_of_the_gpu(case, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    config, tokens = train_step.load_config(f"{case.variant} fsdp=True")
+    stage = stages.make(config, **stages.frozen_shapes(config))
+    batch = jax.eval_shape(lambda: train_step.random_batch(config, stage, tokens))
+    compiled = costs.compile_step(config, batch, absent_gpus.h100(2))
+    assert case.kernel in compiled.as_text()
+
+
+def test_without_the_plugin_one_sentence_says_what_to_install(monkeypatch):
+    def find_spec(name):
+        if "." in name:  # of a package that is not there
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    with pytest.raises(UserError, match="needs JAX's CUDA plugin"):
+        absent_gpus.h100()
