@@ -1,5 +1,7 @@
 """Schedules, AdamW on kernels, clipping, moving averages and accumulation against arithmetic."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,7 @@ def test_impossible_schedules_are_refused(arguments, message):
         optim.make_schedule(1.0, total_steps=10, **arguments)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def step(optimizer, params, grads):
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     return optax.apply_updates(params, updates)
@@ -104,10 +107,10 @@ def test_adamw_is_the_loop():
     nest = lambda flat: traverse_util.unflatten_dict(flat, sep="/")  # noqa: E731
     loop = reference_optim.AdamW(b1=0.7, b2=0.9, weight_decay=0.3, clip_norm=2.0)
     ours = jax.tree.map(jnp.asarray, nest(params))
-    state = optimizer.init(ours)
+    state, update = optimizer.init(ours), jax.jit(optimizer.update)
     for step in range(4):
         grads = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
-        updates, state = optimizer.update(jax.tree.map(jnp.asarray, nest(grads)), state, ours)
+        updates, state = update(jax.tree.map(jnp.asarray, nest(grads)), state, ours)
         ours = optax.apply_updates(ours, updates)
         params = loop.update(params, grads, 0.1 * reference_optim.cosine(step, 20))
         for name, leaf in traverse_util.flatten_dict(ours, sep="/").items():
