@@ -31,6 +31,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # as it is in a worker
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is no such hook
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays with one worker, which compiles and makes what its tests share once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 def pytest_collection_finish():
     """Tracing makes many objects, few of them garbage: they are searched for it less often."""
     gc.collect()
