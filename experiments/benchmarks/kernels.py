@@ -14,10 +14,10 @@ MOST = 40  # kernels that are listed
 def listed(call: Callable[[], Any]) -> list[dict[str, Any]]:
     """[{"kernel", "ms" in all, "count"}] of one call, those that take longest first.
 
-    What waits for nothing else runs in the same stream, so that the sum is the time of the call but
-    for gaps. Empty where there is no GPU.
+    To be called with what has run before: compiling is not to be traced. What waits for nothing
+    else runs in the same stream, so that the sum is the time of the call but for gaps. Empty where
+    there is no GPU.
     """
-    jax.block_until_ready(call())  # compiled before it is traced
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())

@@ -110,12 +110,6 @@ def measure(variant: str) -> dict:
         jax.block_until_ready(metrics)
         seconds.append((time.perf_counter() - begin) / _STEPS.value)
     step = statistics.median(seconds)
-
-    def once():
-        nonlocal state
-        state, metrics = update(state, batch, key)
-        return metrics
-
     memory = jax.local_devices()[0].memory_stats() or {}
     result = {
         "step_ms": 1e3 * step,
@@ -127,7 +121,7 @@ def measure(variant: str) -> dict:
         "loss": float(metrics["loss"]),
     }
     if _KERNELS.value:
-        result["kernels"] = kernels.listed(once)
+        result["kernels"] = kernels.listed(lambda: update(state, batch, key))
     return result
 
 
