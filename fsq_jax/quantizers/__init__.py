@@ -1,21 +1,28 @@
-"""Quantizers that return the same `Quantized`, by name: FSQ and the two VQ layers of the paper."""
+"""Quantizers that return the same `Quantized`, by name."""
 
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from fsq_jax.quantizers import fsq, vq
+from fsq_jax.quantizers import fsq, simvq, vq
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 BATCH = vq.BATCH  # the collection in which a call leaves what `after_step` takes
-QUANTIZERS = {"fsq": fsq.FSQ, "vq": vq.VectorQuantizer, "vq_ema": vq.EMAVectorQuantizer}
+QUANTIZERS = {
+    "fsq": fsq.FSQ,
+    "vq": vq.VectorQuantizer,
+    "vq_ema": vq.EMAVectorQuantizer,
+    "simvq": simvq.SimVQ,
+}
 
 
 def make(name: str, **kwargs) -> nn.Module:
     """Returns the quantizer called `name`, made with its own keyword arguments.
 
     "fsq": levels. "vq": MaskGIT's, codebook_size and channels. "vq_ema": UViM's, the same two.
+    "simvq": the same two. Options are each class's own.
     Raises UserError for another name, with the nearest one, and for sizes that cannot be.
     """
     if name not in QUANTIZERS:
@@ -29,6 +36,18 @@ def make(name: str, **kwargs) -> nn.Module:
 def of_config(config) -> nn.Module:
     """Returns the quantizer of a stage I config."""
     return make(**dict(config.quantizer))
+
+
+def part_of_step(rows_b: jax.Array, num_rows: int, key: jax.Array) -> dict:
+    """Returns what a model's variables must have for a microbatch of a training step.
+
+    Args:
+      rows_b: which rows of the step's batch it has, ascending.
+      num_rows: of the step's batch.
+      key: of the step, the same for all its microbatches.
+    """
+    present_B = jnp.zeros(num_rows, bool).at[rows_b].set(True)
+    return {vq.PART: {"quantizer": {"present": present_B, "key": key}}}
 
 
 def after_step(quantizer: nn.Module, model_state: Mapping, batch: Mapping, key: jax.Array) -> dict:

@@ -1,6 +1,8 @@
-"""UViM's codebook: running counts and sums of the tokens that chose each word, and its splitting.
+"""A codebook of running counts and sums of tokens, and two ways to revive its idle words.
 
-Legend: K words  D channels.
+UViM splits busy words; vector-quantize-pytorch puts tokens in the place of idle ones.
+
+Legend: K words  D channels  N tokens of a call  B examples of a step's batch.
 """
 
 from collections.abc import Mapping
@@ -66,3 +68,68 @@ def split_idle_words(
 def perturbation(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns what the copy of a word is multiplied by, U(0.999, 1.001)."""
     return jax.random.uniform(key, shape, minval=0.999, maxval=1.001)
+
+
+def means(counts_K: jax.Array, sums_KD: jax.Array, momentum: float) -> jax.Array:
+    """Returns words that are the means of their tokens, [K, D].
+
+    Counts are smoothed, (count + e) / (total + K e) total, as in vector-quantize-pytorch, whose e
+    of 1e-5 is in tokens a step. A word that counts nothing is 0 then, and not 0 / 0.
+    """
+    epsilon, total = 1e-5 / (1 - momentum), counts_K.sum()
+    smoothed_K = (counts_K + epsilon) / (total + counts_K.shape[0] * epsilon) * total
+    return sums_KD / smoothed_K[:, None]
+
+
+def seeds(z_bTD: jax.Array, present_B: jax.Array, num_codes: int, key: Any) -> dict[str, jax.Array]:
+    """Returns what each word would become if it were replaced, as far as one call of a step knows.
+
+    Each word draws a token of the step's batch, no two the same one; of fewer tokens than words
+    random words have none. All calls of a step draw alike, and leave zeros where the token is
+    another call's, so that their sum is what the whole batch in one call gives.
+
+    Args:
+      z_bTD: this call's tokens, T of each of its b examples.
+      present_B: which of the batch's examples these are, in the same order.
+      num_codes: K.
+      key: the same in all calls of the step.
+
+    Returns:
+      {"seeds" [K, D], "seeded" [K]}: tokens, and 1 where there is one.
+    """
+    num_examples, num_tokens = present_B.shape[0], present_B.shape[0] * z_bTD.shape[1]
+    drawn_K = jax.random.permutation(key, max(num_codes, num_tokens))[:num_codes]
+    example_K, token_K = jnp.divmod(drawn_K, z_bTD.shape[1])
+    example_K = jnp.minimum(example_K, num_examples - 1)  # of words without a token: not used
+    is_here_K = (drawn_K < num_tokens) & present_B[example_K]
+    row_K = jnp.where(is_here_K, (jnp.cumsum(present_B) - 1)[example_K], 0)
+    seeds_KD = jnp.where(is_here_K[:, None], z_bTD[row_K, token_K], 0.0)
+    return {"seeds": seeds_KD, "seeded": is_here_K.astype(jnp.float32)}
+
+
+def reseed(
+    state: Mapping[str, jax.Array],
+    batch: Mapping[str, jax.Array],
+    momentum: float,
+    threshold: float,
+) -> dict[str, jax.Array]:
+    """Returns the state with idle words replaced by tokens, as `expire_codes_` and `replace` of
+    vector-quantize-pytorch 1.32 do.
+
+    A word is idle where fewer tokens a step than `threshold` choose it, on the running average; its
+    seed then counts as `threshold` tokens a step. Words without a seed stay what they are.
+
+    Args:
+      state: after the step.
+      batch: "seeds" [K, D] and "seeded" [K], summed over the calls of the step.
+      momentum: of the state.
+      threshold: tokens a step, above 0.
+    """
+    count = threshold / (1 - momentum)
+    is_replaced_K = (state["counts"] < count) & (batch["seeded"] > 0)
+    return {
+        "counts": jnp.where(is_replaced_K, count, state["counts"]),
+        "dictionary": jnp.where(
+            is_replaced_K[:, None], count * batch["seeds"], state["dictionary"]
+        ),
+    }

@@ -117,14 +117,16 @@ def _make_init(model, discriminator, optimizers):
 
 def _make_update(config, model, optimizers, loss):
     def update(state: TrainState, batch, key):
-        def gradients(params, batch, key):
-            del key  # nothing is drawn
-            grads, (sums, metrics) = jax.grad(loss, has_aux=True)(params, state, batch)
+        key, size = jax.random.fold_in(key, state.step), batch["image"].shape[0]
+
+        def gradients(params, batch, microbatch_key):
+            del microbatch_key  # nothing is drawn but by the codebook, alike for all of them
+            part = quantizers.part_of_step(batch["row"], size, key)
+            grads, (sums, metrics) = jax.grad(loss, has_aux=True)(params, state, batch, part)
             return grads, sums, metrics
 
-        key = jax.random.fold_in(key, state.step)
         grads, sums, metrics = optim.accumulate(gradients, config.accumulate)(
-            state.params, batch, key
+            state.params, batch | {"row": jnp.arange(size)}, key
         )
         params, opt_state = {}, {}
         for name, optimizer in optimizers.items():
@@ -191,10 +193,10 @@ def _make_predict(model) -> dict:
 def _make_loss(weights, model, discriminator, features):
     """The sum of both networks' losses, each with respect to its own parameters alone."""
 
-    def loss(params, state: TrainState, batch):
+    def loss(params, state: TrainState, batch, part):
         images = batch["image"]
         (reconstruction, quantized), sums = model.apply(
-            {"params": params["tokenizer"], **state.model_state},
+            {"params": params["tokenizer"], **state.model_state, **part},
             images,
             train=True,
             mutable=[quantizers.BATCH],

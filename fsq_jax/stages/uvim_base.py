@@ -101,7 +101,7 @@ def make_variables(config, key, batch) -> dict:
     coder = make_coder(config)
     labels, context = coder.task.to_inputs({n: x[:1] for n, x in batch.items()})
     key_params, key_codebook = jax.random.split(key)
-    rngs = {"params": key_params, "codebook": key_codebook}
+    rngs = {"params": key_params}
     return dict(coder.model.init(rngs, coder.patches(labels), context))
 
 
@@ -142,13 +142,16 @@ def _make_init(config, optimizer):
 
 def _make_update(config, coder: LabelCoder, optimizer):
     def update(state: TrainState, batch, key):
+        size = batch["image"].shape[0]
+
         def gradients(params, batch, key):
+            part = quantizers.part_of_step(batch["row"], size, key_codebook)
             labels, context = coder.task.to_inputs(batch)
             labels = coder.patches(labels)
 
             def loss(params):
                 (logits, quantized), sums = coder.model.apply(
-                    {"params": params, **state.model_state},
+                    {"params": params, **state.model_state, **part},
                     labels,
                     context,
                     train=True,
@@ -168,7 +171,7 @@ def _make_update(config, coder: LabelCoder, optimizer):
 
         key_codebook, key_dropout = jax.random.split(jax.random.fold_in(key, state.step))
         grads, sums, metrics = optim.accumulate(gradients, config.accumulate)(
-            state.params, batch, key_dropout
+            state.params, batch | {"row": jnp.arange(size)}, key_dropout
         )
         model_state = quantizers.after_step(
             coder.model.quantizer, state.model_state, sums, key_codebook

@@ -190,17 +190,17 @@ PLANTED = {
             ),
             "groups are counted as their size": ("return examples // group", "return group"),
             "no straight-through gradient": (
-                "jax.lax.stop_gradient(q_ND) + (z_ND - jax.lax.stop_gradient(z_ND))",
-                "jax.lax.stop_gradient(q_ND)",
+                "self.quantized(z, z_ND, q_ND",
+                "self.quantized(z, jax.lax.stop_gradient(z_ND), q_ND",
             ),
             "the furthest word": (
-                "indices_N = jnp.argmin(distances_NK, axis=1)",
-                "indices_N = jnp.argmax(distances_NK, axis=1)",
+                "indices_N = nearest.nearest(z_ND, codebook_KD)",
+                "indices_N = nearest.nearest(-z_ND, codebook_KD)",
             ),
             "tokens are not standardised": ("if self.standardize: z_ND", "if False: z_ND"),
             "words are not of unit length": (
-                "return jax.lax.stop_gradient(_unit(self.dictionary.value))",
-                "return jax.lax.stop_gradient(self.dictionary.value)",
+                "return unit(sums_KD)",
+                "return sums_KD",
             ),
             "commitment to the running codebook is left out": (
                 'loss = self.commitment_weight * metrics["commitment_loss"]',

@@ -216,7 +216,7 @@ def test_ema_result():
     # Straight through to z, by way of the standardisation.
     weight = inputs(1, z.shape)
     to_z = jax.jit(jax.grad(lambda z: (module.apply(state, z).codes * weight).sum()))(z)
-    standardize = lambda z: vq._standardize(z.reshape(-1, D))  # noqa: E731
+    standardize = lambda z: vq.standardize(z.reshape(-1, D))  # noqa: E731
     (want,) = jax.jit(lambda z: jax.vjp(standardize, z)[1](weight.reshape(-1, D)))(z)
     np.testing.assert_allclose(to_z, want, atol=1e-6)
 

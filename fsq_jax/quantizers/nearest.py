@@ -1,0 +1,195 @@
+"""Look-ups in codebooks of any size: nearest codes, their vectors, and sums over their tokens.
+
+A matrix of tokens by codes is made whole where it has at most `MAX_ELEMENTS` elements; beyond that
+codes are walked through in blocks, and sums are taken over sorted tokens. Either way the same
+call gives the same result on every run, on one device and on several.
+
+Legend: N tokens  K codes  k codes of a block  D channels  G groups of examples.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+MAX_ELEMENTS = 2**26  # of a matrix of tokens by codes: 256 MiB in float32
+_MANY_TOKENS = 2**12  # what an unknown number of tokens (of a function that is exported) counts as
+_FAR = 1e15  # in each channel of a code that fills up a block: never the nearest
+
+
+def block_size(num_tokens: int, num_codes: int) -> int:
+    """Returns how many codes are compared with all tokens at once: `num_codes` where that fits.
+
+    Blocks are powers of two, so that they come out even for the usual sizes.
+    """
+    tokens = num_tokens if isinstance(num_tokens, int) else _MANY_TOKENS
+    most = max(1, MAX_ELEMENTS // max(1, tokens))
+    return num_codes if num_codes <= most else 2 ** (most.bit_length() - 1)
+
+
+def squared_distances(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
+    """Returns the squared Euclidean distance of every token to every codeword, [N, K].
+
+    Expanded into |z|^2 - 2 z c + |c|^2, one matrix product, so that nothing of size N K D exists.
+    """
+    z_squared_N1 = jnp.sum(z_ND**2, axis=1, keepdims=True)
+    codebook_squared_K = jnp.sum(codebook_KD**2, axis=1)
+    return z_squared_N1 - 2 * matmul(z_ND, codebook_KD.T) + codebook_squared_K
+
+
+def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
+    """Returns the index of each token's nearest code, int32 [N]; the lowest of equally near ones.
+
+    Has no gradient.
+    """
+    z_ND, codebook_KD = jax.lax.stop_gradient((z_ND, codebook_KD))
+    if is_whole(z_ND.shape[0], codebook_KD.shape[0]):
+        return jnp.argmin(squared_distances(z_ND, codebook_KD), axis=1).astype(jnp.int32)
+
+    blocks = in_blocks(codebook_KD, z_ND.shape[0])
+
+    def body(best, block):
+        distance_N, index_N = best
+        words_kD, start = block
+        found_Nk = squared_distances(z_ND, words_kD)
+        at_N, least_N = jnp.argmin(found_Nk, axis=1), jnp.min(found_Nk, axis=1)
+        is_nearer_N = least_N < distance_N
+        index_N = jnp.where(is_nearer_N, start + at_N.astype(jnp.int32), index_N)
+        return (jnp.where(is_nearer_N, least_N, distance_N), index_N), None
+
+    starts = jnp.arange(blocks.shape[0], dtype=jnp.int32) * blocks.shape[1]
+    first = jnp.full(z_ND.shape[:1], jnp.inf), jnp.zeros(z_ND.shape[:1], jnp.int32)
+    return jax.lax.scan(body, first, (blocks, starts))[0][1]
+
+
+def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
+    """Returns the codewords of valid indices, [N, D], with a gradient that is the same every time.
+
+    Of a small codebook by a product rather than a gather: its gradient is a product too, which on a
+    GPU gives the same sum on every run, and which a compiler can shard over the tokens. Of a large
+    one by a gather, whose gradient is `sums`.
+    """
+    if is_whole(indices_N.shape[0], codebook_KD.shape[0]):
+        return matmul(jax.nn.one_hot(indices_N, codebook_KD.shape[0]), codebook_KD)
+    return _gather(codebook_KD.shape[0], codebook_KD, indices_N)
+
+
+def counts(indices_N: jax.Array, num_codes: int) -> jax.Array:
+    """Returns how many tokens chose each code, float32 [K], exact below 2**24."""
+    if is_whole(indices_N.shape[0], num_codes):
+        return jax.nn.one_hot(indices_N, num_codes).sum(axis=0)
+    return jnp.bincount(indices_N, length=num_codes).astype(jnp.float32)
+
+
+def sums(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> jax.Array:
+    """Returns the sum of the rows of x with each index, [K, D].
+
+    By a product, or, where tokens by codes don't fit, over tokens that are sorted by their index:
+    a segmented sum, whose order is fixed, where a scatter on a GPU adds in any.
+    """
+    if is_whole(indices_N.shape[0], num_codes):
+        return matmul(jax.nn.one_hot(indices_N, num_codes).T, x_ND)
+    order_N = jnp.argsort(indices_N)
+    sorted_N = indices_N[order_N]
+    is_first_N1 = jnp.append(True, sorted_N[1:] != sorted_N[:-1])[:, None]
+
+    def add(left, right):
+        (x_left, _), (x_right, is_first) = left, right
+        return jnp.where(is_first, x_right, x_left + x_right), left[1] | is_first
+
+    running_ND, _ = jax.lax.associative_scan(add, (x_ND[order_N], is_first_N1))
+    codes_K = jnp.arange(num_codes)
+    last_K = jnp.searchsorted(sorted_N, codes_K, side="right") - 1
+    is_chosen_K = (last_K >= 0) & (sorted_N[last_K] == codes_K)
+    return jnp.where(is_chosen_K[:, None], running_ND[last_K], 0.0)
+
+
+def entropy_loss_in_blocks(
+    z_ND: jax.Array,
+    codebook_KD: jax.Array,
+    temperature: float,
+    num_groups: int = 1,
+    examples: int = 1,
+) -> jax.Array:
+    """Returns what `vq.entropy_loss` does of `squared_distances`, in two walks over the codes.
+
+    The first takes each token's normaliser and entropy, the second the mean choice of each code.
+    The gradient computes each block anew, so that nothing of size N K is kept.
+    """
+    blocks = in_blocks(codebook_KD, z_ND.shape[0])
+
+    def logits(z_ND, words_kD):
+        return -squared_distances(z_ND, words_kD) / temperature
+
+    def highest(max_N, words_kD):
+        return jnp.maximum(max_N, logits(jax.lax.stop_gradient(z_ND), words_kD).max(axis=1)), None
+
+    # Shifts what is exponentiated and no result, so that it takes no gradient.
+    lowest_N = jnp.full(z_ND.shape[:1], -jnp.inf)
+    max_N1 = jax.lax.scan(highest, lowest_N, jax.lax.stop_gradient(blocks))[0][:, None]
+
+    @jax.checkpoint
+    def moments(z_ND, words_kD):
+        shifted_Nk = logits(z_ND, words_kD) - max_N1
+        weights_Nk = jnp.exp(shifted_Nk)
+        return weights_Nk.sum(axis=1), (weights_Nk * shifted_Nk).sum(axis=1)
+
+    @jax.checkpoint
+    def of_mean_choice(z_ND, log_sum_N1, words_kD):
+        p_Nk = jnp.exp(logits(z_ND, words_kD) - max_N1 - log_sum_N1)
+        if num_groups == 1:
+            mean_p_Gk = p_Nk.mean(axis=0, keepdims=True)
+        else:
+            rows = (examples // num_groups, num_groups, -1, p_Nk.shape[1])
+            mean_p_Gk = p_Nk.reshape(rows).mean(axis=(0, 2))
+        return (mean_p_Gk * jnp.log(mean_p_Gk + 1e-5)).sum(axis=1)
+
+    sum_N, weighted_N = _total(lambda words: moments(z_ND, words), blocks)
+    log_sum_N = jnp.log(sum_N)
+    token_entropy = jnp.mean(log_sum_N - weighted_N / sum_N)
+    choices_G = _total(lambda words: of_mean_choice(z_ND, log_sum_N[:, None], words), blocks)
+    return token_entropy + choices_G.mean()
+
+
+def in_blocks(codebook_KD: jax.Array, num_tokens: int) -> jax.Array:
+    """Returns the codebook as [blocks, k, D], filled up with codes that are far off."""
+    size = min(block_size(num_tokens, codebook_KD.shape[0]), codebook_KD.shape[0])
+    missing = -codebook_KD.shape[0] % size
+    padded = jnp.pad(codebook_KD, ((0, missing), (0, 0)), constant_values=_FAR)
+    return padded.reshape(-1, size, codebook_KD.shape[1])
+
+
+def is_whole(num_tokens: int, num_codes: int) -> bool:
+    """Whether tokens by codes fit."""
+    return block_size(num_tokens, num_codes) == num_codes
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A product in float32 on every device."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _total(function, blocks):
+    """The sum of what a function gives of each block. As nothing but a sum is carried along, its
+    gradient keeps nothing of the blocks but themselves."""
+    shapes = jax.eval_shape(function, jax.eval_shape(lambda b: b[0], blocks))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    body = lambda total, block: (jax.tree.map(jnp.add, total, function(block)), None)  # noqa: E731
+    return jax.lax.scan(body, zeros, blocks)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(num_codes, codebook_KD, indices_N):
+    del num_codes  # of the gradient
+    return codebook_KD[indices_N]
+
+
+def _gather_fwd(num_codes, codebook_KD, indices_N):
+    return _gather(num_codes, codebook_KD, indices_N), indices_N
+
+
+def _gather_bwd(num_codes, indices_N, gradient_ND):
+    return sums(gradient_ND, indices_N, num_codes), None
+
+
+_gather.defvjp(_gather_fwd, _gather_bwd)

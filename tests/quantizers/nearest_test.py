@@ -1,0 +1,124 @@
+"""Look-ups and entropies in blocks of codes are those of the whole; sums over sorted tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fsq_jax.quantizers import nearest, vq
+
+N, K, D = 48, 40, 6
+
+
+def arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    z, codebook = (rng.normal(size=(n, D)).astype(np.float32) for n in (N, K))
+    codebook[17] = codebook[3]  # equally near: the lower index
+    z[:4] = codebook[[3, 17, 5, 39]]
+    return z, codebook
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 16 codes: two whole ones, and a third that is filled up."""
+    monkeypatch.setattr(nearest, "MAX_ELEMENTS", N * 16)
+    assert nearest.block_size(N, K) == 16 and not nearest.is_whole(N, K)
+
+
+def test_blocks_are_as_large_as_fit():
+    assert nearest.block_size(8192, 8192) == 8192
+    assert nearest.block_size(8192, 2**18) == 8192
+    assert nearest.block_size(5000, 2**18) == 8192  # of 13,421 that fit, for even blocks
+    assert nearest.block_size(2**27, 4) == 1
+
+
+def test_a_look_up_in_blocks_is_the_look_up(small_blocks):
+    z, codebook = arrays()
+    indices = jax.jit(nearest.nearest)(z, codebook)
+    np.testing.assert_array_equal(indices, ((z[:, None] - codebook) ** 2).sum(-1).argmin(1))
+    assert indices.dtype == jnp.int32 and indices[1] == 3
+    np.testing.assert_array_equal(nearest.look_up(codebook, indices), codebook[indices])
+    counts = jax.jit(nearest.counts, static_argnums=1)(indices, K)
+    np.testing.assert_array_equal(counts, np.bincount(indices, minlength=K))
+    want = np.zeros((K, D))
+    np.add.at(want, np.asarray(indices), z)
+    sums = jax.jit(nearest.sums, static_argnums=2)(z, indices, K)
+    np.testing.assert_allclose(sums, want, atol=1e-5)
+    # The gradient of the look-up is such a sum.
+    weight = arrays(1)[0]
+    gradient = jax.jit(jax.grad(lambda c: (nearest.look_up(c, indices) * weight).sum()))(codebook)
+    want = np.zeros((K, D))
+    np.add.at(want, np.asarray(indices), weight)
+    np.testing.assert_allclose(gradient, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [[0], [K - 1], range(K)])
+def test_sums_of_few_and_of_all_codes(chosen, small_blocks):
+    indices = np.resize(np.array(chosen), N)[::-1].astype(np.int32)
+    sums = nearest.sums(np.ones((N, 1), np.float32), indices, K)
+    np.testing.assert_array_equal(sums[:, 0], np.bincount(indices, minlength=K))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_the_entropy_in_blocks_is_the_entropy(groups, temperature, small_blocks):
+    z, codebook = arrays()
+
+    def whole(z, codebook):
+        distances = nearest.squared_distances(z, codebook)
+        return vq.entropy_loss(distances, temperature, groups, examples=8)
+
+    def in_blocks(z, codebook):
+        return nearest.entropy_loss_in_blocks(z, codebook, temperature, groups, examples=8)
+
+    want, want_gradients = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(z, codebook)
+    got, got_gradients = jax.jit(jax.value_and_grad(in_blocks, argnums=(0, 1)))(z, codebook)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(got_gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    text = str(jax.make_jaxpr(jax.grad(in_blocks, argnums=(0, 1)))(z, codebook))
+    assert f"f32[{N},16]" in text  # a block, and not all of them, stacked or in a row
+    assert not any(shape in text for shape in (f"[{N},{K}]", f"[3,{N},16]", f"[{N},48]"))
+
+
+@pytest.mark.parametrize("make", [vq.VectorQuantizer, vq.EMAVectorQuantizer])
+def test_a_quantizer_of_blocks_is_the_quantizer(make, monkeypatch):
+    z, _ = arrays()
+    module = make(K, D)
+    variables = module.init(jax.random.key(0), z)
+
+    def step(variables, z):
+        def loss(variables, z):
+            result, state = module.apply(variables, z, train=True, mutable=[vq.BATCH])
+            return result.loss + (result.codes * jnp.arange(D)).sum(), (result, state)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, z)
+
+    whole = jax.jit(step)(variables, z)
+    monkeypatch.setattr(nearest, "MAX_ELEMENTS", N * 8)
+    in_blocks = jax.jit(lambda *args: step(*args))(variables, z)
+    np.testing.assert_array_equal(whole[1][0].indices, in_blocks[1][0].indices)
+    np.testing.assert_array_equal(whole[1][0].codes, in_blocks[1][0].codes)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, in_blocks
+    )
+
+
+def test_blocks_on_eight_devices(small_blocks):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    z, codebook = arrays()
+
+    def losses(z, codebook):
+        indices = nearest.nearest(z, codebook)
+        error = ((nearest.look_up(codebook, indices) - z) ** 2).mean()
+        return error + nearest.entropy_loss_in_blocks(z, codebook, 0.3), indices
+
+    function = jax.jit(jax.value_and_grad(losses, argnums=(0, 1), has_aux=True))
+    one = function(z, codebook)
+    split, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    eight = function(jax.device_put(z, split), jax.device_put(codebook, everywhere))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one, eight)
