@@ -10,7 +10,9 @@ what they are made of, as from a token cache. The step is the one that fsq_jax.t
 optimiser, the moving averages and the frozen network (its weights random). A variant that fails is
 recorded with its error, and the next one runs. Seconds are medians over blocks of steps; FLOPs are
 those that XLA counts in the program with no recomputation; the peak of memory is the process's own.
-With --kernels a line also lists the GPU's kernels in one step, and what each takes in all.
+With --kernels a line also lists the GPU's kernels in one step, and what each takes in all; with
+--collectives, what a step sends between the devices; with --losses=3, the losses of the first
+three steps.
 """
 
 import importlib.util
@@ -22,14 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.sharding import PartitionSpec as P
 
-from experiments.benchmarks import apart, kernels
+from experiments.benchmarks import apart, collectives, kernels
 from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import describe, stages
 from fsq_jax.runs import costs, inputs, startup
 from fsq_jax.runs.config import override_config, parse_overrides
 from fsq_jax.runtime import batch_random_init, sharding
-from fsq_jax.runtime.compiler import compiler_options
 
 _OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
@@ -37,6 +39,8 @@ _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a block.")
 _TIMEOUT = flags.DEFINE_integer("timeout", 240, "Seconds after which a variant is given up.")
 _TIME = flags.DEFINE_bool("time", True, "Time the step.")
 _FLOPS = flags.DEFINE_bool("flops", True, "Count a step's FLOPs, on the CPU, after it was timed.")
+_COLLECTIVES = flags.DEFINE_bool("collectives", False, "Count what devices send each other.")
+_LOSSES = flags.DEFINE_integer("losses", 0, "First steps whose losses are listed.", lower_bound=0)
 _KERNELS = flags.DEFINE_bool("kernels", False, "List the kernels of a step or a batch.")
 _ONE = flags.DEFINE_bool("one", False, "Measure the one variant given, in this process.")
 
@@ -78,12 +82,17 @@ def random_batch(config, stage, tokens: bool, size: int = 0) -> dict[str, np.nda
 
 
 def measure(variant: str) -> dict:
-    """What a variant reaches: ms per step, images/s, GiB, seconds of init and of compilation."""
+    """What a variant reaches: ms per step, images/s, GiB, seconds of init and of compilation.
+
+    On all devices, of several processes where they have found each other.
+    """
     config, tokens = load_config(variant)
     stage = stages.make(config, **stages.frozen_shapes(config))
     mesh = sharding.make_mesh()
     batch = random_batch(config, stage, tokens)
-    batch = sharding.put_batch(batch, mesh)
+    own = config.batch_size // jax.process_count()
+    rows = slice(jax.process_index() * own, (jax.process_index() + 1) * own)
+    batch = sharding.put_batch({name: values[rows] for name, values in batch.items()}, mesh)
     key = jax.random.key(config.seed)
     shapes = startup.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.fsdp)
@@ -93,15 +102,18 @@ def measure(variant: str) -> dict:
     )
     jax.block_until_ready(state)
     init_seconds = time.perf_counter() - begin
-    replicated = sharding.replicated(mesh)
-    state = state.replace(frozen=sharding.put(random_like(stage.frozen), replicated))
+    frozen = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
+    state = state.replace(frozen=sharding.put(random_like(stage.frozen), frozen))
     begin = time.perf_counter()
-    update = jax.jit(stage.update, donate_argnums=0, compiler_options=compiler_options())
+    update = startup.compiled_update(config, stage, mesh, shardings.replace(frozen=frozen))
     update = update.lower(state, batch, key).compile()
     compile_seconds = time.perf_counter() - begin
-    for _ in range(2):
+    apart.wait_for_turn()
+    losses = []
+    for _ in range(max(2, _LOSSES.value)):
         state, metrics = update(state, batch, key)
-    jax.block_until_ready(metrics)
+        losses.append(metrics["loss"])
+    losses = [float(loss) for loss in losses]
     seconds = []
     for _ in range(_BLOCKS.value):
         begin = time.perf_counter()
@@ -110,16 +122,21 @@ def measure(variant: str) -> dict:
         jax.block_until_ready(metrics)
         seconds.append((time.perf_counter() - begin) / _STEPS.value)
     step = statistics.median(seconds)
-    memory = jax.local_devices()[0].memory_stats() or {}
+    memory = [device.memory_stats() or {} for device in jax.local_devices()]
     result = {
         "step_ms": 1e3 * step,
         "step_ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],
         "images_per_second": config.batch_size / step,
-        "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "batch_size": config.batch_size,
+        "peak_gib": max(m.get("peak_bytes_in_use", 0) for m in memory) / 2**30,
         "init_seconds": init_seconds,
         "compile_seconds": compile_seconds,
         "loss": float(metrics["loss"]),
     }
+    if _LOSSES.value:
+        result["losses"] = losses[: _LOSSES.value]
+    if _COLLECTIVES.value:
+        result["collectives"] = collectives.of_program(update.as_text(), mesh.size)
     if _KERNELS.value:
         result["kernels"] = kernels.listed(lambda: update(state, batch, key))
     return result
@@ -133,14 +150,41 @@ def count_flops(variant: str) -> float:
 
 
 def measure_ceilings() -> dict:
-    """What the device reaches at best: TFLOP/s of a bfloat16 matrix product, TB/s of a copy."""
-    n = 8192 if jax.default_backend() == "gpu" else 512
+    """What the device reaches at best: TFLOP/s of a bfloat16 matrix product, TB/s of a copy; of
+    several devices also GB/s of collectives, on the bus: as NCCL's own tests count them, bytes of
+    the whole array times 2 (n - 1) / n for an all-reduce and (n - 1) / n for the others."""
+    apart.wait_for_turn()
+    large = jax.default_backend() == "gpu"
+    n = 8192 if large else 512
     a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.bfloat16) for i in (0, 1))
-    x = jnp.ones((2**28 if n == 8192 else 2**20,), jnp.float32)
-    return {
+    x = jnp.ones((2**28 if large else 2**20,), jnp.float32)
+    found = {
         "matmul_tflops": 2 * n**3 / _seconds(jax.jit(jnp.matmul), a, b) / 1e12,
         "copy_tb_per_second": 2 * x.nbytes / _seconds(jax.jit(lambda x: x + 1), x) / 1e12,
     }
+    if (devices := jax.device_count()) > 1:
+        found["bus_gb_per_second"] = _links(
+            sharding.make_mesh(), devices * 2 ** (25 if large else 15)
+        )
+    return found
+
+
+def _links(mesh: jax.sharding.Mesh, elements: int) -> dict[str, float]:
+    """GB/s of collectives of so many bfloat16 elements on the bus."""
+    split, whole, n = P("data"), P(), mesh.size
+    found = {}
+    for name, function, copies, outputs, share in (
+        ("all-reduce", lambda x: jax.lax.psum(x, "data"), n, split, 2),
+        ("all-gather", lambda x: jax.lax.all_gather(x, "data", tiled=True), 1, whole, 1),
+        ("reduce-scatter", lambda x: jax.lax.psum_scatter(x, "data", tiled=True), n, split, 1),
+    ):
+        x = sharding.put(np.ones((copies * elements,), jnp.bfloat16), sharding.split_batch(mesh))
+        # Whether what is gathered is the same everywhere is not for it to find out.
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=split, out_specs=outputs, check_vma=False
+        )
+        found[name] = share * (n - 1) / n * 2 * elements / _seconds(jax.jit(mapped), x) / 1e9
+    return found
 
 
 def _seconds(function, *arguments, repeats: int = 20) -> float:
@@ -154,6 +198,7 @@ def _seconds(function, *arguments, repeats: int = 20) -> float:
 
 def main(argv) -> None:
     if _ONE.value:
+        sharding.initialize_distributed()
         result = measure_ceilings() if argv[1] == "ceilings" else measure(argv[1])
         device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
         print(json.dumps(result | device))

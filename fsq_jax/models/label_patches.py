@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models.layers import float32_product
+from fsq_jax.runtime.sharding import whole
 
 _CHUNK = 16  # pixels at a time, so that neither B P X D nor B P X C values ever exist
 
@@ -31,7 +32,8 @@ def sum_rows(kernel_CXD: jax.Array, ids_BPX: jax.Array, dtype) -> jax.Array:
     channels, pixels, width = kernel_CXD.shape
     known_BPX = (ids_BPX >= 0) & (ids_BPX < channels)
     row_BPX = jnp.where(known_BPX, ids_BPX * pixels + jnp.arange(pixels), channels * pixels)
-    rows = kernel_CXD.reshape(-1, width).astype(dtype)
+    # Under FSDP gathered once: with a part of the width, a device would pick rows of all examples.
+    rows = whole(kernel_CXD.reshape(-1, width).astype(dtype))
 
     def add(total_BPD, row_BPx):
         picked_BPxD = jnp.take(rows, row_BPx, axis=0, mode="fill", fill_value=0)

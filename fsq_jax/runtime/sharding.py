@@ -158,6 +158,15 @@ def split_by_example(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(mesh.axis_names)))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """x on every device of the mesh that it is on, if it is on one: a weight that FSDP has cut, for
+    operations in which XLA would else leave it cut and send activations around."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch on the mesh, from this host's rows of it."""
     sharding = split_batch(mesh)
