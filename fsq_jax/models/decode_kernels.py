@@ -20,75 +20,10 @@ from jax.experimental.pallas import triton as plgpu
 from fsq_jax.models.fused_attention import over_batch
 
 _PROGRAMS = 512  # that a read of all caches is cut into, to keep the whole GPU busy
-_WEIGHTS = 2**13  # that a program of `row_product` takes
-
-
-def row_product(
-    x_1I: jax.Array,
-    weight_OI: jax.Array,
-    bias_O: jax.Array | None = None,
-    *,
-    norm: tuple[jax.Array, jax.Array] | None = None,
-    epsilon: float = 0.0,
-    gelu: bool = False,
-    residual_1O: jax.Array | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """gelu(layer_norm(x) @ weight.T + bias) + residual, [1, O]; what isn't asked for is left out.
-
-    norm: scale and bias of the layer norm. Widths are those that `takes` allows. Of several rows
-    this was slower than cuBLAS: 13.9 to 21.3 images/s for a batch of 8 (decode_kernels.jsonl).
-    """
-    options = {"norm": norm, "bias": bias_O, "residual": residual_1O}
-    arrays = {name: x for name, x in options.items() if x is not None}
-    outputs, inputs = weight_OI.shape
-    tile = _outputs(inputs)
-    whole, part = pl.BlockSpec((inputs,), lambda i: (0,)), pl.BlockSpec((tile,), lambda i: (i,))
-    row = pl.BlockSpec((None, tile), lambda i: (0, i))
-    specs = {"norm": [whole, whole], "bias": [part], "residual": [row]}
-    return pl.pallas_call(
-        functools.partial(_product_kernel, names=tuple(arrays), gelu=gelu, epsilon=epsilon),
-        grid=(outputs // tile,),
-        in_specs=[
-            pl.BlockSpec((None, inputs), lambda i: (0, 0)),
-            pl.BlockSpec((tile, inputs), lambda i: (i, 0)),
-            *(spec for name in arrays for spec in specs[name]),
-        ],
-        out_specs=row,
-        out_shape=jax.ShapeDtypeStruct((1, outputs), x_1I.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=4),
-        interpret=interpret,
-        name="row_product",
-    )(x_1I, weight_OI, *jax.tree.leaves(list(arrays.values())))
-
-
-def takes(inputs: int, outputs: int) -> bool:
-    """Whether `row_product` can compute a product of these widths."""
-    return inputs & (inputs - 1) == 0 and outputs % _outputs(inputs) == 0
-
-
-def _outputs(inputs):
-    return max(1, _WEIGHTS // inputs)
-
-
-def _product_kernel(x_ref, weight_ref, *refs, names, gelu, epsilon):
-    *refs, out_ref = refs
-    weight_OI, x_I = weight_ref[...].astype(jnp.float32), x_ref[...].astype(jnp.float32)
-    values = iter(ref[...].astype(jnp.float32) for ref in refs)
-    if "norm" in names:
-        scale_I, bias_I = next(values), next(values)
-        centred_I = x_I - jnp.sum(x_I) / x_I.size
-        variance = jnp.sum(centred_I * centred_I) / x_I.size
-        x_I = centred_I * jax.lax.rsqrt(variance + epsilon) * scale_I + bias_I
-        x_I = x_I.astype(x_ref.dtype).astype(jnp.float32)
-    out_O = jnp.sum(weight_OI * x_I[None], axis=1)
-    if "bias" in names:
-        out_O += next(values)
-    if gelu:
-        out_O = jax.nn.gelu(out_O, approximate=True)
-    if "residual" in names:
-        out_O += next(values)
-    out_ref[...] = out_O.astype(out_ref.dtype)
+_PROCESSORS = 128  # of a GPU, nearly: programs of `read_memory`, each of which fills one
+_MEMORY_TILE = 32  # positions of a memory that a program reads at a time
+_MEMORY_WARPS, _MEMORY_STAGES = 8, 3
+_MEMORY_CHUNKS = 4  # in which it holds their width
 
 
 def read(q_RHD: jax.Array, cache_R2HKD: jax.Array, interpret: bool = False) -> jax.Array:
@@ -96,6 +31,24 @@ def read(q_RHD: jax.Array, cache_R2HKD: jax.Array, interpret: bool = False) -> j
     call = functools.partial(_read_call, interpret=interpret)
     split = over_batch(call, "b h d, b t h k d -> b h d")
     return (call if interpret else split)(q_RHD, cache_R2HKD)
+
+
+def read_memory(
+    q_HRM: jax.Array, memory_RPM: jax.Array, scale: float, interpret: bool = False
+) -> jax.Array:
+    """softmax(scale q memory) memory of all heads, [H, R, M]: the memory is read once for them.
+
+    Queries and what is read are in the memory's own space, keys and values of no head.
+    """
+    call = functools.partial(_memory_call, scale=scale, interpret=interpret)
+    return (call if interpret else over_batch(call, "h b m, b p m -> h b m"))(q_HRM, memory_RPM)
+
+
+def takes_memory(heads: int, width: int) -> bool:
+    """Whether `read_memory` can read a memory of this width for so many heads."""
+    powers_of_2 = all(x & (x - 1) == 0 for x in (heads, width))
+    # What tensor cores multiply, and what a program has registers for.
+    return powers_of_2 and heads >= 16 and width >= 256 and heads * width <= 2**14
 
 
 def append_and_read(
@@ -129,17 +82,97 @@ def _read_call(q_RHD, cache_R2HKD, *, interpret):
             pl.BlockSpec((None, None, 1), lambda s, h, r: (s, r, h)),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((parts, rows, heads, width), jnp.float32),
+            jax.ShapeDtypeStruct(
+                (parts, rows, heads, width), q_RHD.dtype if parts == 1 else jnp.float32
+            ),
             jax.ShapeDtypeStruct((parts, rows, heads), jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=warps),
         interpret=interpret,
         name="read_cache",
     )(q_RHD, cache_R2HKD, cache_R2HKD)
-    if parts > 1:
-        shares_SRH = jax.nn.softmax(sums_SRH, axis=0)
-        read_SRHD = (read_SRHD * shares_SRH[..., None]).sum(0, keepdims=True)
-    return read_SRHD[0].astype(q_RHD.dtype)
+    return _joined(read_SRHD, sums_SRH, q_RHD.dtype)
+
+
+def _joined(read_SXX, sums_SX, dtype):
+    """What all parts of a memory or a cache read, of what each read and the sum of its weights."""
+    if len(read_SXX) == 1:
+        return read_SXX[0].astype(dtype)
+    shares_SX = jax.nn.softmax(sums_SX, axis=0)
+    return (read_SXX * shares_SX[..., None]).sum(0).astype(dtype)
+
+
+def _memory_call(q_HRM, memory_RPM, *, scale, interpret):
+    heads, rows, width = q_HRM.shape
+    positions = memory_RPM.shape[1]
+    tiles = pl.cdiv(positions, _MEMORY_TILE)
+    parts = max(1, min(_PROCESSORS // rows, tiles))
+    tiles_each = pl.cdiv(tiles, parts)
+    parts = pl.cdiv(tiles, tiles_each)  # none without a position
+    read_SHRM, sums_SHR = pl.pallas_call(
+        functools.partial(_memory_kernel, tiles=tiles_each, scale=scale),
+        grid=(parts, rows),
+        in_specs=[
+            pl.BlockSpec((heads, None, width), lambda s, r: (0, r, 0)),
+            pl.BlockSpec((None, positions, width), lambda s, r: (r, 0, 0)),
+        ],
+        out_specs=[
+            pl.BlockSpec((None, heads, None, width), lambda s, r: (s, 0, r, 0)),
+            pl.BlockSpec((None, heads, None), lambda s, r: (s, 0, r)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((parts, heads, rows, width), q_HRM.dtype),
+            jax.ShapeDtypeStruct((parts, heads, rows), jnp.float32),
+        ],
+        compiler_params=plgpu.CompilerParams(num_warps=_MEMORY_WARPS, num_stages=_MEMORY_STAGES),
+        interpret=interpret,
+        name="read_memory",
+    )(q_HRM, memory_RPM)
+    return _joined(read_SHRM, sums_SHR, q_HRM.dtype)
+
+
+def _memory_kernel(q_ref, memory_ref, out_ref, sum_ref, *, tiles, scale):
+    heads, width = q_ref.shape
+    positions = memory_ref.shape[0]
+    size, tile = width // _MEMORY_CHUNKS, _MEMORY_TILE
+    chunks = [pl.ds(i * size, size) for i in range(_MEMORY_CHUNKS)]
+
+    def body(index, carry):
+        outs, highest_H, total_H = carry
+        inside_K = index * tile + jnp.arange(tile) < positions
+        tile_at = pl.ds(index * tile, tile)
+        memories = [
+            plgpu.load(memory_ref.at[tile_at, at], mask=inside_K[:, None], other=0.0)
+            for at in chunks
+        ]
+        # Scaled before they are added: sums of their own, that no product waits for.
+        scores_HK = sum(
+            scale * jnp.dot(q_ref[:, at], memory.T, preferred_element_type=jnp.float32)
+            for at, memory in zip(chunks, memories, strict=True)
+        )
+        scores_HK = jnp.where(inside_K[None], scores_HK, -jnp.inf)
+        above_H = jnp.maximum(highest_H, scores_HK.max(1))
+        weights_HK = jnp.exp(scores_HK - above_H[:, None])
+        shrink_H = jnp.exp(highest_H - above_H)
+        total_H = total_H * shrink_H + weights_HK.sum(1)
+        weights_HK = weights_HK.astype(q_ref.dtype)
+        outs = [
+            out * shrink_H[:, None] + jnp.dot(weights_HK, memory, preferred_element_type=jnp.float32)
+            for out, memory in zip(outs, memories, strict=True)
+        ]
+        return outs, above_H, total_H
+
+    first = pl.program_id(0) * tiles
+    last = jnp.minimum(first + tiles, pl.cdiv(positions, tile))
+    start = (
+        [jnp.zeros((heads, size), jnp.float32) for _ in chunks],
+        jnp.full((heads,), -jnp.inf, jnp.float32),
+        jnp.zeros((heads,), jnp.float32),
+    )
+    outs, highest_H, total_H = jax.lax.fori_loop(first, last, body, start)
+    for at, out in zip(chunks, outs, strict=True):
+        out_ref[:, at] = (out / total_H[:, None]).astype(out_ref.dtype)
+    sum_ref[...] = highest_H + jnp.log(total_H)
 
 
 def _append_call(qkv_R3HD, cache_R2HKD, position_1, *, interpret):
@@ -212,7 +245,7 @@ def _read_kernel(q_ref, k_ref, v_ref, out_ref, sum_ref, *, tile, tiles):
     first = pl.program_id(0) * tiles
     last = jnp.minimum(first + tiles, pl.cdiv(keys, tile))
     out_D, highest, total = _attend(q_D, load, tile, (first, last), keys, start)
-    out_ref[...] = out_D / total
+    out_ref[...] = (out_D / total).astype(out_ref.dtype)
     sum_ref[...] = (highest + jnp.log(total))[None]
 
 

@@ -8,6 +8,7 @@ Shapes: B images  P patches  N tokens  V vocabulary  D width  H heads
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.models.vit import LN_EPSILON
 
 Cache = dict[str, Any]
+_NORMED = ("own", "query", "hidden")  # products of a layer that have its norms before them
+_PRODUCTS = (*_NORMED, "own_out", "image_out", "hidden_out")
 
 
 def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
@@ -33,28 +36,51 @@ def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
     weights = _weights(params, model.decoder_depth, model.dtype)
     memory_BPD: Any = model.apply({"params": params}, context_BHWC, method="encode")
     batch = memory_BPD.shape[0]
-    empty_B2HND = jnp.zeros((batch, 2, heads[0], model.num_tokens, heads[1]), model.dtype)
-    image = [memory_BPD @ layer.pop("image") for layer in weights["layers"]]
-    cache = {
-        "own": [empty_B2HND for _ in weights["layers"]],
-        # A head's keys side by side: they are read whole, at every token.
-        "image": [
-            x.reshape(*memory_BPD.shape[:2], 2, *heads).transpose(0, 2, 3, 1, 4) for x in image
-        ],
-    }
+    reader = _reads_memory if kernels and _absorbs(batch, heads) else _reads_cache
+    for layer in weights["layers"]:
+        layer["read"] = reader(layer.pop("image"), memory_BPD, heads, kernels)
     product = _product
-    if kernels and batch == 1 and _widths_fit(model.width, model.mlp_dim):
-        product = _row_product
-        weights["layers"] = jax.tree.map(  # matrices are read row by row there
-            lambda x: x.T if x.ndim == 2 else x, weights["layers"]
-        )
+    if kernels:
+        product = _kernel_product(batch, model, weights["layers"])
+    empty_B2HND = jnp.zeros((batch, 2, heads[0], model.num_tokens, heads[1]), model.dtype)
+    cache = {"own": [empty_B2HND for _ in weights["layers"]]}
     return functools.partial(_step, weights, heads, kernels, product), cache
 
 
-def _widths_fit(*widths):
-    from fsq_jax.models import decode_kernels  # imports Triton, which is not everywhere
+def _absorbs(batch, heads):
+    """Whether to read an image's memory itself, once for all heads, rather than keys and values.
 
-    return all(decode_kernels.takes(inputs, outputs) for inputs in widths for outputs in widths)
+    Which makes two products of each, and so pays where reading takes longer than a product.
+    """
+    from fsq_jax.models import decode_kernels, row_kernels  # Triton, which is not everywhere
+
+    return batch > row_kernels.MOST_ROWS and decode_kernels.takes_memory(heads[0], math.prod(heads))
+
+
+def _kernel_product(batch, model, layers):
+    """What multiplies a few rows on a GPU, or `_product`; lays the layers' weights out for it."""
+    from fsq_jax.models import row_kernels
+
+    if batch == 1 and _widths_fit(model.width, model.mlp_dim):
+        for layer in layers:
+            for name in _PRODUCTS:  # matrices are read row by row there
+                layer[name][0] = layer[name][0].T
+        return _row_product
+    if batch <= row_kernels.MOST_ROWS and row_kernels.takes_rows(model.width, model.mlp_dim):
+        for layer in layers:
+            for name, norm in zip(_NORMED, layer["norms"], strict=True):
+                layer[name] = row_kernels.with_norm(*layer[name], norm)
+            for name in _PRODUCTS:
+                matrix, bias = layer[name]
+                layer[name] = (row_kernels.in_parts(matrix), bias)
+        return _rows_product
+    return _product
+
+
+def _widths_fit(*widths):
+    from fsq_jax.models import row_kernels
+
+    return all(row_kernels.takes(inputs, outputs) for inputs in widths for outputs in widths)
 
 
 def _weights(params, depth: int, dtype) -> dict[str, Any]:
@@ -74,18 +100,19 @@ def _weights(params, depth: int, dtype) -> dict[str, Any]:
         return jnp.concatenate([x.reshape(x.shape[0], -1) for x in kernels], axis=1)
 
     def dense(module):
-        return module["kernel"].astype(dtype), module["bias"].astype(dtype)
+        return [module["kernel"].astype(dtype), module["bias"].astype(dtype)]
 
     def layer(block):
         mlp = block["MLP"]
         return {
             "norms": [norm(block[f"LayerNorm{i}"]) for i in (1, 2, 3)],
-            "own": joined(block["SelfAttn"], "query", "key", "value"),
-            "own_out": out(block["SelfAttn"]),
-            "query": joined(block["CrossAttn"], "query"),
+            "own": [joined(block["SelfAttn"], "query", "key", "value"), None],
+            "own_out": [out(block["SelfAttn"]), None],
+            "query": [joined(block["CrossAttn"], "query"), None],
             "image": joined(block["CrossAttn"], "key", "value"),
-            "image_out": out(block["CrossAttn"]),
-            "mlp": [dense(mlp[f"Dense_{i}"]) for i in (0, 1)],
+            "image_out": [out(block["CrossAttn"]), None],
+            "hidden": dense(mlp["Dense_0"]),
+            "hidden_out": dense(mlp["Dense_1"]),
         }
 
     logits = decoder["LogitsDense"]
@@ -102,24 +129,24 @@ def _step(weights, heads, kernels, product, cache: Cache, tokens_B, position):
     batch = tokens_B.shape[0]
     x_BD = weights["words"][tokens_B] + weights["positions"][position]
     own = []
-    for layer, past, image in zip(weights["layers"], cache["own"], cache["image"], strict=True):
+    for layer, past in zip(weights["layers"], cache["own"], strict=True):
         norm_1, norm_2, norm_3 = layer["norms"]
-        qkv_B3HD = product(x_BD, layer["own"], norm=norm_1).reshape(batch, 3, *heads)
+        qkv_B3HD = product(x_BD, *layer["own"], norm=norm_1).reshape(batch, 3, *heads)
         read_BHD, now = _append_and_read(qkv_B3HD, past, position, kernels)
-        x_BD = product(read_BHD.reshape(batch, -1), layer["own_out"], residual=x_BD)
-        query_BHD = product(x_BD, layer["query"], norm=norm_2).reshape(batch, *heads)
-        read_BHD = _read(query_BHD, image, kernels)
-        x_BD = product(read_BHD.reshape(batch, -1), layer["image_out"], residual=x_BD)
-        hidden_BF = product(x_BD, *layer["mlp"][0], norm=norm_3, activate=True)
-        x_BD = product(hidden_BF, *layer["mlp"][1], residual=x_BD)
+        x_BD = product(read_BHD.reshape(batch, -1), *layer["own_out"], residual=x_BD)
+        query_BHD = product(x_BD, *layer["query"], norm=norm_2).reshape(batch, *heads)
+        read_BHD = layer["read"](query_BHD)
+        x_BD = product(read_BHD.reshape(batch, -1), *layer["image_out"], residual=x_BD)
+        hidden_BF = product(x_BD, *layer["hidden"], norm=norm_3, activate=True)
+        x_BD = product(hidden_BF, *layer["hidden_out"], residual=x_BD)
         own.append(now)
     kernel, bias = weights["logits"]
     x_BD: Any = layer_norm(x_BD, *weights["norm"], LN_EPSILON)
     logits_BV = jnp.matmul(x_BD, kernel, preferred_element_type=jnp.float32) + bias
-    return logits_BV, cache | {"own": own}
+    return logits_BV, {"own": own}
 
 
-def _product(x, matrix, bias=None, *, norm=None, activate=False, residual=None):
+def _product(x, matrix, bias, *, norm=None, activate=False, residual=None):
     """gelu(layer_norm(x) @ matrix + bias) + residual; what is not given is left out."""
     out = (x if norm is None else layer_norm(x, *norm, LN_EPSILON)) @ matrix
     if bias is not None:
@@ -129,12 +156,21 @@ def _product(x, matrix, bias=None, *, norm=None, activate=False, residual=None):
     return out if residual is None else residual + out
 
 
-def _row_product(x_1D, transposed, bias=None, *, norm=None, activate=False, residual=None):
-    from fsq_jax.models import decode_kernels
+def _row_product(x_1D, transposed, bias, *, norm=None, activate=False, residual=None):
+    from fsq_jax.models import row_kernels
 
-    return decode_kernels.row_product(
+    return row_kernels.row_product(
         x_1D, transposed, bias, norm=norm, epsilon=LN_EPSILON, gelu=activate, residual_1O=residual
     )
+
+
+def _rows_product(x_BD, parts, bias, *, norm=None, activate=False, residual=None):
+    from fsq_jax.models import row_kernels
+
+    return row_kernels.rows_product(
+        x_BD, parts, bias, norm=norm is not None, epsilon=LN_EPSILON, gelu=activate,
+        residual_RO=residual,
+    )  # fmt: skip
 
 
 def _append_and_read(qkv_B3HD, cache_B2HND, position, kernels):
@@ -153,10 +189,36 @@ def _append_and_read(qkv_B3HD, cache_B2HND, position, kernels):
     return read_B1HD[:, 0], cache_B2HND
 
 
-def _read(query_BHD, cache_B2HPD, kernels):
+def _reads_cache(image, memory_BPD, heads, kernels):
+    """What attention to an image reads for a query [B, H, D], of its keys and values."""
+    # A head's keys side by side: they are read whole, at every token.
+    both_BP2HD = (memory_BPD @ image).reshape(*memory_BPD.shape[:2], 2, *heads)
+    cache_B2HPD = both_BP2HD.transpose(0, 2, 3, 1, 4)
     if kernels:
         from fsq_jax.models import decode_kernels
 
-        return decode_kernels.read(query_BHD, cache_B2HPD)
+        return lambda query_BHD: decode_kernels.read(query_BHD, cache_B2HPD)
     keys_BPHD, values_BPHD = (cache_B2HPD[:, i].swapaxes(1, 2) for i in (0, 1))
-    return attention_lib.attention(query_BHD[:, None], keys_BPHD, values_BPHD)[:, 0]
+    return lambda query_BHD: (
+        attention_lib.attention(query_BHD[:, None], keys_BPHD, values_BPHD)[:, 0]
+    )
+
+
+def _reads_memory(image, memory_BPD, heads, kernels=True):
+    """The same of what its keys and values are products of, which all heads and layers share.
+
+    q (m Wk) = (q Wk) m, and sum(w (m Wv)) = sum(w m) Wv. M: the width of the memory.
+    """
+    from fsq_jax.models import decode_kernels
+
+    del kernels  # there is no other way to
+    both_M2HD = image.reshape(-1, 2, *heads)
+    keys_HDM = both_M2HD[:, 0].transpose(1, 2, 0)
+    values_HMD = both_M2HD[:, 1].swapaxes(0, 1)
+
+    def read(query_BHD):
+        query_HBM = jnp.einsum("bhd,hdm->hbm", query_BHD, keys_HDM)
+        read_HBM = decode_kernels.read_memory(query_HBM, memory_BPD, heads[1] ** -0.5)
+        return jnp.einsum("hbm,hmd->bhd", read_HBM, values_HMD)
+
+    return read

@@ -1,4 +1,4 @@
-"""The kernels that decode token by token, interpreted on the CPU, against plain products."""
+"""The kernels that read for a token that is decoded, interpreted on the CPU, against plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ pytest.importorskip("jax.experimental.pallas.triton")
 from fsq_jax.models import decode_kernels as lib
 
 RNG = np.random.default_rng(0)
-EPSILON = 1e-6
 
 
 def _draw(*shape):
@@ -41,19 +40,14 @@ def test_a_token_is_appended_and_reads_itself_and_those_before(position):
     np.testing.assert_allclose(read, _attend(new[:, 0], so_far), atol=1e-6)
 
 
-def test_a_product_has_the_norm_before_and_bias_gelu_and_residual_after():
-    x, weight, bias, residual = _draw(1, 64), _draw(256, 64), _draw(256), _draw(1, 256)
-    scale, shift = _draw(64), _draw(64)
-    normed = (x - x.mean()) / jnp.sqrt(x.var() + EPSILON)
-    expected = jax.nn.gelu((normed * scale + shift) @ weight.T + bias) + residual
-    got = lib.row_product(
-        x, weight, bias, norm=(scale, shift), epsilon=EPSILON, gelu=True, residual_1O=residual,
-        interpret=True,
-    )  # fmt: skip
-    np.testing.assert_allclose(got, expected, atol=2e-5)
-    np.testing.assert_allclose(lib.row_product(x, weight, interpret=True), x @ weight.T, atol=2e-5)
+@pytest.mark.parametrize("positions, rows", [(70, 3), (200, 128)])  # several parts, one
+def test_a_memory_is_read_for_all_heads(positions, rows):
+    query, memory = _draw(16, rows, 256), _draw(rows, positions, 256)
+    weights = jax.nn.softmax(0.06 * jnp.einsum("hrm,rpm->hrp", query, memory), -1)
+    got = lib.read_memory(query, memory, 0.06, interpret=True)
+    np.testing.assert_allclose(got, jnp.einsum("hrp,rpm->hrm", weights, memory), atol=2e-6)
 
 
-def test_what_widths_a_product_takes():
-    assert lib.takes(1024, 4096) and lib.takes(4096, 1024) and lib.takes(1024, 3072)
-    assert not lib.takes(768, 1024) and not lib.takes(64, 100)
+def test_what_memories_are_read():
+    assert lib.takes_memory(16, 1024) and lib.takes_memory(16, 256) and lib.takes_memory(32, 512)
+    assert not any(lib.takes_memory(*x) for x in [(8, 1024), (24, 256), (16, 2048), (16, 768)])
