@@ -1,13 +1,14 @@
-"""What a GPU decodes one token after the other with: kernels for one query and for one row.
+"""What a GPU reads for one token after the other: kernels for one query of each head.
 
 XLA takes several kernels for what is one here, and reads the whole cache of keys and values,
-however little of it is written yet. experiments/results/speed/h100/decode.jsonl was measured
-without these kernels, decode_kernels.jsonl with them: 1.87 and 4.60 images/s at batch 1.
+however little of it is written yet. `row_kernels` has the products between the reads.
+experiments/results/speed/h100/decode.jsonl was measured without these kernels.
 
-No kernel uses tensor cores: reading weights and caches is what takes the time.
+Caches are read without tensor cores: the reading is what takes the time. A memory that all heads
+share is read with them, a head being a row.
 
-Shapes: R rows, one token each  K keys  H heads  D their width  S parts of a cache
-I inputs and O outputs of a product
+Shapes: R rows, one token each  K keys  H heads  D their width  S parts of a cache or a memory
+P positions of a memory  M its width
 """
 
 import functools
@@ -147,7 +148,7 @@ def _memory_kernel(q_ref, memory_ref, out_ref, sum_ref, *, tiles, scale):
         ]
         # Scaled before they are added: sums of their own, that no product waits for.
         scores_HK = sum(
-            scale * jnp.dot(q_ref[:, at], memory.T, preferred_element_type=jnp.float32)
+            scale * _dot(q_ref[:, at], memory.T)
             for at, memory in zip(chunks, memories, strict=True)
         )
         scores_HK = jnp.where(inside_K[None], scores_HK, -jnp.inf)
@@ -157,7 +158,7 @@ def _memory_kernel(q_ref, memory_ref, out_ref, sum_ref, *, tiles, scale):
         total_H = total_H * shrink_H + weights_HK.sum(1)
         weights_HK = weights_HK.astype(q_ref.dtype)
         outs = [
-            out * shrink_H[:, None] + jnp.dot(weights_HK, memory, preferred_element_type=jnp.float32)
+            out * shrink_H[:, None] + _dot(weights_HK, memory)
             for out, memory in zip(outs, memories, strict=True)
         ]
         return outs, above_H, total_H
@@ -198,6 +199,10 @@ def _append_call(qkv_R3HD, cache_R2HKD, position_1, *, interpret):
         interpret=interpret,
         name="append_to_cache",
     )(qkv_R3HD, cache_R2HKD, position_1)
+
+
+def _dot(a, b):
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
 def _tile(keys, programs):

@@ -2,15 +2,15 @@
 
 A token that is decoded is a product of one row for each image. Reading the weights is what takes
 the time, if all of the GPU reads at once and nothing but the product is started for it: the layer
-norm before, and bias, GELU and residual after, are in the kernel. One row is multiplied without
-tensor cores (`row_product`); up to `MOST_ROWS` rows with them (`rows_product`).
+norm before, and bias, GELU and residual after, are in the kernel. `row_product` multiplies one row
+without tensor cores, which for 8 was slower than cuBLAS (13.9 and 21.3 images/s, decode_kernels.jsonl
+of experiments/results/speed/h100); `rows_product` multiplies up to `MOST_ROWS` with them.
 
 Shapes: R rows, one token each  N the rows and padding  I inputs and O outputs of a product
 P programs  T outputs of a program  G parts of the inputs  C inputs of a part
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp

@@ -69,10 +69,11 @@ def _kernel_product(batch, model, layers):
     if batch <= row_kernels.MOST_ROWS and row_kernels.takes_rows(model.width, model.mlp_dim):
         for layer in layers:
             for name, norm in zip(_NORMED, layer["norms"], strict=True):
-                layer[name] = row_kernels.with_norm(*layer[name], norm)
+                matrix, bias = layer[name]
+                layer[name] = row_kernels.with_norm(matrix, bias, norm)
             for name in _PRODUCTS:
                 matrix, bias = layer[name]
-                layer[name] = (row_kernels.in_parts(matrix), bias)
+                layer[name] = row_kernels.in_parts(matrix), bias
         return _rows_product
     return _product
 
@@ -199,19 +200,21 @@ def _reads_cache(image, memory_BPD, heads, kernels):
 
         return lambda query_BHD: decode_kernels.read(query_BHD, cache_B2HPD)
     keys_BPHD, values_BPHD = (cache_B2HPD[:, i].swapaxes(1, 2) for i in (0, 1))
-    return lambda query_BHD: (
-        attention_lib.attention(query_BHD[:, None], keys_BPHD, values_BPHD)[:, 0]
-    )
+
+    def read(query_BHD):
+        return attention_lib.attention(query_BHD[:, None], keys_BPHD, values_BPHD)[:, 0]
+
+    return read
 
 
-def _reads_memory(image, memory_BPD, heads, kernels=True):
+def _reads_memory(image, memory_BPD, heads, kernels):
     """The same of what its keys and values are products of, which all heads and layers share.
 
     q (m Wk) = (q Wk) m, and sum(w (m Wv)) = sum(w m) Wv. M: the width of the memory.
     """
     from fsq_jax.models import decode_kernels
 
-    del kernels  # there is no other way to
+    del kernels  # this is one
     both_M2HD = image.reshape(-1, 2, *heads)
     keys_HDM = both_M2HD[:, 0].transpose(1, 2, 0)
     values_HMD = both_M2HD[:, 1].swapaxes(0, 1)

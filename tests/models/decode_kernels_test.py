@@ -1,4 +1,4 @@
-"""The kernels that read for a token that is decoded, interpreted on the CPU, against plain attention."""
+"""The kernels that read for a token, interpreted on the CPU, against plain attention."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Products of a few rows in one kernel, interpreted on the CPU, and decoding put together of them."""
+"""Products of a few rows in one kernel, interpreted on the CPU, and decoding with all kernels."""
 
 import functools
 
@@ -69,7 +69,9 @@ def test_kernels_write_the_logits_that_all_tokens_at_once_give(batch, monkeypatc
     called = []
 
     def interpreted(module, name):
-        def call(*args, function=getattr(module, name), **options):
+        function = getattr(module, name)
+
+        def call(*args, **options):
             called.append(name)
             return function(*args, interpret=True, **options)
 
@@ -86,7 +88,11 @@ def test_kernels_write_the_logits_that_all_tokens_at_once_give(batch, monkeypatc
     def walk(variables, image, codes):
         step, cache = uvim_decode.decoding(model, variables["params"], image)
         tokens = jnp.pad(codes[:, :-1] + 1, ((0, 0), (1, 0)))
-        one = lambda cache, now: step(cache, *now)[::-1]  # noqa: E731
+
+        def one(cache, now):
+            logits, cache = step(cache, *now)
+            return cache, logits
+
         return jax.lax.scan(one, cache, (tokens.T, jnp.arange(3)))[1].swapaxes(0, 1)
 
     expected = jax.jit(functools.partial(model.apply, variables))(image, codes)
