@@ -3,8 +3,9 @@
 A token that is decoded is a product of one row for each image. Reading the weights is what takes
 the time, if all of the GPU reads at once and nothing but the product is started for it: the layer
 norm before, and bias, GELU and residual after, are in the kernel. `row_product` multiplies one row
-without tensor cores, which for 8 was slower than cuBLAS (13.9 and 21.3 images/s, decode_kernels.jsonl
-of experiments/results/speed/h100); `rows_product` multiplies up to `MOST_ROWS` with them.
+without tensor cores, which for 8 was slower than cuBLAS (13.9 and 21.3 images/s in
+experiments/results/speed/h100/decode_kernels.jsonl); `rows_product` multiplies up to `MOST_ROWS`
+with them.
 
 Shapes: R rows, one token each  N the rows and padding  I inputs and O outputs of a product
 P programs  T outputs of a program  G parts of the inputs  C inputs of a part
