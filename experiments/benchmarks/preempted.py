@@ -110,7 +110,7 @@ def measure(devices: Sequence[int], smoke: bool) -> dict:
     before, after = devices
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        data = write_jpegs(folder / "images", 64 if smoke else 1_024, 32 if smoke else 96)
+        data = write_jpegs(folder / "images", 64 if smoke else 512, 32 if smoke else 80)
         config = write_config(folder, data, smoke)
         last = range(max(devices))[-before:]
         runs = [Run(config, folder / "undisturbed", last)]
