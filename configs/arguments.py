@@ -38,24 +38,6 @@ def text(values) -> str:
     return ",".join(f"{name}={value}" for name, value in written.items())
 
 
-def refuse_unused(args) -> None:
-    """Raises a UserError for an argument that the chosen quantizer would ignore."""
-    name = args["quantizer"]
-    if name == "fsq" and args["codebook_size"]:
-        raise UserError(
-            f"codebook_size={args['codebook_size']} is for VQ; FSQ's follows from its levels."
-        )
-    if name != "fsq" and args["levels"] != (0,):
-        raise UserError(
-            f"levels={args['levels']} are for FSQ; quantizer={name} takes codebook_size."
-        )
-    if name != "vq_ema" and args.get("splitting"):
-        raise UserError(
-            f"splitting={args['splitting']} is for vq_ema, whose codebook can split words; "
-            f"quantizer={name} has none."
-        )
-
-
 def _is_choice(default) -> bool:
     return isinstance(default, tuple) and bool(default) and isinstance(default[0], str)
 

@@ -7,9 +7,11 @@ Arguments, after the colon, separated by commas:
                             paper: ImageNet, the settings of sections 4.2, 4.3 and A.4; where each
                             number comes from, and what the paper leaves open: docs/fidelity.md.
   size=256                  image size in pixels; paper: 256 or 128; default by scale
-  quantizer=fsq|vq|vq_ema   FSQ, MaskGIT's VQ, UViM's VQ
-  levels=8-5-5-5            FSQ's levels; default by scale
-  codebook_size=1024        of the VQs, by default 1024
+  quantizer=fsq|vq|...      FSQ, MaskGIT's VQ, or another of configs/quantizers.py:
+                            residual_fsq, grouped_fsq, lfq, bsq, vq_ema, simvq
+  levels=8-5-5-5            of the FSQs, of each stage or group; default by scale
+  stages=2, groups=2        of residual_fsq, of grouped_fsq
+  codebook_size=1024        of the others, by default 1024; a power of two for lfq and bsq
   data=tfds:imagenet2012    or scenes, folder:PATH, wds:PATTERN, parquet:PATTERN, hf:NAME,
                             arrays:PATH, see fsq_jax/data/open.py; default by scale
   data_dir=PATH             where TFDS keeps its data sets
@@ -26,15 +28,13 @@ nor scale=paper was run.
 
 import ml_collections
 
-from configs import arguments
+from configs import arguments, quantizers
 from fsq_jax.runtime.user_error import UserError
 
 ARGUMENTS = dict(
     scale=("bench", "smoke", "paper"),
     size=0,
-    quantizer=("fsq", "vq", "vq_ema"),
-    levels=(0,),
-    codebook_size=0,
+    **quantizers.ARGUMENTS,
     data="",
     data_dir="",
     dtype=("", "float32", "bfloat16"),
@@ -50,12 +50,12 @@ DEFAULTS = {
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
-    arguments.refuse_unused(args)
-    for name, value in DEFAULTS[scale].items():
-        if not args[name] or args[name] == (0,):
-            args[name] = value
+    defaults = dict(DEFAULTS[scale])
+    quantizers.complete(args, defaults.pop("levels"), codebook_size=1024)
+    for name, value in defaults.items():
+        args[name] = args[name] or value
     config = ml_collections.ConfigDict(dict(stage="maskgit_tokenizer", seed=42))
-    config.quantizer = quantizer(args)
+    config.quantizer = quantizers.constructor(args, width=256)
     config.model = dict(
         filters=128,
         channel_multipliers=(1, 1, 2, 2, 4),
@@ -105,22 +105,6 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.guard = dict(max_loss=0.0, max_logit_gap=0.0, patience=10)
     config.best, config.best_mode = "reconstruction/psnr", "max"
     return config
-
-
-def quantizer(args) -> dict:
-    """The constructor's arguments of the chosen quantizer."""
-    if args["quantizer"] == "fsq":
-        return dict(name="fsq", levels=args["levels"])
-    codebook = dict(codebook_size=args["codebook_size"] or 1024, channels=256)
-    if args["quantizer"] == "vq":
-        return dict(
-            name="vq",
-            **codebook,
-            commitment_weight=0.25,
-            entropy_weight=0.1,
-            entropy_group=0,  # examples over which the mean choice is taken; 0 for the whole batch
-        )
-    return dict(name="vq_ema", **codebook)
 
 
 def data(args) -> dict:

@@ -9,8 +9,9 @@ Arguments, after the colon, separated by commas:
   token_cache=PATH          trains on tokens that `python -m fsq_jax.encode` wrote, rather than on
                             images that are encoded on the fly
   size, data, data_dir, dtype, reference       as in maskgit_tokenizer.py
-  quantizer, levels, codebook_size             what `fsq_jax.describe` assumes where no
-                                               tokenizer=PATH is given; a run reads them from it
+  quantizer, levels, stages, groups, codebook_size   what `fsq_jax.describe` assumes where no
+                                                     tokenizer=PATH is given; a run reads them
+                                                     from it
 
 Reached with scale=bench and the shorter settings of experiments/maskgit_runs.py (Fashion-MNIST,
 4,000 steps of 128, experiments/results/fig3_tradeoff): on FSQ's tokens 4.868 ± 0.007 bits per

@@ -7,9 +7,11 @@ Arguments, after the colon, separated by commas:
                             paper: NYU Depth v2, ImageNet, COCO panoptic, the settings of UViM's
                             code; where each number comes from: docs/fidelity.md.
   task=depth|colorization|panoptic
-  quantizer=fsq|vq_ema|vq   FSQ, UViM's VQ, MaskGIT's VQ
-  levels=7-5-5-5-5          FSQ's levels; default by scale
-  codebook_size=4096        of the VQs; default by scale
+  quantizer=fsq|vq_ema|...  FSQ, UViM's VQ, or another of configs/quantizers.py:
+                            residual_fsq, grouped_fsq, lfq, bsq, vq, simvq
+  levels=7-5-5-5-5          of the FSQs, of each stage or group; default by scale
+  stages=2, groups=2        of residual_fsq, of grouped_fsq
+  codebook_size=4096        of the others; default by scale
   splitting=true|false      whether vq_ema revives idle words by splitting busy ones
   context=both|encoder|decoder|none   which halves see the image
   size=512                  image size in pixels; default by scale
@@ -26,15 +28,13 @@ from typing import Any
 
 import ml_collections
 
-from configs import arguments
+from configs import arguments, quantizers
 
 TASKS = ("depth", "colorization", "panoptic")
 ARGUMENTS = dict(
     scale=("bench", "smoke", "paper"),
     task=TASKS,
-    quantizer=("fsq", "vq_ema", "vq"),
-    levels=(0,),
-    codebook_size=0,
+    **quantizers.ARGUMENTS,
     splitting=("", "true", "false"),
     context=("both", "encoder", "decoder", "none"),
     size=0,
@@ -84,14 +84,10 @@ PAPER: dict[str, dict[str, Any]] = {
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     args = arguments.parse(argument, **ARGUMENTS)
     scale = args["scale"]
-    arguments.refuse_unused(args)
-    for name, value in (
-        DEFAULTS[scale] | dict(data=PAPER[args["task"]]["data"])
-        if scale == "paper"
-        else DEFAULTS[scale]
-    ).items():
-        if not args[name] or args[name] == (0,):
-            args[name] = value
+    defaults = dict(data=PAPER[args["task"]]["data"]) | DEFAULTS[scale]
+    quantizers.complete(args, defaults.pop("levels"), defaults.pop("codebook_size"))
+    for name, value in defaults.items():
+        args[name] = args[name] or value
     config = ml_collections.ConfigDict(dict(stage="uvim_base", seed=0))
     config.task = task(args["task"], scale, args["data"])
     config.quantizer = quantizer(args, codeword_width=WIDTHS[scale])
@@ -149,20 +145,10 @@ def task(name: str, scale: str, data: str) -> dict:
 
 def quantizer(args, codeword_width: int) -> dict:
     """The constructor's arguments of the chosen quantizer; a VQ's words have the model's width."""
-    if args["quantizer"] == "fsq":
-        return dict(name="fsq", levels=args["levels"])
-    codebook = dict(codebook_size=args["codebook_size"], channels=codeword_width)
-    if args["quantizer"] == "vq":
-        return dict(
-            name="vq",
-            **codebook,
-            commitment_weight=0.25,
-            entropy_weight=0.1,
-            entropy_group=0,  # examples over which the mean choice is taken; 0 for the whole batch
-        )
-    return dict(
-        name="vq_ema",
-        **codebook,
+    made = quantizers.constructor(args, codeword_width)
+    if args["quantizer"] != "vq_ema":
+        return made
+    return made | dict(
         momentum=0.995,
         commitment_weight=0.0,
         standardize=True,

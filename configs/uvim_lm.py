@@ -15,8 +15,9 @@ Arguments, after the colon, separated by commas:
   token_cache=PATH          trains on tokens that `python -m fsq_jax.encode` wrote, rather than on
                             labels that are encoded on the fly
   size, data, data_dir, dtype                          as in uvim_base.py
-  quantizer, levels, codebook_size, splitting, context what `fsq_jax.describe` assumes where no
-                                                       base=PATH is given; a run reads them from it
+  quantizer, levels, stages, groups, codebook_size, splitting, context
+                            what `fsq_jax.describe` assumes where no base=PATH is given; a run
+                            reads them from it
 
 Reached with scale=bench on stage I of 6,000 steps (scenes, experiments/results/table2_uvim, three
 seeds), FSQ and VQ: depth RMSE 0.253 ± 0.003 and 0.337 ± 0.004 m, PQ 82.4 ± 1.0 and 79.6 ± 1.9,

@@ -9,7 +9,14 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import arguments, maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from configs import (
+    arguments,
+    maskgit_tokenizer,
+    maskgit_transformer,
+    quantizers,
+    uvim_base,
+    uvim_lm,
+)
 from experiments.benchmarks import train_step
 from fsq_jax import describe
 from fsq_jax.data import scenes
@@ -26,7 +33,6 @@ CONFIGS = {
     "uvim_lm": uvim_lm,
 }
 SCALES = ("bench", "smoke", "paper")
-QUANTIZERS = ("fsq", "vq", "vq_ema")
 
 
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
@@ -38,17 +44,20 @@ def test_every_documented_argument_is_an_argument(module):
 
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("quantizer", quantizers.TAKES)
 def test_every_argument_arrives(module, scale, quantizer):
-    sizes = "levels=7-5-5-5-5" if quantizer == "fsq" else "codebook_size=77"
+    given = {"levels": (4, 3), "stages": 3, "groups": 4, "codebook_size": 64}
+    given = {name: value for name, value in given.items() if name in quantizers.TAKES[quantizer]}
+    sizes = arguments.text(given)
     text = f"scale={scale},quantizer={quantizer},{sizes}"
     config = module.get_config(f"{text},size=128,data=tfds:other,data_dir=/data=1,dtype=bfloat16")
     stage_1 = config.get("stage_1", config)
     assert stage_1.quantizer.name == quantizer
-    if quantizer == "fsq":
-        assert stage_1.quantizer.levels == (7, 5, 5, 5, 5)
-    else:
-        assert stage_1.quantizer.codebook_size == 77
+    for name, value in given.items():
+        assert (
+            stage_1.quantizer[{"stages": "num_stages", "groups": "num_groups"}.get(name, name)]
+            == value
+        )
     assert config.data.size == 128
     assert (config.data.source, config.data.data_dir) == ("tfds:other", "/data=1")
     assert config.model.dtype == stage_1.model.dtype == "bfloat16"
@@ -56,10 +65,14 @@ def test_every_argument_arrives(module, scale, quantizer):
 
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
 def test_an_argument_that_nothing_would_read_is_refused(module):
-    with pytest.raises(ValueError, match="codebook_size=77 is for VQ"):
+    readers = "lfq, bsq, vq, vq_ema, simvq"
+    with pytest.raises(ValueError, match=f"codebook_size=77 is for {readers}; quantizer=fsq takes"):
         module.get_config("codebook_size=77")
-    with pytest.raises(ValueError, match=r"levels=\(8, 6\) are for FSQ; quantizer=vq takes"):
+    readers = "fsq, residual_fsq, grouped_fsq; quantizer=vq takes codebook_size"
+    with pytest.raises(ValueError, match=rf"levels=\(8, 6\) is for {readers}"):
         module.get_config("quantizer=vq,levels=8-6")
+    with pytest.raises(ValueError, match="stages=3 is for residual_fsq; quantizer=grouped_fsq"):
+        module.get_config("quantizer=grouped_fsq,stages=3")
 
 
 def test_transformer_takes_tokenizer_and_cache():
@@ -363,7 +376,7 @@ def test_paper_uvim(task, source, split, steps, lm_steps, rate, decay):
             "data.eval_crop": (54, 480, 41, 601) if task == "depth" else (),
         },
     )
-    assert config.quantizer.to_dict() == dict(name="fsq", levels=(7, 5, 5, 5, 5))
+    assert config.quantizer.to_dict() == dict(name="fsq", levels=(7, 5, 5, 5, 5), noise=0.0)
     vq = uvim_base.get_config(f"scale=paper,task={task},quantizer=vq_ema")
     assert vq.quantizer.to_dict() == dict(
         name="vq_ema",
@@ -428,7 +441,7 @@ def test_unknown_arguments_name_the_nearest(module, text, message):
 
 @pytest.mark.parametrize("module", CONFIGS.values(), ids=CONFIGS)
 def test_unknown_quantizers_name_those_that_there_are(module):
-    with pytest.raises(ValueError, match="quantizer='kmeans' is unknown; there are fsq, vq"):
+    with pytest.raises(ValueError, match="quantizer='kmeans' is unknown; there are bsq, fsq, "):
         module.get_config("quantizer=kmeans")
 
 

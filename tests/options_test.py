@@ -289,7 +289,10 @@ def test_no_module_ignores_a_field(folder):
         for node in ast.walk(tree):
             if not isinstance(node, ast.ClassDef) or path.stem == "fsq" and node.name != "FSQ":
                 continue
-            read = attributes(node, "self") | attributes(tree, "module", "settings")
+            parents = {ast.unparse(base) for base in node.bases}
+            family = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in parents]
+            read = attributes(tree, "module", "settings")
+            read |= set().union(*(attributes(n, "self") for n in (node, *family)))
             fields = [
                 n.target.id
                 for n in node.body

@@ -49,7 +49,8 @@ class LabelAutoencoder(nn.Module):
     Labels are {kind: ids int32 [B,P,X]}, or {kind: float32 [B,P,C,X]} if `real`; ids outside
     [0, C) stand for no class. Context is an image, float32 [B,H,W,3] in [-1, 1]; where neither half
     sees it only its size counts. Logits are {kind: float32 [B,P,C,X]}.
-    Training draws from the rngs "code_dropout" and, for a VQ that splits words, "codebook".
+    Training draws from the rngs "code_dropout" and, for a VQ that splits words and an FSQ with
+    noise, "codebook".
     """
 
     quantizer: nn.Module

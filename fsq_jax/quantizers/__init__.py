@@ -1,4 +1,4 @@
-"""Quantizers that return the same `Quantized`, by name."""
+"""Quantizers that return the same `Quantized`, by name; docs/quantizers.md compares them."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fsq_jax.quantizers import fsq, simvq, vq
+from fsq_jax.quantizers import binary, fsq, residual_fsq, simvq, vq
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 BATCH = vq.BATCH  # the collection in which a call leaves what `after_step` takes
 QUANTIZERS = {
     "fsq": fsq.FSQ,
+    "residual_fsq": residual_fsq.ResidualFSQ,
+    "grouped_fsq": residual_fsq.GroupedFSQ,
+    "lfq": binary.LFQ,
+    "bsq": binary.BSQ,
     "vq": vq.VectorQuantizer,
     "vq_ema": vq.EMAVectorQuantizer,
     "simvq": simvq.SimVQ,
@@ -21,8 +25,7 @@ QUANTIZERS = {
 def make(name: str, **kwargs) -> nn.Module:
     """Returns the quantizer called `name`, made with its own keyword arguments.
 
-    "fsq": levels. "vq": MaskGIT's, codebook_size and channels. "vq_ema": UViM's, the same two.
-    "simvq": the same two. Options are each class's own.
+    What each takes is in its class, one line of `QUANTIZERS`.
     Raises UserError for another name, with the nearest one, and for sizes that cannot be.
     """
     if name not in QUANTIZERS:
@@ -31,6 +34,13 @@ def make(name: str, **kwargs) -> nn.Module:
         return QUANTIZERS[name](**kwargs)
     except ValueError as error:  # of FSQ, whose file stands alone and knows no UserError
         raise UserError(str(error)) from None
+
+
+def levels(quantizer: nn.Module) -> tuple[int, ...]:
+    """Returns the FSQ's levels whose index a quantizer's is; () where the codes are no FSQ's."""
+    if isinstance(quantizer, residual_fsq.GroupedFSQ):
+        return tuple(quantizer.levels) * quantizer.num_groups
+    return tuple(quantizer.levels) if isinstance(quantizer, fsq.FSQ) else ()
 
 
 def of_config(config) -> nn.Module:

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-# Table 1 and appendix A.4.1. For 2**12 the appendix prints (7, 5, 5, 5), which makes 875 codes;
-# Table 1 has the right one.
+# Table 1 and appendix A.4.1, which prints (7, 5, 5, 5) for 2**12, 875 codes; Table 1 has it right.
 LEVELS: dict[int, tuple[int, ...]] = {
     2**4: (5, 3),
     2**6: (8, 8),
@@ -124,6 +123,24 @@ def quantize(
     return (round_ste(bounded - fraction) + fraction) / half
 
 
+def with_noise(
+    codes: jax.Array, z: jax.Array, levels: Sequence[int], key: jax.Array, noise: float, **options
+) -> jax.Array:
+    """Returns what a decoder is trained on of codes, `quantize(z)`: [..., d], the same gradient.
+
+    Each example (first dimension) gets, with probability `noise`, `bound` (whose options these are)
+    plus U(-1/2, 1/2) of a level, with half that probability `bound` alone, or else its codes. 0.5
+    is arXiv 2411.19842, section 3.2; its code's noise_dropout p perturbs 1 - p and leaves p^2 raw.
+    vector-quantize-pytorch's adds U(-1/2, 1/2) of half the range to single channels of codes.
+    """
+    key_kind, key_noise = jax.random.split(key)
+    half = jnp.array(half_widths(levels, options.get("grid", "paper")), jnp.float32)
+    raw = bound(z, levels, **options)
+    kind = jax.random.uniform(key_kind, (*raw.shape[:-1][:1], *(1,) * (raw.ndim - 1)))
+    moved = raw + jax.random.uniform(key_noise, raw.shape, minval=-0.5, maxval=0.5)
+    return jnp.where(kind < noise, moved / half, jnp.where(kind < 1.5 * noise, raw / half, codes))
+
+
 def codes_to_indices(codes: jax.Array, levels: Sequence[int], *, grid: str = "paper") -> jax.Array:
     """Returns the index of each code: int32 [...] in [0, codebook_size), from codes [..., d].
 
@@ -198,6 +215,8 @@ class FSQ(nn.Module):
     """Finite scalar quantizer as a Flax Linen module; it has no parameters and needs no `init`.
 
     levels: one count per channel, such as LEVELS[2**10]. Other options as in `bound`.
+    noise: share of the examples that are perturbed in training, see `with_noise`, 0 to 2/3; draws
+      from the rng stream "codebook". Indices are those of rounding in any case.
     """
 
     levels: Sequence[int]
@@ -205,6 +224,7 @@ class FSQ(nn.Module):
     grid: str = "paper"
     squash: str = "tanh"
     epsilon: float = 1e-3
+    noise: float = 0.0
 
     def __post_init__(self):
         # Checked here rather than at the first call; a list becomes a tuple, which can be hashed.
@@ -212,6 +232,8 @@ class FSQ(nn.Module):
         _check_option("shift", self.shift, SHIFTS)
         _check_option("grid", self.grid, GRIDS)
         _check_option("squash", self.squash, SQUASHES)
+        if not 0 <= self.noise <= 2 / 3:
+            raise ValueError(f"noise must be from 0 to 2/3, not {self.noise}.")
         super().__post_init__()
 
     @property
@@ -223,17 +245,15 @@ class FSQ(nn.Module):
         return len(self.levels)
 
     def __call__(self, z: jax.Array, train: bool = False) -> Quantized:
-        """Quantizes z, [..., channels]; training and evaluation do the same."""
-        codes = quantize(
-            z,
-            self.levels,
-            shift=self.shift,
-            grid=self.grid,
-            squash=self.squash,
-            epsilon=self.epsilon,
-        )
+        """Quantizes z, [..., channels]; training and evaluation do the same but for `noise`."""
+        bounding = dict(shift=self.shift, grid=self.grid, squash=self.squash)
+        options: dict = bounding | dict(epsilon=self.epsilon)
+        codes = quantize(z, self.levels, **options)
         indices = codes_to_indices(codes, self.levels, grid=self.grid)
-        return Quantized(codes=codes, indices=indices, loss=jnp.zeros((), jnp.float32), metrics={})
+        if train and self.noise:
+            key = self.make_rng("codebook")
+            codes = with_noise(codes, z, self.levels, key, self.noise, **options)
+        return Quantized(codes, indices, loss=jnp.zeros((), jnp.float32), metrics={})
 
     def indices_to_codes(self, indices: jax.Array) -> jax.Array:
         """Returns float32 codes [..., channels] of int32 indices [...]."""
@@ -254,8 +274,7 @@ def _constants(level: int, half: float, shift: str, epsilon: float) -> tuple[flo
         return radius, offset, math.tan(offset / radius)
     if level == 2:
         # The range is (-1, 0), which 0 is not in: offset > radius, of which arctanh is NaN. No
-        # shift then: the bins meet at z = 0, and the code is the sign of z. (With epsilon negated,
-        # as in another implementation, arctanh is finite but moves their edge to z = -3.8.)
+        # shift then: the bins meet at z = 0, and the code is the sign of z.
         return radius, offset, 0.0
     return radius, offset, math.atanh(offset / radius)
 

@@ -13,7 +13,10 @@ _CONFIGS = {
     "uvim_lm": uvim_lm,
 }
 # What no prediction reads, and what older runs may lack.
-_OPTIONAL = ("wandb", "guard", "idle_devices", "best", "best_mode", "evals", "data.skip_damaged")
+_OPTIONAL = (
+    *("wandb", "guard", "idle_devices", "best", "best_mode", "evals", "data.skip_damaged"),
+    *("quantizer.noise", "stage_1.quantizer.noise"),
+)
 _WORDS = {
     bool: "true or false",
     int: "an integer",

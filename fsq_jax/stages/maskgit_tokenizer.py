@@ -50,7 +50,7 @@ def facts_of(config, model: Tokenizer) -> StageFacts:
     del config  # the model says it all
     return StageFacts(
         codebook_size=model.quantizer.codebook_size,
-        levels=tuple(getattr(model.quantizer, "levels", ())),
+        levels=quantizers.levels(model.quantizer),
         downsampling=model.downsampling,
     )
 
@@ -120,9 +120,10 @@ def _make_update(config, model, optimizers, loss):
         key, size = jax.random.fold_in(key, state.step), batch["image"].shape[0]
 
         def gradients(params, batch, microbatch_key):
-            del microbatch_key  # nothing is drawn but by the codebook, alike for all of them
             part = quantizers.part_of_step(batch["row"], size, key)
-            grads, (sums, metrics) = jax.grad(loss, has_aux=True)(params, state, batch, part)
+            grads, (sums, metrics) = jax.grad(loss, has_aux=True)(
+                params, state, batch, part, microbatch_key
+            )
             return grads, sums, metrics
 
         grads, sums, metrics = optim.accumulate(gradients, config.accumulate)(
@@ -193,12 +194,13 @@ def _make_predict(model) -> dict:
 def _make_loss(weights, model, discriminator, features):
     """The sum of both networks' losses, each with respect to its own parameters alone."""
 
-    def loss(params, state: TrainState, batch, part):
+    def loss(params, state: TrainState, batch, part, key):
         images = batch["image"]
         (reconstruction, quantized), sums = model.apply(
             {"params": params["tokenizer"], **state.model_state, **part},
             images,
             train=True,
+            rngs={"codebook": key},
             mutable=[quantizers.BATCH],
         )
         squared_error = losses.squared_error(images, reconstruction).mean()

@@ -91,7 +91,7 @@ def facts_of(config, model: LabelAutoencoder) -> StageFacts:
     """What is recorded of an autoencoder's codebook."""
     return StageFacts(
         codebook_size=model.quantizer.codebook_size,
-        levels=tuple(getattr(model.quantizer, "levels", ())),
+        levels=quantizers.levels(model.quantizer),
         downsampling=config.data.size // model.code_side,
     )
 
@@ -155,7 +155,7 @@ def _make_update(config, coder: LabelCoder, optimizer):
                     labels,
                     context,
                     train=True,
-                    rngs={"code_dropout": key},
+                    rngs={"code_dropout": key, "codebook": jax.random.fold_in(key, 1)},
                     mutable=[quantizers.BATCH],
                 )
                 # A mean over pixels is the same in any order: patch by patch, [B,P,X,C], will do.
