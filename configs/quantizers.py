@@ -61,6 +61,12 @@ def constructor(args: dict, width: int) -> dict:
     Loss weights are those of the quantizers' authors, see their classes.
     """
     name, size = args["quantizer"], args["codebook_size"]
+    codebook = dict(
+        codebook_size=size,
+        channels=width,
+        codebook_channels=0,  # of a codeword, between two linear layers; 0 for none and `channels`
+        gradient="straight_through",  # or "rotation"
+    )
     values = {
         "fsq": dict(levels=args["levels"], noise=0.0),
         "residual_fsq": dict(levels=args["levels"], num_stages=args["stages"], scaling="levels"),
@@ -82,13 +88,22 @@ def constructor(args: dict, width: int) -> dict:
             commitment_weight=0.0,
         ),
         "vq": dict(
-            codebook_size=size,
-            channels=width,
+            **codebook,
             commitment_weight=0.25,
             entropy_weight=0.1,
             entropy_group=0,  # examples over which the mean choice is taken; 0 for the whole batch
+            normalize=False,  # cosine distance
         ),
-        "vq_ema": dict(codebook_size=size, channels=width),
-        "simvq": dict(codebook_size=size, channels=width, commitment_weight=0.25),
+        "vq_ema": dict(
+            **codebook,
+            momentum=0.995,
+            commitment_weight=0.0,
+            standardize=True,
+            normalize=False,  # tokens of unit length, in place of `standardize`
+            unit_words=True,
+            split_threshold=0.0 if args.get("splitting") == "false" else 0.1,
+            reseed_threshold=0.0,  # tokens a step; words with fewer become tokens
+        ),
+        "simvq": dict(**codebook, commitment_weight=0.25, bias=True),
     }
     return dict(name=name) | values[name]

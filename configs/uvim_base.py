@@ -90,7 +90,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         args[name] = args[name] or value
     config = ml_collections.ConfigDict(dict(stage="uvim_base", seed=0))
     config.task = task(args["task"], scale, args["data"])
-    config.quantizer = quantizer(args, codeword_width=WIDTHS[scale])
+    config.quantizer = quantizers.constructor(args, width=WIDTHS[scale])
     config.model = dict(
         patch=16,
         width=768,
@@ -141,19 +141,6 @@ def task(name: str, scale: str, data: str) -> dict:
     coco = data == PAPER[name]["data"]
     paper = dict(num_semantics=134 if coco else 0, num_instances=100)
     return dict(name=name, min_fraction=0.0) | (paper if scale == "paper" else few)
-
-
-def quantizer(args, codeword_width: int) -> dict:
-    """The constructor's arguments of the chosen quantizer; a VQ's words have the model's width."""
-    made = quantizers.constructor(args, codeword_width)
-    if args["quantizer"] != "vq_ema":
-        return made
-    return made | dict(
-        momentum=0.995,
-        commitment_weight=0.0,
-        standardize=True,
-        split_threshold=0.0 if args["splitting"] == "false" else 0.1,
-    )
 
 
 def optimizer() -> dict:

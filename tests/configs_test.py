@@ -197,6 +197,9 @@ def test_paper_tokenizer(size, steps, batch_size):
         name="vq",
         codebook_size=1024,
         channels=256,
+        codebook_channels=0,
+        gradient="straight_through",
+        normalize=False,
         commitment_weight=0.25,
         entropy_weight=0.1,
         entropy_group=vq.quantizer.entropy_group,  # not the paper's: docs/fidelity.md
@@ -382,10 +385,15 @@ def test_paper_uvim(task, source, split, steps, lm_steps, rate, decay):
         name="vq_ema",
         codebook_size=4096,
         channels=768,
+        codebook_channels=0,
+        gradient="straight_through",
         momentum=0.995,
         commitment_weight=0.0,
         standardize=True,
+        normalize=False,
+        unit_words=True,
         split_threshold=0.1,
+        reseed_threshold=0.0,
     )
     lm = uvim_lm.get_config(f"scale=paper,task={task}")
     check(lm, PAPER_LM | data | {"steps": lm_steps})
@@ -511,6 +519,7 @@ def three_steps(config) -> list[dict]:
         ("fsq", "float32"),
         ("vq", "float32"),
         ("vq_ema", "float32"),
+        ("simvq", "float32"),
         ("fsq", "bfloat16"),
     ],
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from fsq_jax.quantizers import QUANTIZERS
 from fsq_jax.runtime.user_error import UserError
 
 _CONFIGS = {
@@ -13,10 +14,7 @@ _CONFIGS = {
     "uvim_lm": uvim_lm,
 }
 # What no prediction reads, and what older runs may lack.
-_OPTIONAL = (
-    *("wandb", "guard", "idle_devices", "best", "best_mode", "evals", "data.skip_damaged"),
-    *("quantizer.noise", "stage_1.quantizer.noise"),
-)
+_OPTIONAL = ("wandb", "guard", "idle_devices", "best", "best_mode", "evals", "data.skip_damaged")
 _WORDS = {
     bool: "true or false",
     int: "an integer",
@@ -66,6 +64,8 @@ def _check(found: Mapping, like: Mapping, path: str, prefix: str) -> None:
         if key in _OPTIONAL:
             continue
         if name not in found:
+            if prefix.endswith("quantizer.") and hasattr(QUANTIZERS[found["name"]], name):
+                continue  # an option that came later, whose default is what there was before
             raise UserError(f"{path} is not a whole config: it lacks {key}.")
         if not _is_like(found[name], example):
             word = _WORDS[dict if isinstance(example, Mapping) else type(example)]

@@ -59,10 +59,17 @@ def close(ours, theirs, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs)
 
 
+RESEEDED = {
+    "loss.adversarial": 0.0,
+    "quantizer.momentum": 0.8,
+    "quantizer.split_threshold": 0.0,
+    "quantizer.reseed_threshold": 6.0,
+}
 CASES = {
     "fsq": lambda _: tiny.tokenizer({"loss.lecam": 0.1, "loss.lecam_decay": 0.9}),
     "vq": lambda _: tiny.tokenizer({"quantizer.entropy_group": 2}, "vq"),
     "vq_ema": lambda _: tiny.tokenizer({"quantizer.split_threshold": 0.0}, "vq_ema"),
+    "reseeded": lambda _: tiny.tokenizer(RESEEDED, "vq_ema"),
     "transformer": lambda get: tiny.transformer(get("tokenizer"), NO_DROPOUT),
     "uvim_base": lambda _: tiny.label_coder({"model.code_dropout": "none"}, "panoptic", "vq_ema"),
     "uvim_lm": lambda get: tiny.code_model(get("base")),
@@ -109,6 +116,10 @@ def check_rates(config, before, after, metrics):
     old, new = (s.model_state["codebook_state"]["quantizer"]["counts"] for s in (before, after))
     if config.quantizer.split_threshold:
         assert old.min() < 0.1 <= new.min()  # word 3 was revived
+        return
+    if config.quantizer.reseed_threshold:
+        share = np.isclose(new, 6.0 / (1 - 0.8)).mean()
+        assert 0 < share < 1 and new.min() > 29.9  # the dead were replaced, the others not
         return
     chosen = new - 0.995 * old
     np.testing.assert_allclose(chosen, np.rint(chosen), atol=1e-4)
