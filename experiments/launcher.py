@@ -33,6 +33,7 @@ EXPERIMENTS = (
     "fig10_levels",
     "table2_uvim",
     "entropy_groups",
+    "quantizers",
 )
 
 

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+from configs import arguments as config_arguments
 from experiments.options import Options
 from fsq_jax.launcher.plan import Run
 from fsq_jax.quantizers import fsq
@@ -33,6 +34,7 @@ TOKENIZER = {
     "evals.reconstruction.every": 3_000,
 }
 VQ = {"quantizer.channels": 64}
+CODEWORDS = ("vq", "vq_ema", "simvq")  # quantizers whose codebook is a list of vectors
 TRANSFORMER = {
     "model.width": 256,
     "model.depth": 6,
@@ -89,27 +91,35 @@ def prepared(
     return Run(name, commands, weights=files[-1], carried=False)
 
 
-def codebook(quantizer: str, bits: int, levels: Sequence[int] = ()) -> dict:
-    """The facts of a codebook of about 2**bits; FSQ's levels are the paper's by default."""
+def codebook(quantizer: str, bits: int, levels: Sequence[int] = (), stages: int = 1) -> dict:
+    """The facts of a codebook of about 2**bits codes.
+
+    Args:
+      quantizer: its name in `fsq_jax.quantizers`.
+      bits: the size.
+      levels: of the quantizers that have levels; FSQ's are the paper's by default.
+      stages: of a residual quantizer, whose every stage has these levels.
+    """
     if quantizer == "fsq":
-        levels = tuple(levels) or fsq.LEVELS[2**bits]
-        return {"quantizer": "fsq", "levels": levels, "size": math.prod(levels), "bits": bits}
-    return {"quantizer": "vq", "codebook_size": 2**bits, "size": 2**bits, "bits": bits}
+        levels = levels or fsq.LEVELS[2**bits]
+    if not levels:
+        return {"quantizer": quantizer, "codebook_size": 2**bits, "size": 2**bits, "bits": bits}
+    sizes = {"levels": tuple(levels)} | ({"stages": stages} if stages > 1 else {})
+    return {"quantizer": quantizer, **sizes, "size": math.prod(levels) ** stages, "bits": bits}
 
 
 def codebook_name(facts: Mapping) -> str:
-    """ "fsq_8-5-5-5", "vq_1024"."""
-    if facts["quantizer"] == "fsq":
-        return "fsq_" + "-".join(map(str, facts["levels"]))
-    return f"vq_{facts['codebook_size']}"
+    """ "fsq_8-5-5-5", "residual_fsq_8-8x2", "vq_1024"."""
+    if "levels" not in facts:
+        return f"{facts['quantizer']}_{facts['codebook_size']}"
+    times = f"x{facts['stages']}" if "stages" in facts else ""
+    return f"{facts['quantizer']}_{'-'.join(map(str, facts['levels']))}{times}"
 
 
 def arguments(options: Options, facts: Mapping, pixels: int) -> str:
     """The configs' arguments of a codebook and of the data; the size of the paper's images."""
-    if facts["quantizer"] == "fsq":
-        quantizer = "quantizer=fsq,levels=" + "-".join(map(str, facts["levels"]))
-    else:
-        quantizer = f"quantizer=vq,codebook_size={facts['codebook_size']}"
+    names = ("quantizer", "levels", "stages", "codebook_size")
+    quantizer = config_arguments.text({name: facts[name] for name in names if name in facts})
     folder = f",data_dir={options.data_dir}" if options.data_dir else ""
     data = {
         "paper": f"size={pixels}{folder}{_reference(options, pixels)}",
@@ -148,7 +158,7 @@ def tokenizer(
     path = os.path.join(options.workdir, name)
     own = {"seed": seed} | dict(changes)
     if options.scale == "bench":
-        own = TOKENIZER | (VQ if facts["quantizer"] == "vq" else {}) | own
+        own = TOKENIZER | (VQ if facts["quantizer"] in CODEWORDS else {}) | own
     config = f"configs/maskgit_tokenizer.py:{arguments(options, facts, pixels)}"
     train = train_command(options, config, path, own)
     return Run(
@@ -213,7 +223,7 @@ def export_command(path: str) -> tuple[str, ...]:
 
 def _places(options: Options, facts: Mapping) -> int:
     """Two of a GPU's for 2^16 codewords, whose distances from all tokens fill gigabytes."""
-    large = facts["quantizer"] == "vq" and facts["size"] >= 2**16
+    large = facts["quantizer"] in CODEWORDS and facts["size"] >= 2**16
     return 2 if options.scale == "bench" and large else 1
 
 
@@ -223,5 +233,5 @@ def _hours(options: Options, stage: str, facts: Mapping, pixels: int) -> float:
         speed = PAPER_SPEED[stage] * (256 / pixels) ** 2
         return PAPER_IMAGES[pixels][stage] / speed / 3600
     if options.scale == "bench":
-        return 0.01 * (1 + (facts["quantizer"] == "vq") * facts["size"] / 2**14)
+        return 0.01 * (1 + (facts["quantizer"] in CODEWORDS) * facts["size"] / 2**14)
     return 0.0

@@ -70,6 +70,11 @@ ITEMS = {
         "entropy_groups",
         "MaskGIT's code takes it over one device's examples",
     ),
+    "quantizers": Item(
+        "Thirteen quantizers under Figure 3's protocol (not in the paper)",
+        "quantizers",
+        "each has a paper of its own, with other networks and data",
+    ),
 }
 VERDICTS = (CONFIRMED, REFUTED, OPEN, NOT_RUN)
 

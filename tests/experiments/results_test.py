@@ -20,6 +20,8 @@ from experiments import (
     launcher,
     maskgit_runs,
     pictures,
+    quantizers,
+    quantizers_claims,
     reproduce,
 )
 from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
@@ -257,6 +259,51 @@ def test_a_single_run_takes_the_deviation_of_repeated_ones():
     assert claims.compare(one, three, 0.1) == -1 and claims.compare(three, one, 0.1) == 1
     assert claims.compare(one, three, 1.0) == 0
     assert three.text() == "2 ± 0.1"
+
+
+def trade_off(better=1.0):
+    """Entries of all quantizers in which every paper's claim holds, or whose gains are reversed."""
+    random.seed(2)
+    ahead = {"bsq", "simvq", "vq_rotation", "residual_fsq_norm", "fsq_noise"}
+    used = {"vq_cosine", "vq_projected", "vq_rotation", "vq_reseed"}
+    found = []
+    for method in quantizers.METHODS:
+        for bits in quantizers_claims.BITS:
+            usage = 1.0 if method == "simvq" else (0.5 + 0.2 * better * (method in used)) * 0.9
+            value = 30 - better * (bits + 3 * (method in ahead)) + (5 if method == "simvq" else 0)
+            found += [
+                quantizers.codebook(method, bits)
+                | {
+                    "stage": "tokenizer",
+                    "seed": seed,
+                    "reconstruction/fd_efficientnet": noisy(value),
+                    "codebook/usage": noisy(usage),
+                }
+                for seed in range(3)
+            ]
+    return found
+
+
+def test_quantizers_are_judged_by_their_own_papers_claims():
+    found = trade_off()
+    by_text = {c.paper: c.judge(found).verdict for c in quantizers.CLAIMS}
+    assert by_text.pop(next(t for t in by_text if t.startswith("SimVQ reconstructs"))) == REFUTED
+    assert set(by_text.values()) == {CONFIRMED}
+    other = [c.judge(trade_off(better=-1.0)).verdict for c in quantizers.CLAIMS]
+    assert other.count(REFUTED) >= 8
+    swept = [e | {"swept": {"entropy_weight": 1}, "codebook/usage": 0.0} for e in found]
+    assert verdicts(quantizers, found + swept) == verdicts(quantizers, found)
+    assert set(verdicts(quantizers, [])) == {NOT_RUN}
+
+
+def test_a_method_has_runs_of_its_own_and_shares_fig3s():
+    runs = {r.name: r for r in quantizers.runs(Options(workdir="runs/x"))}
+    shared = {r.name for r in fig3_tradeoff.runs(Options(workdir="runs/x"))}
+    plain = {r.facts["method"] for name, r in runs.items() if name in shared and r.facts}
+    assert plain == {"fsq", "vq"}
+    tokenizers = [r for r in runs.values() if r.facts.get("stage") == "tokenizer"]
+    assert len([r for r in tokenizers if "swept" not in r.facts]) == 13 * 5 * 3
+    assert all(0.9 < r.facts["size"] / 2 ** r.facts["bits"] < 1.1 for r in tokenizers)
 
 
 @pytest.mark.parametrize("name", launcher.EXPERIMENTS)

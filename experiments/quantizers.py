@@ -1,0 +1,166 @@
+"""The quantizers of the field under one protocol: Figure 3's trade-off, for each of them.
+
+python -m experiments.quantizers --data_dir=DIR --per_gpu=4 --seconds=540
+
+One tokenizer's architecture, data, optimiser and length for all (`experiments.maskgit_runs`); each
+method with its authors' loss weights, and a few others at 2^10 codes where a method depends on
+them. A tokenizer for each method, size and seed; on the first seed's a masked transformer with each
+seed, at 2^10 and 2^14. FSQ's and VQ's runs are those of `experiments.fig3_tradeoff`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from experiments import claims, launcher, maskgit_runs, tables
+from experiments.entries import Entry
+from experiments.fig3_claims import distance
+from experiments.fig3_tradeoff import SHOWN, guides
+from experiments.options import Options
+from experiments.quantizers_claims import BITS, CLAIMS, group, spreads
+from fsq_jax.launcher.plan import Run
+from fsq_jax.reports import html
+
+STAGE_2 = (10, 14)
+SIZES = {"paper": BITS, "bench": BITS, "smoke": (8,)}
+# Two equal stages of a residual quantizer that make about 2^bits codes.
+STAGES = {8: (4, 4), 10: (8, 4), 12: (8, 8), 14: (5, 5, 5), 16: (8, 8, 4)}
+SWEPT = 10  # bits, where other weights are tried
+
+
+@dataclass(frozen=True)
+class Method:
+    """A quantizer as its authors use it.
+
+    Attributes:
+      quantizer: its name in `fsq_jax.quantizers`.
+      changes: {argument of the quantizer: value} over the config's.
+      swept: {argument: values} that are tried besides, one at a time.
+      scalar: whether it has no list of codewords; solid lines in the figure.
+    """
+
+    quantizer: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    swept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    scalar: bool = False
+
+
+METHODS = {
+    "fsq": Method("fsq", scalar=True),
+    "fsq_noise": Method("fsq", {"noise": 0.5}, scalar=True),
+    "residual_fsq": Method("residual_fsq", scalar=True),
+    "residual_fsq_norm": Method("residual_fsq", {"scaling": "layer_norm"}, scalar=True),
+    "lfq": Method("lfq", swept={"entropy_weight": (0.02, 0.1)}, scalar=True),
+    "bsq": Method("bsq", swept={"entropy_weight": (0.02, 0.1)}, scalar=True),
+    "vq": Method("vq"),
+    "vq_cosine": Method("vq", {"normalize": True}),
+    "vq_projected": Method("vq", {"codebook_channels": 8}),
+    "vq_rotation": Method("vq", {"gradient": "rotation"}),
+    "vq_ema": Method("vq_ema"),
+    "vq_reseed": Method("vq_ema", {"idle": "reseed"}),
+    "simvq": Method("simvq"),
+}
+
+
+def codebook(method: str, bits: int) -> dict:
+    """The facts of a method's codebook of about 2**bits codes."""
+    quantizer = METHODS[method].quantizer
+    residual = {"levels": STAGES[bits], "stages": 2} if quantizer == "residual_fsq" else {}
+    return maskgit_runs.codebook(quantizer, bits, **residual) | {"method": method}
+
+
+def tokenizer(options: Options, method: str, bits: int, seed: int, **swept) -> Run:
+    """A method's tokenizer, or one with another value of an argument."""
+    changes = {**METHODS[method].changes, **swept}
+    suffix = "".join(f"_{name}-{value}" for name, value in changes.items())
+    facts = codebook(method, bits) | ({"swept": dict(swept)} if swept else {})
+    changes = {f"quantizer.{name}": value for name, value in changes.items()}
+    return maskgit_runs.tokenizer(options, facts, seed, changes, suffix)
+
+
+def runs(options: Options) -> list[Run]:
+    """All tokenizers and transformers, a whole seed of all methods before the next."""
+    made = maskgit_runs.data_run(options)
+    for bits in SIZES[options.scale]:
+        for method in METHODS:
+            stage_1 = [tokenizer(options, method, bits, s) for s in range(options.repeats())]
+            made += [dataclasses.replace(run, rank=10 * s) for s, run in enumerate(stage_1, 1)]
+            if bits in STAGE_2:
+                transformers = [
+                    maskgit_runs.transformer(options, stage_1[0], seed)
+                    for seed in range(options.repeats())
+                ]
+                made += [
+                    dataclasses.replace(run, rank=10 * s + 2)
+                    for s, run in enumerate(transformers, 1)
+                ]
+            if bits == SWEPT:
+                made += [
+                    dataclasses.replace(
+                        tokenizer(options, method, bits, 0, **{name: value}), rank=11
+                    )
+                    for name, values in METHODS[method].swept.items()
+                    for value in values
+                ]
+    return made
+
+
+def figure(found: Sequence[Entry]) -> Figure:
+    """Usage, PSNR, distance and bits per token over the size of the codebook, a line per method."""
+    panels = {
+        "codes used": "codebook/used",
+        "reconstruction PSNR, dB": "reconstruction/psnr",
+        "reconstruction distance": distance(found, "reconstruction"),
+        "compression cost, bits per token": "compression/bits_per_token",
+    }
+    drawn, axes = html.panels(len(panels), 2, (5.8, 4.0))
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for axis, (title, metric) in zip(axes, panels.items(), strict=True):
+        for number, (method, how) in enumerate(METHODS.items()):
+            if means := spreads(found, method, metric):
+                axis.errorbar(
+                    list(means),
+                    [mean.mean for mean in means.values()],
+                    yerr=[mean.deviation or 0.0 for mean in means.values()],
+                    fmt="o-" if how.scalar else "s--",
+                    capsize=2,
+                    linewidth=1.3,
+                    markersize=3.5,
+                    color=colours[number],
+                    label=method.replace("_", " "),
+                )
+        guides(axis, metric)
+        axis.set(title=title, xlabel="codebook size")
+        axis.set_ylabel(tables.title(metric), fontsize=7)
+        axis.set_xticks(BITS, [f"$2^{{{bits}}}$" for bits in BITS])
+        if not axis.has_data():
+            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+    axes[0].legend(frameon=False, fontsize=7, ncols=2)
+    return drawn
+
+
+def write(found: Sequence[Entry], out: str, options: Options) -> None:
+    """Writes the figure, the tables and the claims of the entries to `out`."""
+    sizes = SIZES[options.scale]
+    rows = {f"{m} 2^{bits}": group(found, m, bits) for bits in sizes for m in METHODS}
+    swept = {}
+    for entry in (e for e in found if "swept" in e):
+        values = ", ".join(f"{name}={value}" for name, value in entry["swept"].items())
+        swept.setdefault(f"{entry['method']} 2^{entry['bits']}: {values}", []).append(entry)
+    tables.write(
+        out,
+        {
+            "table": tables.by_group(rows, SHOWN),
+            "table_swept": tables.by_group(swept, SHOWN),
+            "claims": claims.table(CLAIMS, found),
+        },
+        {"figure": figure(found)},
+    )
+
+
+if __name__ == "__main__":
+    launcher.program("quantizers")

@@ -1,0 +1,129 @@
+"""What the quantizers' own papers say of them, and the rules that decide it in this protocol."""
+
+from collections.abc import Sequence
+
+from experiments import claims, entries
+from experiments.claims import SIGNS_RULE, Claim, Finding
+from experiments.entries import Entry
+from experiments.fig3_claims import distance
+
+BITS = (8, 10, 12, 14, 16)
+ALL = 0.99  # the share of codes in use that counts as all of them
+
+
+def group(found: Sequence[Entry], method: str, bits: int) -> list[Entry]:
+    """A method's entries at one size, with its authors' weights."""
+    return [e for e in entries.select(found, method=method, bits=bits) if "swept" not in e]
+
+
+def spreads(found: Sequence[Entry], method: str, metric: str) -> dict[int, entries.Spread]:
+    """{bits: mean and deviation over seeds} of the sizes that were run."""
+    made = {b: entries.spread(entries.values(group(found, method, b), metric)) for b in BITS}
+    return {bits: spread for bits, spread in made.items() if spread is not None}
+
+
+def deviation(found: Sequence[Entry], metric: str) -> float | None:
+    """The largest deviation of a metric over seeds, among all methods and sizes."""
+    methods = {e["method"] for e in found}
+    return claims.largest_deviation([group(found, m, b) for m in methods for b in BITS], metric)
+
+
+def against(found, method: str, other: str, metric: str, expected: int, least: int = 8) -> Finding:
+    """A method and another at each size from 2^least on; `expected` as of `claims.compare`."""
+    ours, theirs = spreads(found, method, metric), spreads(found, other, metric)
+    sizes = [b for b in BITS if b >= least and b in ours and b in theirs]
+    single = deviation(found, metric)
+    signs = [claims.compare(ours[b], theirs[b], single) for b in sizes]
+    text = "; ".join(f"2^{b}: {ours[b].text()} against {theirs[b].text()}" for b in sizes)
+    return claims.by_signs(signs, expected, text)
+
+
+def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
+    """Whether a method's reconstructions are nearer than another's, by distance."""
+    return against(found, method, other, distance(found, "reconstruction"), -1)
+
+
+def grows(found: Sequence[Entry], method: str) -> Finding:
+    """A method's reconstruction distance from each size to the next."""
+    metric = distance(found, "reconstruction")
+    means = spreads(found, method, metric)
+    single, sizes = deviation(found, metric), list(means)
+    signs = [
+        claims.compare(means[b], means[a], single) for a, b in zip(sizes, sizes[1:], strict=False)
+    ]
+    text = "; ".join(f"2^{bits}: {mean.text()}" for bits, mean in means.items())
+    return claims.by_signs(signs, -1, text)
+
+
+def uses_all(found: Sequence[Entry], method: str) -> Finding:
+    """The share of a method's codes in use at each size."""
+    means = spreads(found, method, "codebook/usage")
+    text = "; ".join(f"2^{bits}: {mean.text('{:.1%}')}" for bits, mean in means.items())
+    if set(means) != set(BITS):
+        return Finding(claims.NOT_RUN, text)
+    if all(mean.mean >= ALL for mean in means.values()):
+        return Finding(claims.CONFIRMED, text)
+    return Finding(claims.REFUTED if means[BITS[-1]].mean < 0.5 else claims.OPEN, text)
+
+
+_CLOSER = f"a smaller reconstruction distance at each size; {SIGNS_RULE}"
+_MORE = f"a larger share of codes in use at each size from 2^10 on; {SIGNS_RULE}"
+
+CLAIMS = (
+    Claim(
+        "LFQ's reconstructions get better with every larger vocabulary (2310.05737, section 3.1)",
+        f"a smaller distance from each size to the next; {SIGNS_RULE}",
+        lambda found: grows(found, "lfq"),
+    ),
+    Claim(
+        "BSQ reconstructs better than LFQ (2406.07548, section 5)",
+        _CLOSER,
+        lambda found: closer(found, "bsq", "lfq"),
+    ),
+    Claim(
+        "SimVQ uses all of its codebook at any size (2411.02038, Table 1)",
+        f"confirmed: at least {ALL:.0%} at every size; refuted: less than half at 2^16",
+        lambda found: uses_all(found, "simvq"),
+    ),
+    Claim("SimVQ reconstructs better than VQ (same)", _CLOSER, lambda f: closer(f, "simvq", "vq")),
+    Claim(
+        "Unit vectors (cosine distance) use more codes than VQ (2110.04627, section 3.2)",
+        _MORE,
+        lambda found: against(found, "vq_cosine", "vq", "codebook/usage", 1, 10),
+    ),
+    Claim(
+        "A look-up in few dimensions uses more codes than VQ (same)",
+        _MORE,
+        lambda found: against(found, "vq_projected", "vq", "codebook/usage", 1, 10),
+    ),
+    Claim(
+        "The rotation trick reconstructs better than straight-through (2410.06424, section 5)",
+        _CLOSER,
+        lambda found: closer(found, "vq_rotation", "vq"),
+    ),
+    Claim(
+        "The rotation trick uses more codes than straight-through (same)",
+        _MORE,
+        lambda found: against(found, "vq_rotation", "vq", "codebook/usage", 1, 10),
+    ),
+    Claim(
+        "Reseeding idle codes uses more codes than splitting them (not claimed; measured)",
+        _MORE,
+        lambda found: against(found, "vq_reseed", "vq_ema", "codebook/usage", 1, 10),
+    ),
+    Claim(
+        "An invertible layer norm makes residual FSQ better (2508.15860, section 4)",
+        _CLOSER,
+        lambda found: closer(found, "residual_fsq_norm", "residual_fsq"),
+    ),
+    Claim(
+        "Noise in training makes FSQ's reconstructions better (not claimed; measured)",
+        _CLOSER,
+        lambda found: closer(found, "fsq_noise", "fsq"),
+    ),
+    Claim(
+        "FSQ, without losses or tricks, reconstructs better than SimVQ (not claimed; measured)",
+        _CLOSER,
+        lambda found: closer(found, "fsq", "simvq"),
+    ),
+)
