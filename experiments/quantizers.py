@@ -54,14 +54,16 @@ METHODS = {
     "fsq_noise": Method("fsq", {"noise": 0.5}, scalar=True),
     "residual_fsq": Method("residual_fsq", scalar=True),
     "residual_fsq_norm": Method("residual_fsq", {"scaling": "layer_norm"}, scalar=True),
-    "lfq": Method("lfq", swept={"entropy_weight": (0.02, 0.1)}, scalar=True),
-    "bsq": Method("bsq", swept={"entropy_weight": (0.02, 0.1)}, scalar=True),
+    "lfq": Method("lfq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
+    "bsq": Method("bsq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
     "vq": Method("vq"),
     "vq_cosine": Method("vq", {"normalize": True}),
     "vq_projected": Method("vq", {"codebook_channels": 8}),
     "vq_rotation": Method("vq", {"gradient": "rotation"}),
     "vq_ema": Method("vq_ema"),
-    "vq_reseed": Method("vq_ema", {"idle": "reseed"}),
+    "vq_reseed": Method(
+        "vq_ema", {"split_threshold": 0.0, "reseed_threshold": 0.01}, {"reseed_threshold": (2.0,)}
+    ),
     "simvq": Method("simvq"),
 }
 
