@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models.layers import DenseLayers
+from fsq_jax.runtime.sharding import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
 SHORTCUTS = ("output", "input")
@@ -96,11 +97,11 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        channels = x_BHWC.shape[-1]
-        scale_C = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias_C = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        groups = math.gcd(self.num_groups, channels)
-        return group_norm_swish(x_BHWC, scale_C, bias_C, groups, self.epsilon)
+        scale_C = self.param("scale", nn.initializers.ones, x_BHWC.shape[-1:], jnp.float32)
+        bias_C = self.param("bias", nn.initializers.zeros, x_BHWC.shape[-1:], jnp.float32)
+        groups = math.gcd(self.num_groups, x_BHWC.shape[-1])
+        x_BHWC = split_by_example(x_BHWC)  # lest it is cut as FSDP cuts the kernels around it
+        return split_by_example(group_norm_swish(x_BHWC, scale_C, bias_C, groups, self.epsilon))
 
 
 class ResBlock(nn.Module):
@@ -161,8 +162,7 @@ class Encoder(nn.Module):
     def __call__(self, images_BHWC):
         widths = [self.filters * m for m in self.channel_multipliers]
         block = _numbered_blocks(self)
-        x = images_BHWC.astype(self.dtype)
-        x = nn.Conv(self.filters, (3, 3), use_bias=False, dtype=self.dtype)(x)
+        x = nn.Conv(self.filters, (3, 3), use_bias=False, dtype=self.dtype)(images_BHWC)
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
                 x = block(width)(x)
