@@ -10,6 +10,7 @@ from fsq_jax.quantizers import binary, fsq, residual_fsq, simvq, vq
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
 BATCH = vq.BATCH  # the collection in which a call leaves what `after_step` takes
+PART = vq.PART  # the collection of `part_of_step`
 QUANTIZERS = {
     "fsq": fsq.FSQ,
     "residual_fsq": residual_fsq.ResidualFSQ,
@@ -57,7 +58,7 @@ def part_of_step(rows_b: jax.Array, num_rows: int, key: jax.Array) -> dict:
       key: of the step, the same for all its microbatches.
     """
     present_B = jnp.zeros(num_rows, bool).at[rows_b].set(True)
-    return {vq.PART: {"quantizer": {"present": present_B, "key": key}}}
+    return {PART: {"quantizer": {"present": present_B, "key": key}}}
 
 
 def after_step(quantizer: nn.Module, model_state: Mapping, batch: Mapping, key: jax.Array) -> dict:

@@ -259,7 +259,8 @@ class GroupedFSQ(nn.Module):
 def _checked(levels: Sequence[int], times: int) -> tuple[int, ...]:
     """The levels as a tuple, or a UserError with what is wrong with so many of them."""
     try:
-        fsq.check_levels(tuple(levels) * times)
-    except (TypeError, ValueError) as error:
+        of_one = fsq.check_levels(levels)
+        fsq.check_levels(of_one * times)
+    except ValueError as error:  # of FSQ, whose file stands alone and knows no UserError
         raise UserError(str(error)) from None
-    return tuple(levels)
+    return of_one

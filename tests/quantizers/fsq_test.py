@@ -170,6 +170,32 @@ def test_bfloat16_loses_no_code(levels):
     np.testing.assert_array_equal(back, np.arange(math.prod(levels)))
 
 
+@pytest.mark.parametrize("grid", fsq.GRIDS)
+def test_noise_mixes_rounded_raw_and_perturbed_examples(grid):
+    levels, z = (8, 5), np.random.default_rng(0).normal(size=(4000, 3, 2)).astype(np.float32)
+    module, half = fsq.FSQ(levels, grid=grid, noise=0.5), np.array(fsq.half_widths(levels, grid))
+    rngs = {"codebook": jax.random.key(0)}
+    pull = jax.jit(
+        lambda z: jax.vjp(lambda z: module.apply({}, z, train=True, rngs=rngs).codes, z)[1](z)
+    )
+    train = jax.jit(lambda z: module.apply({}, z, train=True, rngs=rngs))
+    got, plain, raw = train(z), apply(module, z), bound(z, levels, grid=grid) / half
+    np.testing.assert_array_equal(got.indices, plain.indices)
+    rounded, unrounded = ((got.codes == x).all(axis=(1, 2)) for x in (plain.codes, raw))
+    shares = rounded.mean(), unrounded.mean(), (~rounded & ~unrounded).mean()
+    np.testing.assert_allclose(shares, [0.25, 0.25, 0.5], atol=0.02)
+    noise = np.asarray((got.codes - raw) * half)[~rounded & ~unrounded]
+    assert np.abs(noise).max() <= 0.5 + 1e-6  # half a level either way
+    np.testing.assert_allclose([noise.mean(), noise.var()], [0, 1 / 12], atol=3e-3)
+    want = jax.jit(lambda z: jax.vjp(lambda z: quantize(z, levels, grid=grid), z)[1](z))(z)
+    np.testing.assert_allclose(pull(z), want, rtol=1e-5, atol=1e-7)
+    # One vector is one example, and evaluation draws nothing.
+    fsq.FSQ(levels, noise=0.5).apply({}, z[0, 0], train=True, rngs=rngs)
+    np.testing.assert_array_equal(module.apply({}, z[0]).codes, quantize(z[0], levels, grid=grid))
+    with pytest.raises(ValueError, match="noise must be from 0 to 2/3, not 0.7"):
+        fsq.FSQ(levels, noise=0.7)
+
+
 def test_indices_outside_give_nan():
     codes = indices_to_codes(jnp.array([-1, 0, 59, 60]), (3, 5, 4))
     np.testing.assert_array_equal(np.isnan(codes).all(axis=1), [True, False, False, True])
