@@ -5,9 +5,9 @@ python -m experiments.benchmarks.sample_and_score --images=50000 --out=sampled.j
 
 The samplers, features and distances are those of the evaluation, one after the other rather than
 each batch's features while the next is drawn: images a second of either, and the seconds of the
-distances, the first time (compiling) and the second. Weights are random, Inception's too, and the
-reference is noise, 10,000 images at most: none of this changes what is computed. Of several
-processes each draws its rows of a batch, as on several hosts.
+distances, the first time (which compiles, of more than 10,000) and the second. Weights are random,
+Inception's too, and the reference is noise, 10,000 images at most: none of this changes what is
+computed. Of several processes each draws its rows of a batch, as on several hosts.
 """
 
 import json
@@ -72,6 +72,7 @@ def measure(variant: str, images: int, features: str) -> dict:
     reference = features_of((batch, batch["image"]) for batch in reference)
     ((_, first),) = generation.samples(predictor, min(predictor.batch_size, images))
     jax.block_until_ready(to_bytes(first["image"]))
+    scorer.measure(reference, reference)
     apart.wait_for_turn()
 
     seconds = [time.perf_counter()]
