@@ -37,29 +37,33 @@ def squared_distances(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
     return z_squared_N1 - 2 * matmul(z_ND, codebook_KD.T) + codebook_squared_K
 
 
-def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
-    """Returns the index of each token's nearest code, int32 [N]; the lowest of equally near ones.
+def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns each token's nearest code, int32 [N], and its squared distance, [N].
 
-    Has no gradient.
+    Of equally near codes the lowest. Has no gradient.
     """
     z_ND, codebook_KD = jax.lax.stop_gradient((z_ND, codebook_KD))
-    if is_whole(z_ND.shape[0], codebook_KD.shape[0]):
-        return jnp.argmin(squared_distances(z_ND, codebook_KD), axis=1).astype(jnp.int32)
 
-    blocks = in_blocks(codebook_KD, z_ND.shape[0])
+    def of(words_kD):
+        distances_Nk = squared_distances(z_ND, words_kD)
+        at_N = jnp.argmin(distances_Nk, axis=1).astype(jnp.int32)
+        return at_N, jnp.take_along_axis(distances_Nk, at_N[:, None], axis=1)[:, 0]
+
+    if is_whole(z_ND.shape[0], codebook_KD.shape[0]):
+        return of(codebook_KD)
 
     def body(best, block):
-        distance_N, index_N = best
+        index_N, distance_N = best
         words_kD, start = block
-        found_Nk = squared_distances(z_ND, words_kD)
-        at_N, least_N = jnp.argmin(found_Nk, axis=1), jnp.min(found_Nk, axis=1)
+        at_N, least_N = of(words_kD)
         is_nearer_N = least_N < distance_N
-        index_N = jnp.where(is_nearer_N, start + at_N.astype(jnp.int32), index_N)
-        return (jnp.where(is_nearer_N, least_N, distance_N), index_N), None
+        index_N = jnp.where(is_nearer_N, start + at_N, index_N)
+        return (index_N, jnp.where(is_nearer_N, least_N, distance_N)), None
 
+    blocks = in_blocks(codebook_KD, z_ND.shape[0])
     starts = jnp.arange(blocks.shape[0], dtype=jnp.int32) * blocks.shape[1]
-    first = jnp.full(z_ND.shape[:1], jnp.inf), jnp.zeros(z_ND.shape[:1], jnp.int32)
-    return jax.lax.scan(body, first, (blocks, starts))[0][1]
+    first = jnp.zeros(z_ND.shape[:1], jnp.int32), jnp.full(z_ND.shape[:1], jnp.inf)
+    return jax.lax.scan(body, first, (blocks, starts))[0]
 
 
 def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
@@ -107,6 +111,7 @@ def sums(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> jax.Array:
 def entropy_loss_in_blocks(
     z_ND: jax.Array,
     codebook_KD: jax.Array,
+    least_N: jax.Array,
     temperature: float,
     num_groups: int = 1,
     examples: int = 1,
@@ -114,6 +119,7 @@ def entropy_loss_in_blocks(
     """Returns what `vq.entropy_loss` does of `squared_distances`, in two walks over the codes.
 
     The first takes each token's normaliser and entropy, the second the mean choice of each code.
+    `least_N` are the distances of the nearest codes, which `nearest` has found.
     The gradient computes each block anew, so that nothing of size N K is kept.
     """
     blocks = in_blocks(codebook_KD, z_ND.shape[0])
@@ -121,12 +127,8 @@ def entropy_loss_in_blocks(
     def logits(z_ND, words_kD):
         return -squared_distances(z_ND, words_kD) / temperature
 
-    def highest(max_N, words_kD):
-        return jnp.maximum(max_N, logits(jax.lax.stop_gradient(z_ND), words_kD).max(axis=1)), None
-
     # Shifts what is exponentiated and no result, so that it takes no gradient.
-    lowest_N = jnp.full(z_ND.shape[:1], -jnp.inf)
-    max_N1 = jax.lax.scan(highest, lowest_N, jax.lax.stop_gradient(blocks))[0][:, None]
+    max_N1 = jax.lax.stop_gradient(-least_N[:, None] / temperature)
 
     @jax.checkpoint
     def moments(z_ND, words_kD):

@@ -82,8 +82,8 @@ class VectorQuantizer(Codebook):
         z_ND, codebook_KD = self.tokens(z), self.codewords()
         if self.normalize:
             z_ND = unit(z_ND)
-        entropy = self._entropy_loss(z_ND, codebook_KD, z.shape, train)
-        indices_N = nearest.nearest(z_ND, codebook_KD)
+        indices_N, least_N = nearest.nearest(z_ND, codebook_KD)
+        entropy = self._entropy_loss(z_ND, codebook_KD, least_N, z.shape, train)
         q_ND = nearest.look_up(codebook_KD, indices_N)
 
         metrics = {
@@ -100,14 +100,15 @@ class VectorQuantizer(Codebook):
     def codewords(self) -> jax.Array:
         return unit(self.codebook) if self.normalize else self.codebook
 
-    def _entropy_loss(self, z_ND, codebook_KD, shape, train: bool) -> dict[str, jax.Array]:
+    def _entropy_loss(self, z_ND, codebook_KD, least_N, shape, train: bool) -> dict[str, jax.Array]:
         if not self.entropy_weight:
             return {}
         options = self.entropy_temperature, self._entropy_groups(shape, train), shape[0]
         if nearest.is_whole(z_ND.shape[0], self.codebook_size):
             distances_NK = nearest.squared_distances(z_ND, codebook_KD)
             return {"entropy_loss": entropy_loss(distances_NK, *options)}
-        return {"entropy_loss": nearest.entropy_loss_in_blocks(z_ND, codebook_KD, *options)}
+        in_blocks = nearest.entropy_loss_in_blocks(z_ND, codebook_KD, least_N, *options)
+        return {"entropy_loss": in_blocks}
 
     def _entropy_groups(self, shape: tuple[int, ...], train: bool) -> int:
         """How many groups the examples of z make; those that don't make whole ones are one."""
@@ -188,7 +189,7 @@ class EMAVectorQuantizer(Codebook):
             z_ND = standardize(z_ND)
         if self.normalize:
             z_ND = unit(z_ND)
-        indices_N = nearest.nearest(z_ND, codebook_KD)
+        indices_N, _ = nearest.nearest(z_ND, codebook_KD)
         q_ND = codebook_KD[indices_N]
         if train and not self.is_initializing():
             self._learn(

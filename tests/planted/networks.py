@@ -194,8 +194,8 @@ PLANTED = {
                 "self.quantized(z, jax.lax.stop_gradient(z_ND), q_ND",
             ),
             "the furthest word": (
-                "indices_N = nearest.nearest(z_ND, codebook_KD)",
-                "indices_N = nearest.nearest(-z_ND, codebook_KD)",
+                "indices_N, least_N = nearest.nearest(z_ND, codebook_KD)",
+                "indices_N, least_N = nearest.nearest(-z_ND, codebook_KD)",
             ),
             "tokens are not standardised": ("if self.standardize: z_ND", "if False: z_ND"),
             "words are not of unit length": (

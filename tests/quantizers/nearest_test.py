@@ -36,8 +36,10 @@ def test_blocks_are_as_large_as_fit():
 
 def test_a_look_up_in_blocks_is_the_look_up(small_blocks):
     z, codebook = arrays()
-    indices = jax.jit(nearest.nearest)(z, codebook)
-    np.testing.assert_array_equal(indices, ((z[:, None] - codebook) ** 2).sum(-1).argmin(1))
+    indices, least = jax.jit(nearest.nearest)(z, codebook)
+    distances = ((z[:, None] - codebook) ** 2).sum(-1)
+    np.testing.assert_array_equal(indices, distances.argmin(1))
+    np.testing.assert_allclose(least, distances.min(1), atol=1e-5)
     assert indices.dtype == jnp.int32 and indices[1] == 3
     np.testing.assert_array_equal(nearest.look_up(codebook, indices), codebook[indices])
     counts = jax.jit(nearest.counts, static_argnums=1)(indices, K)
@@ -71,7 +73,8 @@ def test_the_entropy_in_blocks_is_the_entropy(groups, temperature, small_blocks)
         return vq.entropy_loss(distances, temperature, groups, examples=8)
 
     def in_blocks(z, codebook):
-        return nearest.entropy_loss_in_blocks(z, codebook, temperature, groups, examples=8)
+        _, least = nearest.nearest(z, codebook)
+        return nearest.entropy_loss_in_blocks(z, codebook, least, temperature, groups, examples=8)
 
     want, want_gradients = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(z, codebook)
     got, got_gradients = jax.jit(jax.value_and_grad(in_blocks, argnums=(0, 1)))(z, codebook)
@@ -113,9 +116,9 @@ def test_blocks_on_eight_devices(small_blocks):
     z, codebook = arrays()
 
     def losses(z, codebook):
-        indices = nearest.nearest(z, codebook)
+        indices, least = nearest.nearest(z, codebook)
         error = ((nearest.look_up(codebook, indices) - z) ** 2).mean()
-        return error + nearest.entropy_loss_in_blocks(z, codebook, 0.3), indices
+        return error + nearest.entropy_loss_in_blocks(z, codebook, least, 0.3), indices
 
     function = jax.jit(jax.value_and_grad(losses, argnums=(0, 1), has_aux=True))
     one = function(z, codebook)
