@@ -25,6 +25,9 @@ VQ = (
     "tests/quantizers/vq_test.py::test_ema_result",
     "tests/quantizers/vq_test.py::test_the_entropy_of_groups_is_that_of_devices",
 )
+NEAREST = ("tests/quantizers/nearest_test.py",)
+ESTIMATORS = ("tests/quantizers/estimators_test.py",)
+VQ_OPTIONS = ("tests/quantizers/vq_options_test.py", "tests/quantizers/vq_reference_test.py")
 
 PLANTED = {
     "fsq_jax/models/discriminator.py": (
@@ -206,6 +209,100 @@ PLANTED = {
                 'loss = self.commitment_weight * metrics["commitment_loss"]',
                 'loss = 0.0 * metrics["commitment_loss"]',
             ),
+        },
+    ),
+    "fsq_jax/quantizers/nearest.py": (
+        NEAREST,
+        {
+            "the last of the nearest": ("least_N < distance_N", "least_N <= distance_N"),
+            "indices within a block": ("start + at_N", "at_N"),
+            "a block is filled up with zeros": ("constant_values=_FAR", "constant_values=0.0"),
+            "sums run on into the next code": (
+                "jnp.where(is_first, x_right, x_left + x_right)",
+                "x_left + x_right",
+            ),
+            "codes that none chose get a sum": (
+                "jnp.where(is_chosen_K[:, None], running_ND[last_K], 0.0)",
+                "running_ND[last_K]",
+            ),
+            "the entropy of the mean is subtracted": (
+                "return token_entropy + choices_G.mean()",
+                "return token_entropy - choices_G.mean()",
+            ),
+            "groups of neighbours": (
+                "rows = (examples // num_groups, num_groups, -1, p_Nk.shape[1])",
+                "rows = (num_groups, examples // num_groups, -1, p_Nk.shape[1])",
+            ),
+            "blocks are kept for the gradient": ("@jax.checkpoint", ""),
+        },
+    ),
+    "fsq_jax/quantizers/estimators.py": (
+        ESTIMATORS + VQ_OPTIONS,
+        {
+            "a reflection": ("+ 2 * along_u_N1 * v_ND", ""),
+            "the rotation goes back": ("2 * along_u_N1 * v_ND", "2 * along_u_N1 * u_ND"),
+            "nothing is stretched": (
+                "1.0, q_norm_N1 / jnp.maximum(z_norm_N1, epsilon)",
+                "1.0, 1.0",
+            ),
+            "the code takes a gradient": (
+                "jax.lax.stop_gradient(q_ND) + (z_ND",
+                "q_ND + (z_ND",
+            ),
+        },
+    ),
+    "fsq_jax/quantizers/simvq.py": (
+        VQ_OPTIONS,
+        {
+            "the codebook's loss moves the encoder": (
+                "jnp.mean((q_ND - jax.lax.stop_gradient(z_ND)) ** 2)",
+                "jnp.mean((q_ND - z_ND) ** 2)",
+            ),
+            "both losses weigh alike": (
+                'self.commitment_weight * metrics["commitment_loss"]',
+                'metrics["commitment_loss"]',
+            ),
+            "words of length 1 on the average times sqrt(D)": (
+                "nn.initializers.normal(self.width**-0.5)",
+                "nn.initializers.normal(1.0)",
+            ),
+            "another start of the layer": ("bound = shape[0] ** -0.5", "bound = 1.0"),
+        },
+    ),
+    "fsq_jax/quantizers/codebook.py": (
+        VQ_OPTIONS,
+        {
+            "codewords are not projected back": (
+                "return self.project_out(codewords) if self.codebook_channels else codewords",
+                "return jnp.tile(codewords, self.channels)[..., : self.channels]",
+            ),
+            "always straight through": (
+                "estimators.ESTIMATORS[self.gradient]",
+                "estimators.straight_through",
+            ),
+        },
+    ),
+    "fsq_jax/quantizers/running_codebook.py": (
+        VQ_OPTIONS,
+        {
+            "counts are not smoothed": (
+                "return sums_KD / smoothed_K[:, None]",
+                "return sums_KD / counts_K[:, None]",
+            ),
+            "each part of a batch draws of its own": (
+                "(jnp.cumsum(present_B) - 1)[example_K], 0)",
+                "example_K % z_bTD.shape[0], 0)",
+            ),
+            "a token for several words": (
+                "jax.random.permutation(key, max(num_codes, num_tokens))[:num_codes]",
+                "jax.random.randint(key, (num_codes,), 0, num_tokens)",
+            ),
+            "the threshold counts all steps": (
+                "count = threshold / (1 - momentum)",
+                "count = threshold",
+            ),
+            "words without a seed become 0": ('& (batch["seeded"] > 0)', ""),
+            "all words are replaced": ('(state["counts"] < count) &', ""),
         },
     ),
     "fsq_jax/quantizers/fsq.py": (

@@ -41,7 +41,7 @@ def test_a_look_up_in_blocks_is_the_look_up(small_blocks):
     np.testing.assert_array_equal(indices, distances.argmin(1))
     np.testing.assert_allclose(least, distances.min(1), atol=1e-5)
     assert indices.dtype == jnp.int32 and indices[1] == 3
-    np.testing.assert_array_equal(nearest.look_up(codebook, indices), codebook[indices])
+    np.testing.assert_array_equal(jax.jit(nearest.look_up)(codebook, indices), codebook[indices])
     counts = jax.jit(nearest.counts, static_argnums=1)(indices, K)
     np.testing.assert_array_equal(counts, np.bincount(indices, minlength=K))
     want = np.zeros((K, D))
@@ -59,12 +59,11 @@ def test_a_look_up_in_blocks_is_the_look_up(small_blocks):
 @pytest.mark.parametrize("chosen", [[0], [K - 1], range(K)])
 def test_sums_of_few_and_of_all_codes(chosen, small_blocks):
     indices = np.resize(np.array(chosen), N)[::-1].astype(np.int32)
-    sums = nearest.sums(np.ones((N, 1), np.float32), indices, K)
+    sums = jax.jit(nearest.sums, static_argnums=2)(np.ones((N, 1), np.float32), indices, K)
     np.testing.assert_array_equal(sums[:, 0], np.bincount(indices, minlength=K))
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("temperature", [1.0, 0.01])
+@pytest.mark.parametrize(("groups", "temperature"), [(1, 0.01), (4, 1.0)])
 def test_the_entropy_in_blocks_is_the_entropy(groups, temperature, small_blocks):
     z, codebook = arrays()
 
@@ -90,7 +89,7 @@ def test_the_entropy_in_blocks_is_the_entropy(groups, temperature, small_blocks)
 def test_a_quantizer_of_blocks_is_the_quantizer(make, monkeypatch):
     z, _ = arrays()
     module = make(K, D)
-    variables = module.init(jax.random.key(0), z)
+    variables = jax.jit(module.init)(jax.random.key(0), z)
 
     def step(variables, z):
         def loss(variables, z):

@@ -11,6 +11,13 @@ from fsq_jax import quantizers
 from fsq_jax.quantizers import running_codebook, simvq, vq
 
 K, D = 12, 5
+# Compiled as one program each: operation by operation, every shape costs a dozen compilations.
+init = jax.jit(lambda module, z: module.init(jax.random.key(0), z), static_argnums=0)
+apply = jax.jit(
+    lambda module, variables, z, **options: module.apply(variables, z, **options),
+    static_argnums=0,
+    static_argnames=("train", "mutable", "method"),
+)
 LAYERS = (vq.VectorQuantizer, vq.EMAVectorQuantizer, simvq.SimVQ)
 
 
@@ -31,8 +38,8 @@ def reseeding(**more):
 def test_codewords_of_fewer_channels(make):
     module = make(K, D, codebook_channels=2)
     z = inputs()
-    variables = module.init(jax.random.key(0), z)
-    got = module.apply(variables, z)
+    variables = init(module, z)
+    got = apply(module, variables, z)
     assert got.codes.shape == z.shape
     layers = variables["params"]
     assert layers["project_in"]["kernel"].shape == (D, 2)
@@ -44,9 +51,9 @@ def test_codewords_of_fewer_channels(make):
     np.testing.assert_array_equal(got.indices.ravel(), nearest(tokens, codewords))
     want = codewords[got.indices] @ np.asarray(layers["project_out"]["kernel"])
     np.testing.assert_allclose(got.codes, want, atol=1e-5)
-    back = module.apply(variables, got.indices, method="indices_to_codes")
+    back = apply(module, variables, got.indices, method="indices_to_codes")
     np.testing.assert_allclose(back, got.codes, atol=1e-5)
-    outside = module.apply(variables, np.array([-1, 0, K]), method="indices_to_codes")
+    outside = apply(module, variables, np.array([-1, 0, K]), method="indices_to_codes")
     np.testing.assert_array_equal(np.isnan(outside)[:, 0], [True, False, True])
 
 
@@ -54,14 +61,14 @@ def test_codewords_of_fewer_channels(make):
 def test_the_rotation_trick_changes_the_gradient_to_z_alone(make):
     z, weight = inputs(), inputs(1)
     plain, rotating = make(K, D), make(K, D, gradient="rotation")
-    variables = plain.init(jax.random.key(0), z)
+    variables = init(plain, z)
 
     def slope(module):
         def total(z):
             result = module.apply(variables, z)
             return (result.codes * weight).sum(), result
 
-        return jax.grad(total, has_aux=True)(z)
+        return jax.jit(jax.grad(total, has_aux=True))(z)
 
     (straight, want), (turned, got) = slope(plain), slope(rotating)
     jax.tree.map(np.testing.assert_array_equal, got, want)
@@ -71,7 +78,7 @@ def test_the_rotation_trick_changes_the_gradient_to_z_alone(make):
 def test_simvq_is_the_formula():
     module = simvq.SimVQ(K, D)
     z = inputs()
-    variables = module.init(jax.random.key(0), z)
+    variables = init(module, z)
     linear = variables["params"]["linear"]
     frozen = np.asarray(variables["codebook_state"]["frozen"])
     codebook = frozen @ np.asarray(linear["kernel"]) + np.asarray(linear["bias"])
@@ -92,11 +99,11 @@ def test_simvq_is_the_formula():
     np.testing.assert_allclose(
         gradient["linear"]["bias"], (2 * error / error.size).sum(0), atol=1e-6
     )
-    assert "bias" not in module.clone(bias=False).init(jax.random.key(0), z)["params"]["linear"]
+    assert "bias" not in init(module.clone(bias=False), z)["params"]["linear"]
 
 
 def test_simvq_starts_as_its_authors_do():
-    variables = simvq.SimVQ(1024, 64).init(jax.random.key(0), np.zeros((1, 64)))
+    variables = init(simvq.SimVQ(1024, 64), np.zeros((1, 64)))
     np.testing.assert_allclose(variables["codebook_state"]["frozen"].std(), 64**-0.5, rtol=0.01)
     for values in variables["params"]["linear"].values():
         assert 0.115 < np.abs(values).max() <= 64**-0.5
@@ -109,7 +116,7 @@ def test_means_of_tokens_by_hand():
     )
     state = {"counts": jnp.full(2, 2.0), "dictionary": 2 * jnp.array([[1.0, 0], [0, 4.0]])}
     z = jnp.array([[3.0, 0], [5.0, 0]])
-    got, after = module.apply({vq.STATE: state}, z, train=True, mutable=vq.STATE)
+    got, after = apply(module, {vq.STATE: state}, z, train=True, mutable=vq.STATE)
     np.testing.assert_allclose(got.codes, [[1, 0], [1, 0]], atol=1e-4)
     words = module.apply(after, method="codewords")
     np.testing.assert_allclose(words, [[(1 + 8) / (1 + 2), 0], [0, 4]], rtol=1e-4)
@@ -118,10 +125,10 @@ def test_means_of_tokens_by_hand():
 def test_reseeding_replaces_words_that_few_chose():
     z = inputs()
     module = reseeding()
-    state = module.init(jax.random.key(0), z)
+    state = init(module, z)
     draws = dict(train=True, mutable=vq.STATE, rngs={"codebook": jax.random.key(1)})
-    got, after = module.apply(state, z, **draws)
-    _, kept = module.clone(reseed_threshold=0.0).apply(state, z, **draws)
+    got, after = apply(module, state, z, **draws)
+    _, kept = apply(module.clone(reseed_threshold=0.0), state, z, **draws)
     few = np.asarray(kept[vq.STATE]["counts"]) < 1.5 / 0.2
     assert 0 < few.sum() < K
     words, before = (np.asarray(module.apply(s, method="codewords")) for s in (after, kept))
@@ -131,7 +138,7 @@ def test_reseeding_replaces_words_that_few_chose():
     seeds = nearest(words[few], tokens)
     np.testing.assert_allclose(words[few], tokens[seeds], rtol=1e-4)
     assert len(set(seeds)) == few.sum()  # no token twice
-    again = module.apply(state, z, **draws | {"rngs": {"codebook": jax.random.key(2)}})[1]
+    again = apply(module, state, z, **draws | {"rngs": {"codebook": jax.random.key(2)}})[1]
     assert (again[vq.STATE]["dictionary"] != after[vq.STATE]["dictionary"]).any()
     assert got.indices.shape == z.shape[:-1]
 
@@ -164,7 +171,7 @@ def test_a_reseeding_step_is_the_same_in_microbatches_and_on_eight_devices(parts
     if jax.device_count() < devices:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     module, z = reseeding(), inputs(shape=(32, 3, D))
-    state = module.init(jax.random.key(0), z)[vq.STATE]
+    state = init(module, z)[vq.STATE]
     step = jax.jit(step_in_parts, static_argnums=(0, 4))
     want, after = step(module, state, z, jax.random.key(1), 1)
     assert 0 < (after["counts"] == 1.5 / (1 - 0.8)).sum() < K  # some were reseeded
@@ -186,7 +193,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match="codebook_channels=-1"):
         simvq.SimVQ(K, D, codebook_channels=-1)
     module, z = reseeding(), inputs()
-    state = module.init(jax.random.key(0), z)
+    state = init(module, z)
     with pytest.raises(ValueError, match="quantizers.part_of_step"):
         module.apply(state, z, train=True, mutable=vq.BATCH)
     with pytest.raises(ValueError, match="reseed_threshold=0"):

@@ -3,6 +3,7 @@
 Legend: S steps  K words.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -28,6 +29,7 @@ def near(ours, theirs, what):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5, err_msg=what)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def step(module, variables, z, weight):
     """(gradients of the parameters and of z, result, what it leaves for the codebook)."""
 
@@ -38,8 +40,13 @@ def step(module, variables, z, weight):
         return (result.codes * weight).sum() + result.loss, (result, left.get(vq.BATCH))
 
     params = variables.get("params", {})
-    gradients, found = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, z)
+    gradients, found = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, z)
     return *gradients, *found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def after_step(module, state, batch):
+    return module.after_step(state, batch, None)
 
 
 def state_of(words):
@@ -63,7 +70,7 @@ def follow(module, params, words, want, tokens=None):
         if tokens:  # who are dead is known after the step, and so are their seeds
             plain = module.clone(reseed_threshold=0.0)
             to_params, to_z, got, batch = step(plain, variables, z, weight)
-            after = plain.after_step(state, batch, None)
+            after = after_step(plain, state, batch)
             dead = np.asarray(after["counts"]) < THRESHOLD / (1 - MOMENTUM)
             assert 0 < dead.sum() < K
             seeds = np.asarray(tokens(z))[np.cumsum(dead) - 1]
@@ -74,7 +81,7 @@ def follow(module, params, words, want, tokens=None):
         near(got.codes, want["codes"][i], "codes")
         near(got.loss, want["loss"][i], "loss")
         near(to_z, want["to_z"][i], "gradient of z")
-        state = module.after_step(state, batch, None)
+        state = after_step(module, state, batch)
         found.append(to_params)
     variables = {"params": params, vq.STATE: state}
     near(module.apply(variables, method="codewords"), want["words"], "words")
