@@ -22,8 +22,8 @@ class Codebook(nn.Module):
     codebook_size: K, at least 2. channels: C, the width of z and of the codes that come out.
     codebook_channels: D, the width of a codeword. Other than 0, z is projected to it by a linear
       layer and looked up there, and the codeword is projected back by another: 32 in ViT-VQGAN
-      (arXiv 2110.04627, section 3.2), together with `normalize`; `codebook_dim` of
-      vector-quantize-pytorch. 0: D = C, and there are no layers.
+      (arXiv 2110.04627, section 3.2), 8 in LlamaGen (arXiv 2406.06525), both with cosines;
+      `codebook_dim` of vector-quantize-pytorch. 0: D = C, and there are no layers.
     gradient: what the decoder's gradient passes on to the encoder, by its name in
       `estimators.ESTIMATORS`: "straight_through", or "rotation" (arXiv 2410.06424).
     """

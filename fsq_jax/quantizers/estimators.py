@@ -28,7 +28,8 @@ def rotate(z_ND: jax.Array, q_ND: jax.Array, epsilon: float = 1e-6) -> jax.Array
     between the gradient and z. No D x D matrix is made.
 
     The same function as `rotate_to` of vector-quantize-pytorch 1.32, but where |z| is below
-    `epsilon`: there nothing is stretched, where it would be by up to |q| / epsilon.
+    `epsilon`: there nothing is stretched, where it would be by up to |q| / epsilon. The authors'
+    ViT-VQGAN turns z / |z| and passes its gradient on, which has no part along z.
     """
     z_norm_N1, q_norm_N1 = (
         jnp.linalg.norm(jax.lax.stop_gradient(x), axis=1, keepdims=True) for x in (z_ND, q_ND)

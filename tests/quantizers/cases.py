@@ -40,6 +40,7 @@ class Case:
 
 LEVELS, SIX = (5, 4, 3), (3, 4, 2, 3, 4, 2)
 LOOK_UP = dict(codebook_size=12, channels=4)
+RESEED = dict(standardize=False, unit_words=False, split_threshold=0.0, reseed_threshold=1.0)
 LEARNED = {"z": dict(codebook_weight=0.0), "params": dict(commitment_weight=0.0)}
 
 
@@ -60,8 +61,12 @@ def _unclamp(levels):
     return lambda codes: jnp.arctanh(codes / limit) * limit
 
 
+def _unit(z):
+    return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+
+
 def _sphere(z):
-    return z / jnp.linalg.norm(z, axis=-1, keepdims=True) / z.shape[-1] ** 0.5
+    return _unit(z) / z.shape[-1] ** 0.5
 
 
 CASES = {
@@ -92,5 +97,10 @@ CASES = {
         LOOK_UP | dict(standardize=False, split_threshold=0.0),
         smooth={"z": dict(commitment_weight=1.0)},
     ),
+    "vq_cosine": Case("vq", LOOK_UP | dict(normalize=True), _unit),
+    "vq_projected": Case(
+        "vq", LOOK_UP | dict(codebook_channels=3, gradient="rotation"), None, None
+    ),
+    "vq_reseed": Case("vq_ema", LOOK_UP | RESEED),
     "simvq": Case("simvq", LOOK_UP, smooth=LEARNED),
 }
