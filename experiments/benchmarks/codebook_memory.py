@@ -50,7 +50,9 @@ def compiled(
     )
     with compiler.made_for(device):
         donated = (0,) if call == "step" else ()
-        return jax.jit(function, donate_argnums=donated).lower(*shapes).compile()
+        options = compiler.compiler_options()  # those of training
+        program = jax.jit(function, donate_argnums=donated, compiler_options=options)
+        return program.lower(*shapes).compile()
 
 
 def measure(name: str, channels: int, call: str, device, sizes=(8192, 2**18)) -> dict:

@@ -22,7 +22,7 @@ from absl import flags
 from experiments.benchmarks import apart
 from fsq_jax import LEVELS, quantizers
 from fsq_jax.runs import costs
-from fsq_jax.runtime import cli, outputs
+from fsq_jax.runtime import cli, compiler, outputs
 from fsq_jax.runtime.files import write_json
 from fsq_jax.runtime.user_error import UserError, did_you_mean
 
@@ -121,7 +121,9 @@ def time_ours(name: str, bits: int, tokens: int, channels: int) -> dict:
     """{"ours": ms, "ours_mib"}."""
     module = make(name, bits, channels)
     state, *rest = inputs(module, shape_of(tokens, module.channels))
-    compiled = jax.jit(step_of(module), donate_argnums=0).lower(state, *rest).compile()
+    options = compiler.compiler_options()  # those of training
+    step = jax.jit(step_of(module), donate_argnums=0, compiler_options=options)
+    compiled = step.lower(state, *rest).compile()
     held = [state, None]
 
     def call():

@@ -102,10 +102,9 @@ def sums(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> jax.Array:
         return jnp.where(is_first, x_right, x_left + x_right), left[1] | is_first
 
     running_ND, _ = jax.lax.associative_scan(add, (x_ND[order_N], is_first_N1))
-    codes_K = jnp.arange(num_codes)
-    last_K = jnp.searchsorted(sorted_N, codes_K, side="right") - 1
-    is_chosen_K = (last_K >= 0) & (sorted_N[last_K] == codes_K)
-    return jnp.where(is_chosen_K[:, None], running_ND[last_K], 0.0)
+    counts_K = jnp.bincount(indices_N, length=num_codes)
+    last_K = jnp.cumsum(counts_K) - 1  # of a code's tokens; one that none chose has another's
+    return jnp.where(counts_K[:, None] > 0, running_ND[last_K], 0.0)
 
 
 def entropy_loss_in_blocks(

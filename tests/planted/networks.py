@@ -222,7 +222,7 @@ PLANTED = {
                 "x_left + x_right",
             ),
             "codes that none chose get a sum": (
-                "jnp.where(is_chosen_K[:, None], running_ND[last_K], 0.0)",
+                "jnp.where(counts_K[:, None] > 0, running_ND[last_K], 0.0)",
                 "running_ND[last_K]",
             ),
             "the entropy of the mean is subtracted": (
