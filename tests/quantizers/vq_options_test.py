@@ -143,6 +143,14 @@ def test_reseeding_replaces_words_that_few_chose():
     assert got.indices.shape == z.shape[:-1]
 
 
+def test_words_without_a_seed_stay():
+    state = {"counts": jnp.array([9.0, 1.0, 2.0]), "dictionary": jnp.array([[1.0], [2.0], [3.0]])}
+    batch = {"seeds": jnp.array([[7.0], [8.0], [0.0]]), "seeded": jnp.array([1.0, 1.0, 0.0])}
+    after = running_codebook.reseed(state, batch, momentum=0.5, threshold=2.0)
+    np.testing.assert_array_equal(after["counts"], [9, 4, 2])  # 4: two tokens a step
+    np.testing.assert_array_equal(after["dictionary"][:, 0], [1, 32, 3])
+
+
 @pytest.mark.parametrize("num_codes", [K, 40])
 def test_each_word_has_a_seed_of_its_own(num_codes):
     z = np.arange(24.0).reshape(8, 3, 1)
