@@ -7,12 +7,14 @@ python -m fsq_jax.describe --config=configs/maskgit_transformer.py:scale=paper -
 python -m fsq_jax.describe --config=configs/maskgit_transformer.py:scale=paper,dtype=bfloat16 \
     --memory=h100 --gpus=2 --config.fsdp=True
 
-Parameters by module, bytes of weights and optimiser state, FLOPs of a training step, and the days
-that it takes at a measured speed. --memory compiles the step, which takes minutes, and says what it
-needs of each device's memory at its peak: of devices here, or of an H100, which need not be here.
+Parameters by module, bytes of weights and optimiser state, codes and what an image takes in them,
+FLOPs of a training step, and the days that it takes at a measured speed. --memory compiles the
+step, which takes minutes, and says what it needs of each device's memory at its peak: of devices
+here, or of an H100, which need not be here.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,8 +51,8 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0, memory: str 
     Returns:
       parameters: {network: count}; modules: {network/module: count}; weight_bytes,
       optimizer_bytes, ema_bytes, frozen_bytes; steps, batch_size, examples (steps x batch_size);
-      epochs, None where the size of the data is not known; tokens of an image; flops_per_step;
-      days or None; peak_bytes of each device, or None.
+      epochs, None where the size of the data is not known; quantizer, codebook_size, tokens of an
+      image; flops_per_step; days or None; peak_bytes of each device, or None.
 
     Raises:
       UserError: there are no such devices to compile for.
@@ -79,6 +81,8 @@ def describe(config, gpus: int = 1, images_per_second: float = 0.0, memory: str 
         "batch_size": config.batch_size,
         "examples": examples,
         "epochs": examples / num_records if num_records else None,
+        "quantizer": config.get("stage_1", config).quantizer.name,
+        "codebook_size": stage.facts.codebook_size,
         "tokens": (config.data.size // stage.facts.downsampling) ** 2,
         "flops_per_step": costs.training_flops(config, batch),
         "days": examples / speed / 86_400 if speed else None,
@@ -160,7 +164,12 @@ def text(facts: dict) -> str:
     epochs = f"{facts['epochs']:.1f}" if facts["epochs"] else "an unknown number of"
     lines.append(
         f"{'training':>16}: {facts['steps']:,} steps of {facts['batch_size']} = "
-        f"{facts['examples']:,} examples, {epochs} epochs; {facts['tokens']} tokens an image"
+        f"{facts['examples']:,} examples, {epochs} epochs"
+    )
+    bits = facts["tokens"] * math.log2(facts["codebook_size"])
+    lines.append(
+        f"{'codes':>16}: {facts['codebook_size']:,} of {facts['quantizer']}; "
+        f"{facts['tokens']} tokens an image, {math.ceil(bits / 8)} bytes"
     )
     lines.append(
         f"{'a step':>16}: {facts['flops_per_step'] / 1e12:.2f} TFLOP, "

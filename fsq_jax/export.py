@@ -27,9 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from fsq_jax import quantizers
 from fsq_jax.formats import hub, weights_file
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 from fsq_jax.pretrained import weights
+from fsq_jax.quantizers.vq import VectorQuantizer
 from fsq_jax.reports import model_card
 from fsq_jax.runtime import cli, manifest, outputs, sharding
 from fsq_jax.runtime.files import written_whole
@@ -153,6 +155,17 @@ def check_format(format: str, loaded: weights.Weights) -> None:
             "MaskGIT's msgpack holds parameters alone, and this run has "
             f"{sorted(loaded.model_state)} beside them (quantizer=vq_ema); safetensors holds all."
         )
+    if format == "msgpack" and stage == "maskgit_tokenizer":
+        quantizer = quantizers.of_config(loaded.config)
+        is_plain_vq = isinstance(quantizer, VectorQuantizer) and not (
+            quantizer.normalize or quantizer.codebook_channels
+        )
+        if not is_plain_vq and not quantizers.levels(quantizer):
+            raise UserError(
+                "MaskGIT's msgpack is of FSQ, or of a VQ without projections and unit vectors, and "
+                f"tells no other from them (quantizer={loaded.config.quantizer.name}); safetensors "
+                "holds all."
+            )
 
 
 def write_functions(out: str, loaded: weights.Weights) -> list[str]:

@@ -155,7 +155,8 @@ def test_size_of_data_that_is_here_and_of_data_that_is_not():
 def test_lines_for_people():
     text = describe.text(facts("tokenizer", "fsq"))
     assert "tokenizer: 52,962,951 parameters" in text
-    assert "1,000,000 steps of 512 = 512,000,000 examples, 399.6 epochs; 256 tokens" in text
+    assert "1,000,000 steps of 512 = 512,000,000 examples, 399.6 epochs\n" in text
+    assert "codes: 1,000 of fsq; 256 tokens an image, 319 bytes\n" in text
     assert "time: 1.48 days" in text
     assert "a step: 675.09 TFLOP, 1318.5 GFLOP an image" in text
     table = describe.arrays(tiny.tokenizer())

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
+from configs.quantizers import TAKES
 from fsq_jax import stages
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import checkpoint
@@ -33,10 +34,9 @@ _COMMON = dict(
 
 def tokenizer(changes=None, quantizer="fsq") -> ml_collections.ConfigDict:
     """A stage I of 8 x 8 pixels and 4 x 4 tokens; `changes`: {dotted key: value}."""
-    values = "levels=4-3" if quantizer == "fsq" else f"quantizer={quantizer},codebook_size=16"
-    config = maskgit_tokenizer.get_config(f"scale=smoke,size=8,{values}")
+    config = maskgit_tokenizer.get_config(f"scale=smoke,size=8,{_codebook(quantizer)}")
     config.update(_COMMON)
-    if quantizer != "fsq":
+    if "channels" in config.quantizer:
         config.quantizer.channels = 8
     config.model.update(filters=8, channel_multipliers=(1, 1), num_res_blocks=0)
     config.discriminator.max_width = 8
@@ -45,6 +45,12 @@ def tokenizer(changes=None, quantizer="fsq") -> ml_collections.ConfigDict:
     config.best = "codebook/perplexity"
     config.update_from_flattened_dict(changes or {})
     return config
+
+
+def _codebook(quantizer: str) -> str:
+    """The arguments that give it 12, 16 or 144 codes."""
+    size = "levels=4-3" if "levels" in TAKES[quantizer] else "codebook_size=16"
+    return f"quantizer={quantizer},{size}"
 
 
 def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
@@ -62,11 +68,10 @@ def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
 
 
 def label_coder(changes=None, task="depth", quantizer="fsq") -> ml_collections.ConfigDict:
-    """UViM's stage I of 8 x 8 pixels and 2 x 2 codes of 12 or 16."""
-    values = "levels=4-3" if quantizer == "fsq" else "codebook_size=16"
-    config = uvim_base.get_config(f"scale=smoke,size=8,task={task},quantizer={quantizer},{values}")
+    """UViM's stage I of 8 x 8 pixels and 2 x 2 codes."""
+    config = uvim_base.get_config(f"scale=smoke,size=8,task={task},{_codebook(quantizer)}")
     config.update(_COMMON)
-    if quantizer != "fsq":
+    if "channels" in config.quantizer:
         config.quantizer.channels = 16
     if task == "depth":
         config.task.num_bins = 16

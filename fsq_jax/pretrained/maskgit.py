@@ -159,7 +159,8 @@ def tokenizer_config(
     elif len(levels) != channels:
         raise UserError(
             f"{path} has no codebook, so that it is of FSQ: give its {channels} levels, which the "
-            f"arrays do not tell (given: {tuple(levels) or 'none'}); a safetensors export does."
+            f"arrays do not tell (given: {tuple(levels) or 'none'}); a safetensors export does, "
+            "and is what quantizers without levels or codebook need."
         )
     model = _tokenizer(config)
     image = jnp.zeros((1, model.downsampling, model.downsampling, 3))

@@ -71,9 +71,10 @@ def codebook_entropy(logits_ND: jax.Array, group_bits: int) -> jax.Array:
     """
     p_NGb = jax.nn.sigmoid(logits_ND).reshape(logits_ND.shape[0], -1, group_bits)
     low_NGA, high_NGB = (_choices(p) for p in jnp.split(p_NGb, [group_bits // 2], axis=2))
-    mean_GAB = jnp.einsum(
-        "nga,ngb->gab", low_NGA, high_NGB, precision=jax.lax.Precision.HIGHEST
-    ) / len(logits_ND)
+    mean_GAB = (
+        jnp.einsum("nga,ngb->gab", low_NGA, high_NGB, precision=jax.lax.Precision.HIGHEST)
+        / logits_ND.shape[0]
+    )
     # The floor keeps a gradient of 0 * log 0 from being NaN. vector-quantize-pytorch has 1e-5 in
     # its place, more than a code's share where 2^17 are used alike: nothing there spreads them.
     return -jnp.sum(mean_GAB * jnp.log(jnp.maximum(mean_GAB, 1e-20)))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fsq_jax import quantizers
 from fsq_jax.formats import hub, weights_file
 from fsq_jax.pretrained import weights
 
@@ -102,7 +103,9 @@ def facts_for_hub(
         section["quantizer"] = {
             k: list(v) if isinstance(v, tuple) else v for k, v in config.quantizer.to_dict().items()
         }
-    known = {"library_name": "fsq_jax", "tags": ["jax", "flax", "fsq", config.stage]}
+    name = config.get("quantizer", config.get("stage_1", {}).get("quantizer")).name
+    tags = dict.fromkeys(["jax", "flax", "fsq", name, config.stage])
+    known = {"library_name": "fsq_jax", "tags": list(tags)}
     if results:
         measured = {}
         for name, result in sorted(results.items()):
@@ -126,8 +129,8 @@ def _unsaid(config) -> str:
     unsaid = {}
     if config.stage == "maskgit_tokenizer":
         unsaid = {"num_groups": config.model.num_groups}
-        if config.quantizer.name == "fsq":
-            unsaid["levels"] = tuple(config.quantizer.levels)
+        if levels := quantizers.levels(quantizers.of_config(config)):
+            unsaid["levels"] = levels
     if not unsaid:
         return ""
     listed = ", ".join(f"{name}={value}" for name, value in unsaid.items())

@@ -102,13 +102,13 @@ def guidance_for(guidance: float, stage_1: Stage1, size: int) -> float:
     """The strength of guidance that a config asks for; -1: the paper's for that tokenizer.
 
     Figure 4 found 0.2 best for FSQ and 0.1 for VQ, at 256 pixels; section 4.2, at 128 pixels,
-    states none, and none is taken for any other size.
+    states none, and none is taken for any other size or quantizer.
     """
     if guidance != -1:
         return guidance
     if size != 256:
         return 0.0
-    return 0.2 if stage_1.config.quantizer.name == "fsq" else 0.1
+    return {"fsq": 0.2, "vq": 0.1, "vq_ema": 0.1}.get(stage_1.config.quantizer.name, 0.0)
 
 
 def _make_init(models: MaskGIT, optimizer):
