@@ -263,20 +263,13 @@ def _quantizer(path, params, state, levels) -> dict:
     if state is None:
         if len(levels) != channels:
             raise UserError(
-                f"{path} has no state/dictionary, so that it is of FSQ: give its {channels} "
-                f"levels, which the arrays do not tell (given: {tuple(levels) or 'none'}); other "
-                "quantizers need a safetensors export."
+                f"{path} has no state/dictionary, so that it is of FSQ (a safetensors file tells): "
+                f"give its {channels} levels, which arrays don't (got: {tuple(levels) or 'none'})."
             )
         return {"name": "fsq", "levels": tuple(levels)}
     if levels:
         raise UserError(f"{path} has a dictionary, but {levels=} are for FSQ.")
-    kept = state["quantizer"]
-    if not {"dictionary", "counts"} <= kept.keys():
-        raise UserError(
-            f"{path} has no dictionary and counts, but {', '.join(sorted(kept))}; other quantizers "
-            "than vq_ema need a safetensors export."
-        )
-    dictionary, counts = (np.shape(kept[name]) for name in ("dictionary", "counts"))
+    dictionary, counts = (np.shape(state["quantizer"][name]) for name in ("dictionary", "counts"))
     if dictionary[1:] != (channels,) or counts != dictionary[:1]:
         raise UserError(
             f"{path}: a dictionary of shape {dictionary} and counts of {counts} are not of codes "

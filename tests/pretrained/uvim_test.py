@@ -105,7 +105,7 @@ def test_fsq_needs_its_levels(tmp_path):
     )
     path = written(tmp_path / "a.npz", model, {"depth": np.zeros((2, 16, 16), np.int32)})
     assert uvim.load_uvim_base(path, levels=(4, 3)).model == model
-    with pytest.raises(ValueError, match=r"no state/dictionary.*its 2 levels.*given: none"):
+    with pytest.raises(ValueError, match=r"no state/dictionary.*its 2 levels.*got: none"):
         uvim.load_uvim_base(path)
 
 
