@@ -49,6 +49,7 @@ class Method:
     scalar: bool = False
 
 
+TOKENS = 128 * 8 * 8  # of a step at scale=bench
 METHODS = {
     "fsq": Method("fsq", scalar=True),
     "fsq_noise": Method("fsq", {"noise": 0.5}, scalar=True),
@@ -56,13 +57,26 @@ METHODS = {
     "residual_fsq_norm": Method("residual_fsq", {"scaling": "layer_norm"}, scalar=True),
     "lfq": Method("lfq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
     "bsq": Method("bsq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
-    "vq": Method("vq"),
-    "vq_cosine": Method("vq", {"normalize": True}),
-    "vq_projected": Method("vq", {"codebook_channels": 8}),
-    "vq_rotation": Method("vq", {"gradient": "rotation"}),
-    "vq_ema": Method("vq_ema"),
+    "vq": Method("vq"),  # MaskGIT's
+    "vq_cosine": Method("vq", {"normalize": True}),  # MAGVIT's option of it
+    # LlamaGen's (arXiv 2406.06525), after ViT-VQGAN.
+    "vq_projected": Method(
+        "vq", {"codebook_channels": 8, "normalize": True, "entropy_weight": 0.0}
+    ),
+    # VQGAN's of arXiv 2410.06424.
+    "vq_rotation": Method("vq", {"gradient": "rotation", "entropy_weight": 0.0}),
+    "vq_ema": Method("vq_ema"),  # UViM's
+    # Running means as vector-quantize-pytorch has them by default. Its threshold of 2 tokens a step
+    # would have all words of a large codebook replaced in every step: see `tokenizer`.
     "vq_reseed": Method(
-        "vq_ema", {"split_threshold": 0.0, "reseed_threshold": 0.01}, {"reseed_threshold": (2.0,)}
+        "vq_ema",
+        {
+            "standardize": False,
+            "unit_words": False,
+            "momentum": 0.8,
+            "commitment_weight": 1.0,
+            "split_threshold": 0.0,
+        },
     ),
     "simvq": Method("simvq"),
 }
@@ -78,8 +92,11 @@ def codebook(method: str, bits: int) -> dict:
 def tokenizer(options: Options, method: str, bits: int, seed: int, **swept) -> Run:
     """A method's tokenizer, or one with another value of an argument."""
     changes = {**METHODS[method].changes, **swept}
-    suffix = "".join(f"_{name}-{value}" for name, value in changes.items())
     facts = codebook(method, bits) | ({"swept": dict(swept)} if swept else {})
+    if method == "vq_reseed":  # a quarter of what a word gets where all are used alike
+        changes["reseed_threshold"] = min(2.0, TOKENS / facts["size"] / 4)
+    suffix = "" if method == METHODS[method].quantizer else f"_{method}"
+    suffix += "".join(f"_{name}-{value}" for name, value in swept.items())
     changes = {f"quantizer.{name}": value for name, value in changes.items()}
     return maskgit_runs.tokenizer(options, facts, seed, changes, suffix)
 
@@ -136,7 +153,7 @@ def figure(found: Sequence[Entry]) -> Figure:
                     label=method.replace("_", " "),
                 )
         guides(axis, metric)
-        axis.set(title=title, xlabel="codebook size")
+        axis.set(title=title, xlabel="codebook size", xlim=(BITS[0] - 0.5, BITS[-1] + 0.5))
         axis.set_ylabel(tables.title(metric), fontsize=7)
         axis.set_xticks(BITS, [f"$2^{{{bits}}}$" for bits in BITS])
         if not axis.has_data():

@@ -29,13 +29,17 @@ def deviation(found: Sequence[Entry], metric: str) -> float | None:
 
 
 def against(found, method: str, other: str, metric: str, expected: int, least: int = 8) -> Finding:
-    """A method and another at each size from 2^least on; `expected` as of `claims.compare`."""
+    """A method and another at each size from 2^least on; `expected` as of `claims.compare`.
+
+    A size at which one of the two was not run is undecided.
+    """
     ours, theirs = spreads(found, method, metric), spreads(found, other, metric)
-    sizes = [b for b in BITS if b >= least and b in ours and b in theirs]
+    sizes = [b for b in BITS if b >= least]
     single = deviation(found, metric)
-    signs = [claims.compare(ours[b], theirs[b], single) for b in sizes]
-    text = "; ".join(f"2^{b}: {ours[b].text()} against {theirs[b].text()}" for b in sizes)
-    return claims.by_signs(signs, expected, text)
+    signs = [claims.compare(ours.get(b), theirs.get(b), single) for b in sizes]
+    both = [b for b in sizes if b in ours and b in theirs]
+    text = "; ".join(f"2^{b}: {ours[b].text()} against {theirs[b].text()}" for b in both)
+    return claims.by_signs(signs if both else [], expected, text)
 
 
 def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
@@ -46,13 +50,11 @@ def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
 def grows(found: Sequence[Entry], method: str) -> Finding:
     """A method's reconstruction distance from each size to the next."""
     metric = distance(found, "reconstruction")
-    means = spreads(found, method, metric)
-    single, sizes = deviation(found, metric), list(means)
-    signs = [
-        claims.compare(means[b], means[a], single) for a, b in zip(sizes, sizes[1:], strict=False)
-    ]
+    means, single = spreads(found, method, metric), deviation(found, metric)
+    pairs = zip(BITS, BITS[1:], strict=False)
+    signs = [claims.compare(means.get(large), means.get(small), single) for small, large in pairs]
     text = "; ".join(f"2^{bits}: {mean.text()}" for bits, mean in means.items())
-    return claims.by_signs(signs, -1, text)
+    return claims.by_signs(signs if len(means) > 1 else [], -1, text)
 
 
 def uses_all(found: Sequence[Entry], method: str) -> Finding:
