@@ -520,6 +520,7 @@ def three_steps(config) -> list[dict]:
         ("vq", "float32"),
         ("vq_ema", "float32"),
         ("simvq", "float32"),
+        ("lfq", "float32"),
         ("fsq", "bfloat16"),
     ],
 )

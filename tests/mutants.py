@@ -28,7 +28,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-LISTS = ("sampling", "training", "networks", "data")
+LISTS = ("sampling", "training", "networks", "quantizers", "data")
 HEAVY = (
     "jax",
     "flax.linen",

@@ -69,7 +69,8 @@ def test_every_quantizer_has_a_shell():
     assert set(SHELLS) == set(quantizers.QUANTIZERS.values())
 
 
-@pytest.mark.parametrize("name", CASES)
+# Of each quantizer one, and what draws or keeps more.
+@pytest.mark.parametrize("name", [*quantizers.QUANTIZERS, "fsq_noise", "residual_fsq_layer_norm"])
 def test_every_shell_equals_linen(name):
     case = CASES[name]
     linen, rngs = case.make(), nnx.Rngs(params=0, codebook=1)

@@ -98,9 +98,9 @@ class LFQ(nn.Module):
     entropy_bits: bits that share one mean choice, see `codebook_entropy`; 0 for all.
     commitment_weight: of mean (z - sg(code))^2.
 
-    The weights 0.1 and 0.25 are MAGVIT-v2's. vector-quantize-pytorch has no commitment loss unless
-    asked, the same 0.1, and the same temperature as inv_temperature=100; it takes the logarithm of
-    probabilities of at least 1e-5, and it has losses in training alone.
+    Weights and temperature are those of Open-MAGVIT2 (arXiv 2409.04410), MAGVIT-v2's code being
+    unpublished. vector-quantize-pytorch has the same temperature, as inv_temperature=100, and
+    entropy weight, no commitment loss unless asked, and losses in training alone.
     """
 
     codebook_size: int

@@ -329,6 +329,10 @@ PLANTED = {
                 "digits = jnp.round(codes * half + half).astype(jnp.int32)",
                 "digits = jnp.floor(codes * half + half).astype(jnp.int32)",
             ),
+            "noise of two levels": ("minval=-0.5, maxval=0.5", "minval=-1.0, maxval=1.0"),
+            "noise for each channel": ("(1,) * (raw.ndim - 1)", "raw.shape[1:]"),
+            "as many raw as perturbed": ("kind < 1.5 * noise", "kind < 2 * noise"),
+            "noise in evaluation": ("if train and self.noise", "if self.noise"),
         },
     ),
     "fsq_jax/tasks/depth.py": (

@@ -58,7 +58,7 @@ def test_agrees_with_vector_quantize_pytorch(name, levels, stages, groups):
     np.testing.assert_allclose(gradient * times, want["gradient"], rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("level, stages", [(2, 4), (3, 3), (4, 2), (5, 2)])
+@pytest.mark.parametrize("level, stages", [(2, 4), (5, 2)])
 def test_stages_are_one_grid_of_many_levels(level, stages):
     module = ResidualFSQ((level,), stages)
     codes = np.ravel(module.apply({}, np.arange(level**stages), method="indices_to_codes"))

@@ -1,12 +1,14 @@
 """From a config's quantizer=NAME to samples: trained, evaluated, exported, loaded, sampled.
 
-`python -m tests.quantizers.whole_path_test` walks it with every quantizer; the tests with two, one
-that has parameters and running state, one that has neither.
+`python -m tests.quantizers.whole_path_test` walks it with every quantizer, which takes minutes. The
+test takes the one that has both parameters and running state, and leaves out the training, of which
+tests/stages and tests/configs_test.py have some.
 """
 
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -20,12 +22,15 @@ from tests import tiny
 MORE = {"residual_fsq": {"quantizer.scaling": "layer_norm"}}
 
 
-def walk(name: str, folder: str) -> None:
-    """Raises where a stage I with this quantizer, or a stage II on it, isn't as it should be."""
+def walk(name: str, folder: str, make: Callable = train.train) -> None:
+    """Raises where a stage I with this quantizer, or a stage II on it, isn't as it should be.
+
+    make: (config, workdir) -> writes a run.
+    """
     changes = {"steps": 3, "checkpoint_every": 3, "loss.adversarial": 0.0} | MORE.get(name, {})
     config = tiny.tokenizer(changes, name)
     workdir, second = os.path.join(folder, "tokenizer"), os.path.join(folder, "transformer")
-    train.train(config, workdir)
+    make(config, workdir)
     run = runs.load(workdir)
     size = quantizers.of_config(config).codebook_size
     assert run.facts.codebook_size == size and run.facts.levels == quantizers.levels(
@@ -34,9 +39,9 @@ def walk(name: str, folder: str) -> None:
     said = describe.text(describe.describe(config))
     assert f"codes: {size} of {name}; 16 tokens an image" in said
 
+    evaluate.evaluate(workdir)
     values = metric_values(load_results(workdir))
     assert 0 < values["codebook/usage"] <= 1
-    evaluate.evaluate(workdir)
     assert os.path.exists(os.path.join(workdir, "codebook", "index.html"))
 
     # An export alone, without the workdir, gives the same pictures.
@@ -63,11 +68,11 @@ def walk(name: str, folder: str) -> None:
         with pytest.raises(ValueError, match="safetensors holds all"):
             export.export(workdir, "msgpack", os.path.join(folder, "msgpack"))
 
-    train.train(tiny.transformer(workdir, {"steps": 3, "num_classes": 0}), second)
-    for loaded in (runs.load(second), runs.load(second, file)):
-        labels = loaded.put({"label": np.arange(8, dtype=np.int32)})
-        drawn = jax.device_get(loaded.predict["sample"](loaded.state, labels, jax.random.key(0)))
-        assert drawn["tokens"].max() < size and np.isfinite(drawn["image"]).all()
+    make(tiny.transformer(workdir, {"steps": 3}), second)
+    loaded = runs.load(second, file)
+    labels = loaded.put({"label": np.arange(8, dtype=np.int32)})
+    drawn = jax.device_get(loaded.predict["sample"](loaded.state, labels, jax.random.key(0)))
+    assert drawn["tokens"].max() < size and np.isfinite(drawn["image"]).all()
 
 
 def trace_uvim(name: str) -> None:
@@ -80,10 +85,17 @@ def trace_uvim(name: str) -> None:
     jax.eval_shape(stage.predict["prediction"], state, batch, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ["residual_fsq", "lfq"])
-def test_the_whole_path(name, tmp_path):
-    walk(name, str(tmp_path))
-    trace_uvim(name)
+def test_the_whole_path(tmp_path):
+    walk("residual_fsq", str(tmp_path), tiny.untrained)
+    trace_uvim("residual_fsq")
+
+
+def test_both_families_hand_the_noise_its_key():
+    changes = {"quantizer.noise": 0.5}
+    for config in (tiny.tokenizer(changes | {"loss.adversarial": 0.0}), tiny.label_coder(changes)):
+        stage, batch = tiny.stage_of_shapes(config), blank_batch(config, 8)
+        state = jax.eval_shape(stage.init, jax.random.key(0), batch)
+        jax.eval_shape(stage.update, state, batch, jax.random.key(0))
 
 
 def main(names) -> None:
