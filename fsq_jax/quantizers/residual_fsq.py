@@ -109,6 +109,8 @@ class ResidualFSQ(nn.Module):
             raise UserError(
                 f"scaling={self.scaling!r} is unknown{did_you_mean(self.scaling, SCALINGS)}"
             )
+        if self.scaling == "levels":
+            _checked(tuple(n**self.num_stages for n in self.levels), 1)  # the one grid they make
         super().__post_init__()
 
     def setup(self):

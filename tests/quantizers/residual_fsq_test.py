@@ -207,6 +207,8 @@ def test_mistakes():
         GroupedFSQ((8, 1), 2)
     with pytest.raises(ValueError, match="must be a sequence of integers"):
         ResidualFSQ(8, 2)
+    with pytest.raises(ValueError, match=r"at most 1048576, but levels are \(1073741824,\)"):
+        ResidualFSQ((1024,), 3)
     with pytest.raises(ValueError, match="num_stages=0"):
         ResidualFSQ((8, 5), 0)
     with pytest.raises(ValueError, match="num_groups=0"):
