@@ -22,9 +22,10 @@ from fsq_jax.models.fused_attention import over_batch
 
 MOST_ROWS = 16
 _WEIGHTS = 2**13  # that a program of `row_product` takes
-_TILE = 64  # rows of weights, each of a part of an output's, that a program of `rows_product` takes
-_PROGRAMS = 128  # no fewer, where the outputs allow it: one for almost every processor of a GPU
-_STEPS = 4  # in which the inputs of a part are read where there is no norm
+_PROGRAMS = 128  # of `rows_product`, if outputs allow it: one for almost every processor of a GPU
+# {(inputs, outputs): (outputs of a program, parts of the inputs, warps, steps in which a part is
+# read)} of `rows_product`, where others than those of `_setting` were measured to be faster.
+_SETTINGS: dict[tuple[int, int], tuple[int, int, int, int]] = {}
 
 
 def row_product(
@@ -97,10 +98,14 @@ def _row_kernel(x_ref, weight_ref, *refs, names, gelu, epsilon):
 def in_parts(weight_IO: jax.Array) -> jax.Array:
     """Weights as `rows_product` reads them, [P, G T, C]: of each program, G parts of T outputs."""
     inputs, outputs = weight_IO.shape
-    few = 16 if outputs >= 16 * _PROGRAMS else 8
-    parts = _TILE // few
+    few, parts, _, _ = _setting(inputs, outputs)
     weight_PTGC = weight_IO.T.reshape(outputs // few, few, parts, inputs // parts)
-    return weight_PTGC.swapaxes(1, 2).reshape(outputs // few, _TILE, inputs // parts)
+    return weight_PTGC.swapaxes(1, 2).reshape(outputs // few, parts * few, inputs // parts)
+
+
+def _setting(inputs, outputs):
+    few = 16 if outputs >= 16 * _PROGRAMS else 8
+    return _SETTINGS.get((inputs, outputs), (few, 64 // few, 4, 4))
 
 
 def rows_product(
@@ -108,7 +113,7 @@ def rows_product(
     weight_PGTC: jax.Array,
     bias_O: jax.Array | None = None,
     *,
-    norm: bool = False,
+    sums_O: jax.Array | None = None,
     epsilon: float = 0.0,
     gelu: bool = False,
     residual_RO: jax.Array | None = None,
@@ -116,116 +121,122 @@ def rows_product(
 ) -> jax.Array:
     """gelu(layer_norm(x) @ weight + bias) + residual, [R, O], R at most `MOST_ROWS`.
 
-    weight_PGTC: of `in_parts`. What isn't asked for is left out. The norm is one without scale and
-    shift, which are the weights' and the bias's: `with_norm`. Widths: `takes_rows`.
+    weight_PGTC: of `in_parts`. What isn't asked for is left out. There is a norm where there are
+    `sums_O`; weights, bias and these are of `with_norm` then. Widths: `takes_rows`.
     """
-    options = {"bias": bias_O, "residual": residual_RO}
+    options = {"sums": sums_O, "bias": bias_O, "residual": residual_RO}
     arrays = {name: x for name, x in options.items() if x is not None}
-    call = _rows_call(tuple(arrays), norm, gelu, epsilon, interpret)
+    call = _rows_call(tuple(arrays), gelu, epsilon, interpret)
     return call(x_RI, weight_PGTC, *arrays.values())
 
 
 def with_norm(weight_IO, bias_O, norm):
-    """(weights, float32 bias) that give of normed rows what these give of scaled, shifted ones."""
+    """(weights, bias, sums of weights) with which rows are multiplied before their norm is known.
+
+    layer_norm(x) @ weight + bias = (x @ W - mean sums) / deviation + B. Bias and sums are float32.
+    The product of an x that isn't rounded once more is as exact as that of a normed one.
+    """
     scale_I, shift_I = (x.astype(jnp.float32) for x in norm)
     weight = weight_IO.astype(jnp.float32)
     shifted_O = jnp.matmul(shift_I, weight, precision="highest")
     bias_O = shifted_O if bias_O is None else shifted_O + bias_O
-    return (weight * scale_I[:, None]).astype(weight_IO.dtype), bias_O
+    weight = (weight * scale_I[:, None]).astype(weight_IO.dtype)
+    return weight, bias_O, weight.sum(0, dtype=jnp.float32)
 
 
 def takes_rows(width: int, hidden: int) -> bool:
-    """Whether `rows_product` can compute a block's products, of these widths of x and its MLP.
-
-    Those that have a norm are from `width` inputs, which are kept in registers.
-    """
+    """Whether `rows_product` can compute a block's products, of these widths of x and its MLP."""
     powers_of_2 = all(x & (x - 1) == 0 for x in (width, hidden))
     return powers_of_2 and 256 <= width <= 1024 and 256 <= hidden <= 4096
 
 
 @functools.cache  # one function for all layers, which JAX traces and lowers once
-def _rows_call(names, norm, gelu, epsilon, interpret):
+def _rows_call(names, gelu, epsilon, interpret):
     call = functools.partial(
-        _rows_pallas, names=names, norm=norm, gelu=gelu, epsilon=epsilon, interpret=interpret
+        _rows_pallas, names=names, gelu=gelu, epsilon=epsilon, interpret=interpret
     )
-    axes = {"bias": "o", "residual": "b o"}
+    axes = {"sums": "o", "bias": "o", "residual": "b o"}
     rule = ", ".join(["b i", "p t c", *(axes[name] for name in names)]) + " -> b o"
     return jax.jit(call if interpret else over_batch(call, rule))
 
 
 def _rows_pallas(x_RI, weight_PGTC, *arrays, interpret, **options):
     rows, inputs = x_RI.shape
-    programs, _, width = weight_PGTC.shape
+    programs, height, width = weight_PGTC.shape
     parts = inputs // width
-    tile = _TILE // parts
+    tile = height // parts
+    _, _, warps, steps = _setting(inputs, programs * tile)
+    steps = min(steps, max(1, width // 64))
     some = pl.BlockSpec((rows, tile), lambda p: (0, p))
-    specs = {"bias": pl.BlockSpec((tile,), lambda p: (p,)), "residual": some}
+    each = pl.BlockSpec((tile,), lambda p: (p,))
+    specs = {"sums": each, "bias": each, "residual": some}
     return pl.pallas_call(
-        functools.partial(_rows_kernel, rows=rows, **options),
+        functools.partial(_rows_kernel, rows=rows, steps=steps, **options),
         grid=(programs,),
         in_specs=[
             pl.BlockSpec((rows * parts, width), lambda p: (0, 0)),
-            pl.BlockSpec((None, _TILE, width), lambda p: (p, 0, 0)),
+            pl.BlockSpec((None, height, width), lambda p: (p, 0, 0)),
             *(specs[name] for name in options["names"]),
         ],
         out_specs=some,
         out_shape=jax.ShapeDtypeStruct((rows, programs * tile), x_RI.dtype),
         # For up to 8 rows there is memory for all steps and the one more that tensor cores ask for.
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=_STEPS + (rows <= 8)),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=steps + (rows <= 8)),
         interpret=interpret,
         name="rows_product",
     )(x_RI.reshape(rows * parts, width), weight_PGTC, *arrays)
 
 
-def _rows_kernel(x_ref, weight_ref, *refs, rows, names, norm, gelu, epsilon):
+def _rows_kernel(x_ref, weight_ref, *refs, rows, steps, names, gelu, epsilon):
     """The product of all parts of rows with all parts of outputs, of which equal ones count.
 
     So that the warps of a program share the reading of weights. The others cost little: tensor
-    cores wait for the weights.
+    cores wait for the weights. Nothing comes before the first of these, the norm's sums neither.
     """
     *refs, out_ref = refs
     refs = dict(zip(names, refs, strict=True))
-    width = x_ref.shape[1]
+    height, width = weight_ref.shape
     parts = x_ref.shape[0] // rows
-    tile = _TILE // parts
+    tile, step = height // parts, width // steps
     padded = 8 if rows <= 8 else MOST_ROWS
     inside_N1 = jnp.arange(padded)[:, None] < rows
 
-    def load_rows(ref, first, size, inside):
-        ref = ref.at[pl.ds(0, len(inside)), pl.ds(first, size)]
-        return plgpu.load(ref) if padded == rows else plgpu.load(ref, mask=inside, other=0.0)
+    def load(ref, mask):
+        return plgpu.load(ref) if padded == rows else plgpu.load(ref, mask=mask, other=0.0)
 
-    def load_x(first, size):
-        return load_rows(x_ref, first, size, jnp.arange(padded * parts)[:, None] < rows * parts)
+    # The parts of x, [G N, C]: rows are next to each other, so that a thread has all parts of one.
+    part, row = jnp.arange(parts * padded) // padded, jnp.arange(parts * padded) % padded
+    x_at, x_inside = (row * parts + part)[:, None], (row < rows)[:, None]
 
     # What comes after the product is on its way early, too.
-    bias_T = refs["bias"][...].astype(jnp.float32) if "bias" in names else 0.0
+    vectors = {name: refs[name][...].astype(jnp.float32) for name in names if name != "residual"}
     residual_NT = 0.0
     if "residual" in names:
-        residual_NT = load_rows(refs["residual"], 0, tile, inside_N1).astype(jnp.float32)
-    if norm:
-        weight = weight_ref[...]
-        x_NGC = load_x(0, width).astype(jnp.float32).reshape(padded, parts, width)
-        x_NGC -= x_NGC.sum(2).sum(1)[:, None, None] / (parts * width)
-        variance_N = (x_NGC * x_NGC).sum(2).sum(1) / (parts * width)
-        x_NGC *= jax.lax.rsqrt(variance_N + epsilon)[:, None, None]
-        x = x_NGC.astype(x_ref.dtype).reshape(padded * parts, width)
-        # True of all numbers. Without it the compiler has the norm wait for the weights.
-        weight = jnp.where(variance_N.sum() >= 0, weight, 0)
-        product = _times(weight, x)
-    else:
-        step = min(width, max(64, width // _STEPS))
+        residual_NT = load(refs["residual"].at[pl.ds(0, padded), :], inside_N1)
+        residual_NT = residual_NT.astype(jnp.float32)
 
-        def body(i, product):
-            weight = weight_ref[:, pl.ds(i * step, step)]
-            return product + _times(weight, load_x(i * step, step))
+    def body(i, carry):
+        product, sums = carry
+        weight = weight_ref[:, pl.ds(i * step, step)]
+        x = load(x_ref.at[x_at, (i * step + jnp.arange(step))[None]], x_inside)
+        if "sums" in names:
+            values = x.astype(jnp.float32)
+            sums = [sums[0] + values, sums[1] + values * values]
+        return product + _times(weight, x), sums
 
-        zeros = jnp.zeros((_TILE, padded * parts), jnp.float32)
-        product = jax.lax.fori_loop(0, width // step, body, zeros)
-    product = product.reshape(parts, tile, padded, parts)
-    first = jax.lax.broadcasted_iota(jnp.int32, product.shape, 0)
-    last = jax.lax.broadcasted_iota(jnp.int32, product.shape, 3)
-    out_NT = jnp.where(first == last, product, 0.0).sum(3).sum(0).T + bias_T
+    sums = [jnp.zeros((padded * parts, step), jnp.float32) for _ in range(2 * ("sums" in names))]
+    zeros = jnp.zeros((height, padded * parts), jnp.float32)
+    product, sums = jax.lax.fori_loop(0, steps, body, (zeros, sums))
+    product = product.reshape(parts, tile, parts, padded)
+    of_weight, of_x = (jax.lax.broadcasted_iota(jnp.int32, product.shape, i) for i in (0, 2))
+    out_NT = jnp.where(of_weight == of_x, product, 0.0).sum(2).sum(0).T
+    if "sums" in names:
+        means = [x.sum(1).reshape(parts, padded).sum(0) / (parts * width) for x in sums]
+        mean_N1, square_N1 = (x[:, None] for x in means)
+        rate_N1 = jax.lax.rsqrt(jnp.maximum(square_N1 - mean_N1 * mean_N1, 0.0) + epsilon)
+        out_NT = (out_NT - mean_N1 * vectors["sums"]) * rate_N1
+    if "bias" in names:
+        out_NT += vectors["bias"]
     if gelu:
         out_NT = jax.nn.gelu(out_NT, approximate=True)
     out_NT = (out_NT + residual_NT).astype(out_ref.dtype)

@@ -72,8 +72,8 @@ def _kernel_product(batch, model, layers):
                 matrix, bias = layer[name]
                 layer[name] = row_kernels.with_norm(matrix, bias, norm)
             for name in _PRODUCTS:
-                matrix, bias = layer[name]
-                layer[name] = row_kernels.in_parts(matrix), bias
+                matrix, *others = layer[name]
+                layer[name] = row_kernels.in_parts(matrix), *others
         return _rows_product
     return _product
 
@@ -165,13 +165,13 @@ def _row_product(x_1D, transposed, bias, *, norm=None, activate=False, residual=
     )
 
 
-def _rows_product(x_BD, parts, bias, *, norm=None, activate=False, residual=None):
+def _rows_product(x_BD, parts, bias, sums=None, *, norm=None, activate=False, residual=None):
     from fsq_jax.models import row_kernels
 
+    del norm  # is in the weights, the bias and the sums
     return row_kernels.rows_product(
-        x_BD, parts, bias, norm=norm is not None, epsilon=LN_EPSILON, gelu=activate,
-        residual_RO=residual,
-    )  # fmt: skip
+        x_BD, parts, bias, sums_O=sums, epsilon=LN_EPSILON, gelu=activate, residual_RO=residual
+    )
 
 
 def _append_and_read(qkv_B3HD, cache_B2HND, position, kernels):

@@ -36,10 +36,10 @@ def _row(x, weight, bias, norm, residual):
 
 @jax.jit
 def _rows(x, weight, bias, norm, residual):
-    options = dict(norm=True, epsilon=EPSILON, gelu=True, residual_RO=residual, interpret=True)
-    normed, shifted = lib.with_norm(weight, bias, norm)
+    options = dict(epsilon=EPSILON, gelu=True, residual_RO=residual, interpret=True)
+    normed, shifted, sums = lib.with_norm(weight, bias, norm)
     plain = lib.rows_product(x, lib.in_parts(weight), interpret=True)
-    return lib.rows_product(x, lib.in_parts(normed), shifted, **options), plain
+    return lib.rows_product(x, lib.in_parts(normed), shifted, sums_O=sums, **options), plain
 
 
 @pytest.mark.parametrize(
