@@ -274,8 +274,9 @@ def _read_dots_kernel(q_ref, k_ref, v_ref, out_ref, sum_ref, *, tile, tiles):
 
     def load(ref, first, inside_K):
         ref = ref.at[pl.ds(first, tile), :]
-        masked = dict(mask=inside_K[:, None], other=0.0) if keys % tile else {}
-        return plgpu.load(ref, **masked)
+        if keys % tile == 0:
+            return plgpu.load(ref)
+        return plgpu.load(ref, mask=inside_K[:, None], other=0.0)
 
     def body(index, carry):
         out_CD, highest_C, total_C = carry

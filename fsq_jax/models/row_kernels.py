@@ -26,6 +26,7 @@ _PROGRAMS = 128  # of `rows_product`, if outputs allow it: one for almost every 
 # {(inputs, outputs): (outputs of a program, parts of the inputs, warps, steps in which a part is
 # read)} of `rows_product`, where others than those of `_setting` were measured to be faster.
 _SETTINGS: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+_SUMS_IN_STEPS = False  # whether a norm's sums are added across threads in each step, or at last
 
 
 def row_product(
@@ -221,17 +222,20 @@ def _rows_kernel(x_ref, weight_ref, *refs, rows, steps, names, gelu, epsilon):
         x = load(x_ref.at[x_at, (i * step + jnp.arange(step))[None]], x_inside)
         if "sums" in names:
             values = x.astype(jnp.float32)
-            sums = [sums[0] + values, sums[1] + values * values]
+            sums = [a + added(b) for a, b in zip(sums, (values, values * values), strict=True)]
         return product + _times(weight, x), sums
 
-    sums = [jnp.zeros((padded * parts, step), jnp.float32) for _ in range(2 * ("sums" in names))]
+    added = (lambda x: x.sum(1)) if _SUMS_IN_STEPS else (lambda x: x)
+    shape = (padded * parts,) if _SUMS_IN_STEPS else (padded * parts, step)
+    sums = [jnp.zeros(shape, jnp.float32) for _ in range(2 * ("sums" in names))]
     zeros = jnp.zeros((height, padded * parts), jnp.float32)
     product, sums = jax.lax.fori_loop(0, steps, body, (zeros, sums))
     product = product.reshape(parts, tile, parts, padded)
     of_weight, of_x = (jax.lax.broadcasted_iota(jnp.int32, product.shape, i) for i in (0, 2))
     out_NT = jnp.where(of_weight == of_x, product, 0.0).sum(2).sum(0).T
     if "sums" in names:
-        means = [x.sum(1).reshape(parts, padded).sum(0) / (parts * width) for x in sums]
+        sums = sums if _SUMS_IN_STEPS else [x.sum(1) for x in sums]
+        means = [x.reshape(parts, padded).sum(0) / (parts * width) for x in sums]
         mean_N1, square_N1 = (x[:, None] for x in means)
         rate_N1 = jax.lax.rsqrt(jnp.maximum(square_N1 - mean_N1 * mean_N1, 0.0) + epsilon)
         out_NT = (out_NT - mean_N1 * vectors["sums"]) * rate_N1
