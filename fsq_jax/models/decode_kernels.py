@@ -21,12 +21,6 @@ from jax.experimental.pallas import triton as plgpu
 from fsq_jax.models.fused_attention import over_batch
 
 _PROGRAMS = 512  # that a read of all caches is cut into, to keep the whole GPU busy
-# Where others than those of `_tile` were measured to be faster: {R H: (keys of a tile, warps,
-# parts, stages)} of `read`, with tensor cores if there are stages, which bring the next tiles
-# while they multiply, and {R H: (keys of a tile, warps)} of `append_and_read`.
-_READ_SETTINGS: dict[int, tuple[int, int, int, int]] = {}
-_APPEND_SETTINGS: dict[int, tuple[int, int]] = {}
-_COPIES = 16  # of a query, which tensor cores multiply as rows
 _PROCESSORS = 128  # of a GPU, nearly: programs of `read_memory`, each of which fills one
 _MEMORY_TILE = 32  # positions of a memory that a program reads at a time
 _MEMORY_WARPS, _MEMORY_STAGES = 8, 3
@@ -74,16 +68,11 @@ def append_and_read(
 def _read_call(q_RHD, cache_R2HKD, *, interpret):
     (rows, heads, width), keys = q_RHD.shape, cache_R2HKD.shape[3]
     tile, warps = _tile(keys, rows * heads)
-    parts, kernel, stages = _PROGRAMS // (rows * heads), _read_kernel, None
-    if rows * heads in _READ_SETTINGS:
-        tile, warps, parts, stages = _READ_SETTINGS[rows * heads]
-        tile = min(tile, pl.next_power_of_2(keys))
-        kernel = _read_dots_kernel if stages else _read_kernel
-    parts = max(1, min(parts, pl.cdiv(keys, tile)))
+    parts = max(1, min(_PROGRAMS // (rows * heads), pl.cdiv(keys, tile)))
     tiles = pl.cdiv(pl.cdiv(keys, tile), parts)  # of a part
     parts = pl.cdiv(pl.cdiv(keys, tile), tiles)  # none without a key
     read_SRHD, sums_SRH = pl.pallas_call(
-        functools.partial(kernel, tile=tile, tiles=tiles),
+        functools.partial(_read_kernel, tile=tile, tiles=tiles),
         grid=(parts, heads, rows),
         in_specs=[
             pl.BlockSpec((None, None, width), lambda s, h, r: (r, h, 0)),
@@ -99,7 +88,7 @@ def _read_call(q_RHD, cache_R2HKD, *, interpret):
             ),
             jax.ShapeDtypeStruct((parts, rows, heads), jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages or None),
+        compiler_params=plgpu.CompilerParams(num_warps=warps),
         interpret=interpret,
         name="read_cache",
     )(q_RHD, cache_R2HKD, cache_R2HKD)
@@ -190,8 +179,7 @@ def _memory_kernel(q_ref, memory_ref, out_ref, sum_ref, *, tiles, scale):
 def _append_call(qkv_R3HD, cache_R2HKD, position_1, *, interpret):
     rows, _, heads, width = qkv_R3HD.shape
     keys = cache_R2HKD.shape[3]
-    tile, warps = _APPEND_SETTINGS.get(rows * heads, _tile(keys, rows * heads))
-    tile = min(tile, pl.next_power_of_2(keys))
+    tile, warps = _tile(keys, rows * heads)
     whole = pl.BlockSpec((None, 2, None, keys, width), lambda h, r: (r, 0, h, 0, 0))
     return pl.pallas_call(
         functools.partial(_append_kernel, tile=tile),
@@ -249,8 +237,6 @@ def _attend(q_D, load, tile, tiles, length, start):
         return out_D * shrink + read_D, above, total * shrink + jnp.sum(weights_K)
 
     first, end = tiles
-    if end is None:  # there is one tile
-        return body(first, start)
     return jax.lax.fori_loop(first, end, body, start)
 
 
@@ -268,40 +254,6 @@ def _read_kernel(q_ref, k_ref, v_ref, out_ref, sum_ref, *, tile, tiles):
     sum_ref[...] = (highest + jnp.log(total))[None]
 
 
-def _read_dots_kernel(q_ref, k_ref, v_ref, out_ref, sum_ref, *, tile, tiles):
-    keys, width = k_ref.shape
-    q_CD = jnp.broadcast_to(q_ref[...][None], (_COPIES, width))
-
-    def load(ref, first, inside_K):
-        ref = ref.at[pl.ds(first, tile), :]
-        if keys % tile == 0:
-            return plgpu.load(ref)
-        return plgpu.load(ref, mask=inside_K[:, None], other=0.0)
-
-    def body(index, carry):
-        out_CD, highest_C, total_C = carry
-        inside_K = index * tile + jnp.arange(tile) < keys
-        scores_CK = width**-0.5 * _dot(q_CD, load(k_ref, index * tile, inside_K).T)
-        scores_CK = jnp.where(inside_K[None], scores_CK, -jnp.inf)
-        above_C = jnp.maximum(highest_C, scores_CK.max(1))
-        weights_CK = jnp.exp(scores_CK - above_C[:, None])
-        shrink_C = jnp.exp(highest_C - above_C)
-        v_KD = load(v_ref, index * tile, inside_K)
-        out_CD = out_CD * shrink_C[:, None] + _dot(weights_CK.astype(v_KD.dtype), v_KD)
-        return out_CD, above_C, total_C * shrink_C + weights_CK.sum(1)
-
-    first = pl.program_id(0) * tiles
-    last = jnp.minimum(first + tiles, pl.cdiv(keys, tile))
-    start = (
-        jnp.zeros((_COPIES, width), jnp.float32),
-        jnp.full((_COPIES,), -jnp.inf, jnp.float32),
-        jnp.zeros((_COPIES,), jnp.float32),
-    )
-    out_CD, highest_C, total_C = jax.lax.fori_loop(first, last, body, start)
-    out_ref[...] = (out_CD / total_C[:, None]).max(0).astype(out_ref.dtype)
-    sum_ref[...] = (highest_C + jnp.log(total_C)).max(0)[None]
-
-
 def _append_kernel(qkv_ref, cache_ref, position_ref, out_ref, new_cache_ref, *, tile):
     position = position_ref[0]
     zero, one, two = (jnp.int32(i) for i in range(3))
@@ -315,8 +267,7 @@ def _append_kernel(qkv_ref, cache_ref, position_ref, out_ref, new_cache_ref, *, 
     # The token itself comes first, from registers: what is written below is not read here.
     score = jnp.sum(q_D * k_D.astype(jnp.float32))
     start = (v_D.astype(jnp.float32), score, jnp.float32(1))
-    several = tile < cache_ref.shape[1]
-    tiles = jnp.int32(0), jax.lax.div(position + tile - 1, tile) if several else None
+    tiles = (jnp.int32(0), jax.lax.div(position + tile - 1, tile))
     out_D, _, total = _attend(q_D, load, tile, tiles, position, start)
     out_ref[...] = (out_D / total).astype(out_ref.dtype)
     new_cache_ref[zero, position, :] = k_D

@@ -7,6 +7,11 @@ without tensor cores, which for 8 was slower than cuBLAS (13.9 and 21.3 images/s
 experiments/results/speed/h100/decode_kernels.jsonl); `rows_product` multiplies up to `MOST_ROWS`
 with them.
 
+In kernels.jsonl there 8 images decode at 27.5/s, which was 24.8 before the norm was taken out of the
+product (`with_norm`). A program had 16 of 4096 outputs then; with 32, two products took 13.1 and
+12.7 us rather than 13.9 (rows_product.jsonl, where a repeated one differs by up to 1.6). Nothing
+else that was tried there, of outputs, parts, warps and steps, was clearly faster.
+
 Shapes: R rows, one token each  N the rows and padding  I inputs and O outputs of a product
 P programs  T outputs of a program  G parts of the inputs  C inputs of a part
 """
@@ -23,10 +28,8 @@ from fsq_jax.models.fused_attention import over_batch
 MOST_ROWS = 16
 _WEIGHTS = 2**13  # that a program of `row_product` takes
 _PROGRAMS = 128  # of `rows_product`, if outputs allow it: one for almost every processor of a GPU
-# {(inputs, outputs): (outputs of a program, parts of the inputs, warps, steps in which a part is
-# read)} of `rows_product`, where others than those of `_setting` were measured to be faster.
-_SETTINGS: dict[tuple[int, int], tuple[int, int, int, int]] = {}
-_SUMS_IN_STEPS = False  # whether a norm's sums are added across threads in each step, or at last
+_TILE = 64  # outputs times parts of one of these, rows of what its tensor cores multiply
+_STEPS = 4  # in which its inputs are read
 
 
 def row_product(
@@ -99,14 +102,10 @@ def _row_kernel(x_ref, weight_ref, *refs, names, gelu, epsilon):
 def in_parts(weight_IO: jax.Array) -> jax.Array:
     """Weights as `rows_product` reads them, [P, G T, C]: of each program, G parts of T outputs."""
     inputs, outputs = weight_IO.shape
-    few, parts, _, _ = _setting(inputs, outputs)
+    few = max(x for x in (8, 16, 32) if x == 8 or x * _PROGRAMS <= outputs)
+    parts = _TILE // few
     weight_PTGC = weight_IO.T.reshape(outputs // few, few, parts, inputs // parts)
-    return weight_PTGC.swapaxes(1, 2).reshape(outputs // few, parts * few, inputs // parts)
-
-
-def _setting(inputs, outputs):
-    few = 16 if outputs >= 16 * _PROGRAMS else 8
-    return _SETTINGS.get((inputs, outputs), (few, 64 // few, 4, 4))
+    return weight_PTGC.swapaxes(1, 2).reshape(outputs // few, _TILE, inputs // parts)
 
 
 def rows_product(
@@ -135,14 +134,17 @@ def with_norm(weight_IO, bias_O, norm):
     """(weights, bias, sums of weights) with which rows are multiplied before their norm is known.
 
     layer_norm(x) @ weight + bias = (x @ W - mean sums) / deviation + B. Bias and sums are float32.
-    The product of an x that isn't rounded once more is as exact as that of a normed one.
+    The product of an x that isn't rounded once more is as exact as that of a normed one, if the
+    sums are those of the rounded weights, so that what all of x have in common cancels.
     """
     scale_I, shift_I = (x.astype(jnp.float32) for x in norm)
     weight = weight_IO.astype(jnp.float32)
     shifted_O = jnp.matmul(shift_I, weight, precision="highest")
     bias_O = shifted_O if bias_O is None else shifted_O + bias_O
-    weight = (weight * scale_I[:, None]).astype(weight_IO.dtype)
-    return weight, bias_O, weight.sum(0, dtype=jnp.float32)
+    kept = jnp.finfo(weight_IO.dtype)
+    # Not by `astype`, which XLA leaves out on a GPU where float32 comes before and after it.
+    weight = jax.lax.reduce_precision(weight * scale_I[:, None], kept.nexp, kept.nmant)
+    return weight.astype(weight_IO.dtype), bias_O, weight.sum(0)
 
 
 def takes_rows(width: int, hidden: int) -> bool:
@@ -163,26 +165,24 @@ def _rows_call(names, gelu, epsilon, interpret):
 
 def _rows_pallas(x_RI, weight_PGTC, *arrays, interpret, **options):
     rows, inputs = x_RI.shape
-    programs, height, width = weight_PGTC.shape
+    programs, _, width = weight_PGTC.shape
     parts = inputs // width
-    tile = height // parts
-    _, _, warps, steps = _setting(inputs, programs * tile)
-    steps = min(steps, max(1, width // 64))
-    some = pl.BlockSpec((rows, tile), lambda p: (0, p))
-    each = pl.BlockSpec((tile,), lambda p: (p,))
+    tile, steps = _TILE // parts, min(_STEPS, max(1, width // 64))
+    some = pl.BlockSpec((rows, tile), lambda i: (0, i))
+    each = pl.BlockSpec((tile,), lambda i: (i,))
     specs = {"sums": each, "bias": each, "residual": some}
     return pl.pallas_call(
         functools.partial(_rows_kernel, rows=rows, steps=steps, **options),
         grid=(programs,),
         in_specs=[
-            pl.BlockSpec((rows * parts, width), lambda p: (0, 0)),
-            pl.BlockSpec((None, height, width), lambda p: (p, 0, 0)),
+            pl.BlockSpec((rows * parts, width), lambda i: (0, 0)),
+            pl.BlockSpec((None, _TILE, width), lambda i: (i, 0, 0)),
             *(specs[name] for name in options["names"]),
         ],
         out_specs=some,
         out_shape=jax.ShapeDtypeStruct((rows, programs * tile), x_RI.dtype),
         # For up to 8 rows there is memory for all steps and the one more that tensor cores ask for.
-        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=steps + (rows <= 8)),
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=steps + (rows <= 8)),
         interpret=interpret,
         name="rows_product",
     )(x_RI.reshape(rows * parts, width), weight_PGTC, *arrays)
@@ -196,9 +196,8 @@ def _rows_kernel(x_ref, weight_ref, *refs, rows, steps, names, gelu, epsilon):
     """
     *refs, out_ref = refs
     refs = dict(zip(names, refs, strict=True))
-    height, width = weight_ref.shape
-    parts = x_ref.shape[0] // rows
-    tile, step = height // parts, width // steps
+    width, parts = x_ref.shape[1], x_ref.shape[0] // rows
+    tile, step = _TILE // parts, width // steps
     padded = 8 if rows <= 8 else MOST_ROWS
     inside_N1 = jnp.arange(padded)[:, None] < rows
 
@@ -222,20 +221,18 @@ def _rows_kernel(x_ref, weight_ref, *refs, rows, steps, names, gelu, epsilon):
         x = load(x_ref.at[x_at, (i * step + jnp.arange(step))[None]], x_inside)
         if "sums" in names:
             values = x.astype(jnp.float32)
-            sums = [a + added(b) for a, b in zip(sums, (values, values * values), strict=True)]
+            sums = [a + b for a, b in zip(sums, (values, values * values), strict=True)]
         return product + _times(weight, x), sums
 
-    added = (lambda x: x.sum(1)) if _SUMS_IN_STEPS else (lambda x: x)
-    shape = (padded * parts,) if _SUMS_IN_STEPS else (padded * parts, step)
-    sums = [jnp.zeros(shape, jnp.float32) for _ in range(2 * ("sums" in names))]
-    zeros = jnp.zeros((height, padded * parts), jnp.float32)
+    # Added over threads after the last step.
+    sums = [jnp.zeros((padded * parts, step), jnp.float32) for _ in range(2 * ("sums" in names))]
+    zeros = jnp.zeros((_TILE, padded * parts), jnp.float32)
     product, sums = jax.lax.fori_loop(0, steps, body, (zeros, sums))
     product = product.reshape(parts, tile, parts, padded)
     of_weight, of_x = (jax.lax.broadcasted_iota(jnp.int32, product.shape, i) for i in (0, 2))
     out_NT = jnp.where(of_weight == of_x, product, 0.0).sum(2).sum(0).T
     if "sums" in names:
-        sums = sums if _SUMS_IN_STEPS else [x.sum(1) for x in sums]
-        means = [x.reshape(parts, padded).sum(0) / (parts * width) for x in sums]
+        means = [x.sum(1).reshape(parts, padded).sum(0) / (parts * width) for x in sums]
         mean_N1, square_N1 = (x[:, None] for x in means)
         rate_N1 = jax.lax.rsqrt(jnp.maximum(square_N1 - mean_N1 * mean_N1, 0.0) + epsilon)
         out_NT = (out_NT - mean_N1 * vectors["sums"]) * rate_N1

@@ -56,6 +56,23 @@ def test_a_product_has_the_norm_before_and_bias_gelu_and_residual_after(
     np.testing.assert_allclose(plain, x @ weight, atol=2e-5)
 
 
+@pytest.mark.parametrize("offset", [0, 4])
+def test_rows_with_a_mean_are_multiplied_as_exactly(offset):
+    x, weight = (
+        jnp.asarray(a, jnp.bfloat16) for a in (_draw(8, 256) + offset, _draw(256, 64) / 16)
+    )
+    norm = 1 + _draw(256) / 10, _draw(256) / 10
+    normed, bias, sums = lib.with_norm(weight, None, norm)
+    np.testing.assert_allclose(sums, np.asarray(normed, np.float64).sum(0), atol=1e-5)
+    # Only this keeps XLA from adding up what was not rounded, which no CPU shows.
+    assert "reduce_precision" in str(jax.make_jaxpr(lib.with_norm)(weight, None, norm))
+    parts = lib.in_parts(normed)
+    got = lib.rows_product(x, parts, bias, sums_O=sums, epsilon=EPSILON, interpret=True)
+    expected = layer_norm(x.astype(jnp.float32), *norm, EPSILON) @ weight.astype(jnp.float32)
+    error = got.astype(jnp.float32) - expected
+    assert jnp.sqrt((error**2).mean() / (expected**2).mean()) < 0.003  # 2^-8 is 0.004
+
+
 def test_what_widths_a_product_takes():
     assert lib.takes(1024, 4096) and lib.takes(4096, 1024) and lib.takes(1024, 3072)
     assert not lib.takes(768, 1024) and not lib.takes(64, 100)
