@@ -7,10 +7,10 @@ without tensor cores, which for 8 was slower than cuBLAS (13.9 and 21.3 images/s
 experiments/results/speed/h100/decode_kernels.jsonl); `rows_product` multiplies up to `MOST_ROWS`
 with them.
 
-In kernels.jsonl there 8 images decode at 27.5/s, which was 24.8 before the norm was taken out of the
-product (`with_norm`). A program had 16 of 4096 outputs then; with 32, two products took 13.1 and
-12.7 us rather than 13.9 (rows_product.jsonl, where a repeated one differs by up to 1.6). Nothing
-else that was tried there, of outputs, parts, warps and steps, was clearly faster.
+In kernels.jsonl of that folder 8 images decode at 27.5/s, which was 24.8 before the norm was taken
+out of the product (`with_norm`). A program had 16 of 4096 outputs then; with 32, two products took
+13.1 and 12.7 us rather than 13.9 (rows_product.jsonl, where a repeated one differs by up to 1.6).
+Nothing else that was tried there, of outputs, parts, warps and steps, was clearly faster.
 
 Shapes: R rows, one token each  N the rows and padding  I inputs and O outputs of a product
 P programs  T outputs of a program  G parts of the inputs  C inputs of a part
