@@ -59,8 +59,9 @@ def _computations(text: str) -> tuple[str, dict]:
 
 def _size(shape: str, kind: str, started: bool):
     """Number of devices -> bytes of the arrays that a collective with a result of this shape works
-    on. Where it was only started the result has the operands in it, then what becomes of them."""
-    if started and kind != "all-reduce":
+    on. Where it was only started the result has the operands in it, then what becomes of them; but
+    for older XLA's all-reduces, whose operands and results are the same."""
+    if started and (kind != "all-reduce" or shape.startswith("((")):
         largest = max(map(_total, _members(shape)))
         return lambda _: largest
     whole = _total(shape)

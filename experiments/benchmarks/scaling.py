@@ -5,8 +5,9 @@ python -m experiments.benchmarks.scaling --out=experiments/results/speed/h100_x8
 Rows are named STAGE/PARALLEL/SCALING/GPUS[/processes][/FLAGS]: "data" holds all weights on each
 GPU, "fsdp" a part of them; under "weak" the batch grows with the GPUs, under "strong" it is held;
 with "processes" each GPU has a process of its own, as on several hosts. OUT/scaling.jsonl gets a
-line per row as it is done, OUT/scaling.md the table. What the file holds already is not measured
-again; --rows=PATTERN,... picks rows, --list prints their names.
+line per row as it is done, OUT/scaling.md the table and the names of those that weren't begun,
+because too little time was left. What the file holds already is not measured again;
+--rows=PATTERN,... picks rows, --list prints their names.
 
 Compiling takes most of the time, so that rows of a wave compile at once, and are then timed one
 after the other while nothing compiles. Those that choose kernels by trying them out (the first of a
@@ -15,6 +16,7 @@ stage) have their GPUs for themselves meanwhile; the others find what these chos
 
 import fnmatch
 import json
+import math
 import os
 import socket
 import tempfile
@@ -32,7 +34,6 @@ from fsq_jax.runtime.user_error import UserError
 
 AT_ONCE = 4  # rows of a wave
 TURN = 25.0  # seconds that are kept for each row of a wave, once it has compiled
-LEAST = 45.0  # with fewer left no wave is begun
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,18 @@ class Placed:
 
 
 def next_wave(
-    waiting: Sequence[Row], num_gpus: int, gib: float, at_once: int = AT_ONCE
+    waiting: Sequence[Row],
+    num_gpus: int,
+    gib: float,
+    at_once: int = AT_ONCE,
+    seconds: float = math.inf,
 ) -> list[Placed]:
     """The rows to begin together, the first that are waiting before others.
 
     No two that choose kernels are on one GPU, nor do they come with one that works meanwhile; none
-    comes with a row that is to be before it; and what those that wait for their turn hold leaves
-    room, in `gib` of a GPU, for the largest.
+    comes with a row that is to be before it; what those that wait for their turn hold leaves room,
+    in `gib` of a GPU, for the largest; and the `seconds` that are left are enough to compile the
+    slowest and for everyone's turn. None where that holds for no row.
     """
     wave, load, choosing = [], [0] * num_gpus, set()
     names = {row.name for row in waiting}
@@ -62,7 +68,8 @@ def next_wave(
         most = sum(r.held_gib for r in together) + max(r.gib - r.held_gib for r in together)
         full = wave and (len(wave) == at_once or most > gib)
         disturbs = choosing if not row.waits else row.chooses and not all(r.waits for r in together)
-        if not blocks or row.after in names or full or disturbs:
+        late = max(r.least for r in together) + TURN * len(together) > seconds
+        if not blocks or row.after in names or full or disturbs or late:
             continue
         block = min(blocks, key=lambda b: sum(load[i] for i in b))
         for device in block:
@@ -121,7 +128,8 @@ def run_wave(wave: Sequence[Placed], names: Sequence[str], cache: str, end: floa
     ]
     try:
         begin = time.monotonic()
-        limit = min(end - TURN * len(turns(wave)), begin + max(p.row.seconds for p in wave))
+        most = max(p.row.seconds for p in wave) if len(wave) > 1 else math.inf
+        limit = min(end - TURN * len(turns(wave)), begin + most)
         while time.monotonic() < limit and not all(s.ready for s in started):
             time.sleep(0.05)
         ready = [s.ready for s in started]
@@ -177,15 +185,22 @@ def main(argv) -> None:
     waiting = [row for row in rows if row.name not in done]
     with tempfile.TemporaryDirectory() as own:
         cache = os.path.abspath(options.cache or own)
-        while waiting and end - time.monotonic() > LEAST:
-            wave = next_wave(waiting, num_gpus, options.gib, options.at_once)
+        while wave := next_wave(
+            waiting, num_gpus, options.gib, options.at_once, end - time.monotonic()
+        ):
             waiting = [row for row in waiting if row not in [p.row for p in wave]]
             for row, result in run_wave(wave, names, cache, end):
                 apart.record(row.facts() | result, path)
-                with written_whole(os.path.join(options.out, "scaling.md")) as file:
-                    file.write(scaling_table.table(read(path)))
+                write_table(options.out, read(path))
+    write_table(options.out, read(path), [row.name for row in waiting])
     if waiting:
         print("not begun:", ", ".join(row.name for row in waiting))
+
+
+def write_table(out: str, lines: Sequence[dict], not_begun: Sequence[str] = ()) -> None:
+    """OUT/scaling.md."""
+    with written_whole(os.path.join(out, "scaling.md")) as file:
+        file.write(scaling_table.table(lines, not_begun))
 
 
 if __name__ == "__main__":

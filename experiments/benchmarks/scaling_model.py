@@ -1,37 +1,42 @@
 """Predicts how training scales beyond the GPUs that were measured: a model of the collectives.
 
-python -m experiments.benchmarks.scaling_model --measured=experiments/results/speed/h100_x2 \
+python -m experiments.benchmarks.scaling_model --measured=experiments/results/speed/h200_x2 \
+    --compiled=experiments/results/speed/h100/compiled.jsonl \
     --out=experiments/results/speed/scaling_predicted
 
 From `scaling`'s lines of a stage on one GPU and on several, the batch growing: a step on n devices
-takes what it took on one, and what the measured collectives of its program, timed by bandwidths,
-add. Of their time on the measured machine, the share is exposed that the measured step was longer
-by; what it was longer by beyond all of it stays as it is. OUT.json has the predictions with all
-assumptions, OUT.md the table. Nothing in them was run.
+takes what it took on one, and what the collectives of its program, timed by bandwidths, add. Of
+their time on the measured machine, the share is exposed that the measured step was longer by; what
+it was longer by beyond all of it is taken for work of the device. A stage that was measured on one
+GPU alone has its program's collectives from `compile_h100`, and all of their time is exposed.
+OUT.json has the predictions with all assumptions, OUT.md the table. Nothing in them was run.
 
 Among the GPUs of a host data goes over NVLink, between hosts over each GPU's own InfiniBand port,
 one after the other; TPUs are a torus, whose links all carry at once. Links reach the share of their
-stated bandwidth that collectives alone reached on the measured machine, where that was measured.
-TPUs are taken to reach the same share of their peak as the GPU. The batch of a device is that of
-the measurement, whether or not a smaller memory holds it.
+stated bandwidth that is usual, or the one that collectives alone reached on the measured machine:
+a prediction is made for either. TPUs are taken to reach the same share of their peak as the GPU.
+The batch of a device is that of the measurement, whether or not a smaller memory holds it.
 """
 
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from absl import app, flags
 
 from experiments.benchmarks.scaling import read
+from experiments.benchmarks.scaling_rows import KINDS
 from fsq_jax.runs.costs import PEAK_FLOPS
 from fsq_jax.runtime.files import write_json, written_whole
 from fsq_jax.runtime.user_error import UserError
 
 Collectives = Mapping[str, Mapping[str, float]]
 SIZES = (16, 64, 256, 1024)
-REACHED = 0.8  # of a link's stated bandwidth, where no collective was timed alone
+REACHED = (
+    0.8  # of a link's stated bandwidth: 370 of 450 GB/s, github.com/NVIDIA/nccl-tests/issues/212
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +66,7 @@ class Machine:
 
 
 # Hops are assumed: 5 and 10 microseconds of NCCL, 1 of a TPU's neighbour.
-MACHINES = (
-    Machine(
-        "H100, InfiniBand 400 Gb/s a GPU", "NVIDIA H100 80GB HBM3", 8, 450e9, 50e9, (5e-6, 10e-6),
-        80, 1024, "NVLink 900 GB/s both ways: nvidia.com/en-us/data-center/h100; a ConnectX-7 of "
-        "400 Gb/s each: docs.nvidia.com/dgx/dgxh100-user-guide",
-    ),
-    Machine(
-        "H100, Ethernet 100 Gb/s a GPU", "NVIDIA H100 80GB HBM3", 8, 450e9, 12.5e9, (5e-6, 20e-6),
-        80, 1024, "a quarter of the above, for a network that is no InfiniBand",
-    ),
+TPUS = (
     Machine(
         "TPU v4", "TPU v4", 4096, 300e9, 300e9, (1e-6, 1e-6), 32, 4096,
         "six links of 50 GB/s: Jouppi et al. 2023, arxiv.org/abs/2304.01433",
@@ -84,6 +80,22 @@ MACHINES = (
         "400 GB/s both ways a chip: docs.cloud.google.com/tpu/docs/v5e",
     ),
 )  # fmt: skip
+GIB = {"NVIDIA H100 80GB HBM3": 79, "NVIDIA H200": 140}
+
+
+def gpus(kind: str) -> tuple[Machine, Machine]:
+    """Machines of eight of these GPUs, JAX's name of them, with InfiniBand and without."""
+    name, nvlink = kind.split()[1], "NVLink 900 GB/s both ways: nvidia.com/en-us/data-center/h200"
+    return (
+        Machine(
+            f"{name}, InfiniBand 400 Gb/s a GPU", kind, 8, 450e9, 50e9, (5e-6, 10e-6), GIB[kind],
+            1024, f"{nvlink}; ConnectX-7 of 400 Gb/s: docs.nvidia.com/dgx/dgxh100-user-guide",
+        ),
+        Machine(
+            f"{name}, Ethernet 100 Gb/s a GPU", kind, 8, 450e9, 12.5e9, (5e-6, 20e-6), GIB[kind],
+            1024, "a quarter of the above, for a network that is no InfiniBand",
+        ),
+    )  # fmt: skip
 
 
 def collective_seconds(
@@ -135,7 +147,7 @@ class Fit:
     def step(self, collectives: float, slower: float = 1.0) -> float:
         """Seconds of a step whose collectives take so long; `slower`: times that a device takes
         of what the measured one does."""
-        return self.alone * slower + self.exposed * collectives + self.other
+        return (self.alone + self.other) * slower + self.exposed * collectives
 
 
 def fit(alone: float, together: float, collectives: float) -> Fit:
@@ -145,78 +157,135 @@ def fit(alone: float, together: float, collectives: float) -> Fit:
     return Fit(alone, exposed, longer - exposed * collectives)
 
 
-def reached(lines: Sequence[Mapping], machine: Machine) -> float:
-    """The share of the stated bandwidth that all-reduces had, where `scaling` timed them alone."""
-    for line in lines:
-        if "bus_gb_per_second" in line:
-            return line["bus_gb_per_second"]["all-reduce"] * 1e9 / machine.fast
-    return REACHED
+def reached(lines: Sequence[Mapping], machine: Machine) -> list[float]:
+    """Shares of the stated bandwidth to predict with, the lowest first: the usual one, and that of
+    all-reduces where `scaling` timed them alone."""
+    timed = [x["bus_gb_per_second"]["all-reduce"] for x in lines if "bus_gb_per_second" in x]
+    return sorted({REACHED, *(rate * 1e9 / machine.fast for rate in timed)})
 
 
-def predict(lines: Sequence[Mapping], measured_on: Machine = MACHINES[0]) -> list[dict]:
-    """All predictions from `scaling`'s lines of GPUs like those of `measured_on`."""
+def compiled_lines(lines: Sequence[Mapping]) -> list[dict]:
+    """Of `compile_h100`'s lines those of several GPUs with the batches of `scaling`'s rows, like
+    its lines but for times."""
+    found = []
+    for line in (x for x in lines if "collectives" in x and x["gpus"] > 1):
+        words = line["variant"].split()
+        for stage, kind in KINDS.items():
+            path, batch = kind.config.partition(",")[0], kind.batch * line["gpus"]
+            if words[0].startswith(f"{path}:") and f"batch_size={batch}" in words:
+                parallel = "fsdp" if "fsdp=True" in words else "data"
+                found.append(dict(line, stage=stage, parallel=parallel, batch_size=batch))
+    return found
+
+
+def predict(lines: Sequence[Mapping], compiled: Sequence[Mapping] = ()) -> list[dict]:
+    """All predictions from `scaling`'s lines of one kind of GPU, and from `compiled_lines` where
+    these have no line on several."""
     lines = [line for line in lines if "error" not in line]
     alone = {line["stage"]: line for line in lines if line["gpus"] == 1 and "step_ms" in line}
-    share, found = reached(lines, measured_on), []
-    together = [x for x in lines if x["scaling"] == "weak" and x["processes"] == 1]
-    for line in (x for x in together if not x["flags"] and x["stage"] in alone):
-        own = alone[line["stage"]]["step_ms"] / 1e3
-        sent = line["collectives"]
-        taken = collective_seconds(sent, line["gpus"], measured_on, share)
-        fitted = fit(own, line["step_ms"] / 1e3, taken)
-        for machine in MACHINES:
-            slower = PEAK_FLOPS[measured_on.kind] / PEAK_FLOPS[machine.kind]
-            for devices in (n for n in SIZES if n <= machine.most):
-                seconds = collective_seconds(sent, devices, machine, share)
-                step = fitted.step(seconds, slower)
-                found.append(
-                    {
-                        "stage": line["stage"],
-                        "parallel": line["parallel"],
-                        "machine": machine.name,
-                        "devices": devices,
-                        "batch_size": line["batch_size"] // line["gpus"] * devices,
-                        "step_ms": 1e3 * step,
-                        "collectives_ms": 1e3 * seconds,
-                        "images_per_second": line["batch_size"] / line["gpus"] * devices / step,
-                        "efficiency": own * slower / step,
-                        "exposed": fitted.exposed,
-                        "fits": line["peak_gib"] <= machine.gib,
-                    }
-                )
+    together = [
+        x
+        for x in lines
+        if (x["scaling"], x["processes"], x["flags"]) == ("weak", 1, "") and x["stage"] in alone
+    ]
+    known = {(x["stage"], x["parallel"]) for x in together}
+    together += [
+        x for x in compiled if (x["stage"], x["parallel"]) not in known and x["stage"] in alone
+    ]
+    found = []
+    for line in together:
+        measured_on, *_ = machines = (*gpus(alone[line["stage"]]["device"]), *TPUS)
+        for share in reached(lines, measured_on):
+            found += _of_line(line, alone[line["stage"]]["step_ms"] / 1e3, machines, share)
+    return found
+
+
+def _of_line(line: Mapping, alone: float, machines: Sequence[Machine], share: float) -> list[dict]:
+    """Predictions for a line of several of the first machine's GPUs; `alone`: seconds on one."""
+    measured_on, sent, own_batch = (
+        machines[0],
+        line["collectives"],
+        line["batch_size"] // line["gpus"],
+    )
+    taken = collective_seconds(sent, line["gpus"], measured_on, share)
+    measured = "step_ms" in line
+    fitted = fit(alone, line["step_ms"] / 1e3, taken) if measured else Fit(alone, 1.0, 0.0)
+    found = []
+    for machine in machines:
+        slower = PEAK_FLOPS[measured_on.kind] / PEAK_FLOPS[machine.kind]
+        for devices in (n for n in SIZES if n <= machine.most):
+            seconds = collective_seconds(sent, devices, machine, share)
+            step = fitted.step(seconds, slower)
+            found.append(
+                {
+                    "stage": line["stage"],
+                    "parallel": line["parallel"],
+                    "from": f"{line['gpus']} GPUs" if measured else "its program",
+                    "machine": machine.name,
+                    "devices": devices,
+                    "reached": share,
+                    "batch_size": own_batch * devices,
+                    "step_ms": 1e3 * step,
+                    "collectives_ms": 1e3 * seconds,
+                    "images_per_second": own_batch * devices / step,
+                    "efficiency": alone * slower / step,
+                    "exposed": fitted.exposed,
+                    "other_ms": 1e3 * fitted.other,
+                    "fits": line["peak_gib"] <= machine.gib,
+                }
+            )
     return found
 
 
 def table(predictions: Sequence[Mapping]) -> str:
-    """Markdown: efficiency, and images/s of the largest machine of SIZES."""
-    head = ("predicted", "weights", "machine", *(f"{n}" for n in SIZES), "images/s, most", "fits")
+    """Markdown: efficiency, and images/s of the largest machine of SIZES, the lowest and highest
+    over the shares of the links' bandwidth."""
+    head = ("predicted", "weights", "from", "machine", *(f"{n}" for n in SIZES))
+    head += ("images/s, most", "fits")
     rows = [head, tuple("---" for _ in head)]
-    for name in dict.fromkeys((p["stage"], p["parallel"], p["machine"]) for p in predictions):
-        own = [p for p in predictions if (p["stage"], p["parallel"], p["machine"]) == name]
-        by_size = {p["devices"]: f"{p['efficiency']:.1%}" for p in own}
-        last = own[-1]
-        most = f"{last['images_per_second']:,.0f} on {last['devices']}"
-        weights = {"data": "on each", "fsdp": "cut"}[name[1]]
-        cells = (by_size.get(n, "–") for n in SIZES)
-        rows.append((name[0], weights, name[2], *cells, most, "yes" if last["fits"] else "no"))
+
+    def name(prediction):
+        return tuple(prediction[key] for key in ("stage", "parallel", "from", "machine"))
+
+    for names in dict.fromkeys(map(name, predictions)):
+        own = [p for p in predictions if name(p) == names]
+        by_size = {n: [p for p in own if p["devices"] == n] for n in SIZES}
+        cells = [
+            _span((100 * p["efficiency"] for p in at), ".1f") + "%" if at else "–"
+            for at in by_size.values()
+        ]
+        most = own[-1]["devices"]
+        speeds = (float(f"{p['images_per_second']:.3g}") for p in by_size[most])
+        speed = f"{_span(speeds, ',.0f')} on {most}"
+        weights = {"data": "on each", "fsdp": "cut"}[names[1]]
+        fits = "yes" if own[-1]["fits"] else "no"
+        rows.append((names[0], weights, *names[2:], *cells, speed, fits))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _span(values: Iterable[float], form: str) -> str:
+    return "–".join(dict.fromkeys(format(value, form) for value in sorted(values)))
 
 
 def main(argv) -> None:
     del argv
     options = flags.FLAGS
     lines = read(os.path.join(options.measured, "scaling.jsonl"))
-    predictions = predict(lines)
+    compiled = compiled_lines(read(options.compiled)) if options.compiled else []
+    predictions = predict(lines, compiled)
     if not predictions:
         raise UserError(
-            f"{options.measured} has no stage on one GPU and, its batch grown, on more."
+            f"{options.measured} has no stage on one GPU and, its batch grown, on more; nor has "
+            f"--compiled={options.compiled} one's program on more."
         )
+    kinds = sorted({line["device"] for line in lines if "step_ms" in line})
+    machines = [machine for kind in kinds for machine in gpus(kind)] + [*TPUS]
     assumptions = {
         "measured": options.measured,
-        "devices": sorted({line["device"] for line in lines if "device" in line}),
-        "reached": reached(lines, MACHINES[0]),
-        "machines": [dataclasses.asdict(machine) for machine in MACHINES],
-        "peak_flops": {machine.kind: PEAK_FLOPS[machine.kind] for machine in MACHINES},
+        "compiled": options.compiled,
+        "reached": reached(lines, machines[0]),
+        "machines": [dataclasses.asdict(machine) for machine in machines],
+        "peak_flops": {machine.kind: PEAK_FLOPS[machine.kind] for machine in machines},
     }
     write_json(f"{options.out}.json", {"assumptions": assumptions, "predicted": predictions})
     with written_whole(f"{options.out}.md") as file:
@@ -226,5 +295,6 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("measured", None, "Folder with scaling.jsonl.", required=True)
+    flags.DEFINE_string("compiled", "", "File of compile_h100's lines, for what wasn't measured.")
     flags.DEFINE_string("out", None, "Name of the files, without .json and .md.", required=True)
     app.run(main)

@@ -1,5 +1,6 @@
 """The rows that `scaling` measures on a machine of so many GPUs, the most telling ones first."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ class Kind:
       steps: of a timed block.
       parallel: that a large training of it would take.
       held_gib, gib: of a GPU, while it waits for its turn and at most.
+      least: seconds that initial weights and compiling take at least, on one GPU, where kernels
+        are chosen, and on several, where they are known.
+      seconds: that they may take.
     """
 
     config: str
@@ -42,6 +46,8 @@ class Kind:
     parallel: str
     held_gib: float
     gib: float
+    least: tuple[float, float]
+    seconds: float = 200.0
 
     def variant(self, scale: str, parallel: str, batch: int, accumulate: int) -> str:
         """What `train_step` takes."""
@@ -51,12 +57,17 @@ class Kind:
         return f"{path}:{arguments} {sizes} {self.changes}".strip()
 
 
+# UViM's stage II under FSDP had not compiled after 121 s on two H200.
 KINDS = {
-    "tokenizer": Kind("configs/maskgit_tokenizer.py", "", 64, 2, 4, "data", 3, 24),
-    "uvim_lm": Kind("configs/uvim_lm.py,task=depth", "", 128, 4, 2, "fsdp", 10, 52),
-    "transformer": Kind("configs/maskgit_transformer.py", "--tokens", 256, 1, 4, "data", 5, 46),
+    "uvim_lm": Kind(
+        "configs/uvim_lm.py,task=depth", "", 128, 4, 2, "fsdp", 10, 52, (90, 120), math.inf
+    ),
+    "tokenizer": Kind("configs/maskgit_tokenizer.py", "", 64, 2, 4, "data", 3, 24, (80, 25)),
+    "transformer": Kind(
+        "configs/maskgit_transformer.py", "--tokens", 256, 1, 4, "data", 5, 46, (40, 20)
+    ),
     "uvim_base": Kind(
-        "configs/uvim_base.py,task=depth,quantizer=vq_ema", "", 32, 1, 4, "data", 5, 40
+        "configs/uvim_base.py,task=depth,quantizer=vq_ema", "", 32, 1, 4, "data", 5, 40, (40, 20)
     ),
 }
 SMOKE_BATCH = 8
@@ -75,7 +86,9 @@ class Row:
       after: a row that comes before it, whose kernels it takes from XLA's cache; "" for none.
       chooses: whether it tries kernels out, for which it wants its GPUs alone.
       waits: for its turn, when it has compiled; otherwise all of it runs while others compile.
-      seconds: that compiling may take, or all of it where it does not wait.
+      least: seconds without which it isn't begun, its turn not included.
+      seconds: that compiling may take, or all of it where it does not wait; beside other rows, for
+        alone it has what is left.
       held_gib, gib: of a GPU, while it waits and at most.
     """
 
@@ -91,6 +104,7 @@ class Row:
     after: str = ""
     chooses: bool = False
     waits: bool = True
+    least: float = 20.0
     seconds: float = 150.0
     held_gib: float = 4.0
     gib: float = 8.0
@@ -141,7 +155,8 @@ def step(
         flag,
         "" if gpus == 1 else f"{stage}/1",
         gpus == 1 or not same_kernels,
-        seconds=200.0 if gpus == 1 else 150.0,
+        least=0.0 if scale == "smoke" else kind.least[gpus > 1],
+        seconds=kind.seconds,
         held_gib=kind.held_gib,
         gib=kind.gib,
     )
@@ -174,21 +189,21 @@ def rows(num_gpus: int, scale: str = "paper", images: int = 50_000) -> list[Row]
     def steps(stages, *args, numbers=(most,), **settings) -> list[Row]:
         return [step(s, n, *args, scale=scale, **settings) for n in numbers for s in stages]
 
-    found = steps(KINDS, numbers=(1,))
     if not sizes:
-        return [*found, sampling(1, images, scale=scale)]
-    found += steps(("tokenizer", "uvim_lm", "transformer"), numbers=sizes)
+        return [*steps(KINDS, numbers=(1,)), sampling(1, images, scale=scale)]
+    found = steps(("uvim_lm", "tokenizer"), numbers=(1, *sizes))
+    found += steps(("transformer",), numbers=(1,))
     found += steps(("transformer",), "fsdp", numbers=sizes)
+    found += steps(("transformer",), numbers=sizes)
     found += steps(("tokenizer",), processes=most)
-    found.append(sampling(most, images, scale=scale))
+    found += [preempted(most, scale), sampling(most, images, scale=scale)]
     found.append(Row(f"links/{most}", "train_step", ("--one", "ceilings"), most, stage="links"))
-    found.append(preempted(most, scale))
-    found += steps(("uvim_base",), numbers=sizes)
-    found += steps(("transformer", "tokenizer"), "data", "strong", numbers=sizes)
     for flag in FLAGS:
         found += steps(("uvim_lm", "tokenizer"), flag=flag)
     for flag in FLAGS:
         found += steps(("transformer",), "fsdp", flag=flag)
+    found += steps(("uvim_base",), numbers=(1, *sizes))
+    found += steps(("transformer", "tokenizer"), "data", "strong", numbers=sizes)
     found += steps(("uvim_lm", "uvim_base"), scaling="strong", numbers=sizes)
     found += steps(("uvim_lm", "transformer"), processes=most)
     found.append(sampling(most, images, processes=most, scale=scale))
@@ -210,6 +225,7 @@ def preempted(gpus: int, scale: str) -> Row:
         stage="preempted",
         after="transformer/1",
         waits=False,
+        least=60.0,
         seconds=170.0,
         held_gib=0,  # it has ended before the others are timed
         gib=8,

@@ -72,11 +72,14 @@ def cells(lines: Sequence[Mapping], line: Mapping) -> tuple[str, ...]:
     )
 
 
-def table(lines: Sequence[Mapping]) -> str:
-    """Markdown of all lines of speeds, an error only where no later line took its place."""
+def table(lines: Sequence[Mapping], not_begun: Sequence[str] = ()) -> str:
+    """Markdown of all lines of speeds, an error only where no later line took its place, and the
+    rows that weren't begun, but for those with a line from another time."""
     last = {line["row"]: line for line in lines}
     speeds = [x for x in last.values() if "images_per_second" in x or "error" in x]
     rows = [HEAD, tuple("-" * 3 for _ in HEAD), *(cells(speeds, line) for line in speeds)]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     devices = sorted({x["device"] for x in speeds if "device" in x})
-    return f"{', '.join(devices) or 'No device'}\n\n{text}\n"
+    missing = [f"`{name}`" for name in not_begun if name not in last]
+    ending = f"\nNot begun: {', '.join(missing)}.\n" if missing else ""
+    return f"{', '.join(devices) or 'No device'}\n\n{text}\n{ending}"

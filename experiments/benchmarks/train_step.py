@@ -152,7 +152,8 @@ def count_flops(variant: str) -> float:
 def measure_ceilings() -> dict:
     """What the device reaches at best: TFLOP/s of a bfloat16 matrix product, TB/s of a copy; of
     several devices also GB/s of collectives, on the bus: as NCCL's own tests count them, bytes of
-    the whole array times 2 (n - 1) / n for an all-reduce and (n - 1) / n for the others."""
+    the whole array, `bus_mib` large, times 2 (n - 1) / n for an all-reduce and (n - 1) / n for the
+    others."""
     apart.wait_for_turn()
     large = jax.default_backend() == "gpu"
     n = 8192 if large else 512
@@ -162,10 +163,10 @@ def measure_ceilings() -> dict:
         "matmul_tflops": 2 * n**3 / _seconds(jax.jit(jnp.matmul), a, b) / 1e12,
         "copy_tb_per_second": 2 * x.nbytes / _seconds(jax.jit(lambda x: x + 1), x) / 1e12,
     }
-    if (devices := jax.device_count()) > 1:
-        found["bus_gb_per_second"] = _links(
-            sharding.make_mesh(), devices * 2 ** (25 if large else 15)
-        )
+    if jax.device_count() > 1:
+        elements = 2 ** (28 if large else 18)
+        found["bus_mib"] = 2 * elements / 2**20
+        found["bus_gb_per_second"] = _links(sharding.make_mesh(), elements)
     return found
 
 
@@ -178,7 +179,8 @@ def _links(mesh: jax.sharding.Mesh, elements: int) -> dict[str, float]:
         ("all-gather", lambda x: jax.lax.all_gather(x, "data", tiled=True), 1, whole, 1),
         ("reduce-scatter", lambda x: jax.lax.psum_scatter(x, "data", tiled=True), n, split, 1),
     ):
-        x = sharding.put(np.ones((copies * elements,), jnp.bfloat16), sharding.split_batch(mesh))
+        parts = sharding.split_batch(mesh)
+        x = jnp.ones((copies * elements,), jnp.bfloat16, device=parts)
         # Whether what is gathered is the same everywhere is not for it to find out.
         mapped = jax.shard_map(
             function, mesh=mesh, in_specs=split, out_specs=outputs, check_vma=False
@@ -188,11 +190,12 @@ def _links(mesh: jax.sharding.Mesh, elements: int) -> dict[str, float]:
 
 
 def _seconds(function, *arguments, repeats: int = 20) -> float:
-    jax.block_until_ready(function(*arguments))
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        out = function(*arguments)
-    jax.block_until_ready(out)
+    """Of a call, once results have memory: as many calls again go before those that are timed."""
+    for _ in range(2):
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            out = function(*arguments)
+        jax.block_until_ready(out)
     return (time.perf_counter() - begin) / repeats
 
 

@@ -6,9 +6,10 @@ import itertools
 import pytest
 
 from experiments.benchmarks import scaling_model as model
+from experiments.benchmarks import scaling_rows
 from fsq_jax.runs.costs import PEAK_FLOPS
 
-H100 = model.MACHINES[0]
+H100 = model.gpus("NVIDIA H100 80GB HBM3")[0]
 SENT = {
     "all-reduce": {"count": 3, "bytes": 2e8},
     "all-gather": {"count": 10, "bytes": 1.5e9},
@@ -73,6 +74,7 @@ def test_predictions_fall_with_the_devices_and_stay_below_all_of_them():
     found = model.predict(MEASURED)
     for name in {p["machine"] for p in found}:
         own = [p for p in found if p["machine"] == name]
+        assert {p["reached"] for p in own} == {model.REACHED}
         efficiencies = [p["efficiency"] for p in own]
         assert all(0 < b <= a <= 1 for a, b in itertools.pairwise(efficiencies))
         assert own[0]["batch_size"] == 64 * own[0]["devices"]
@@ -90,15 +92,52 @@ def test_only_plain_weak_rows_of_stages_that_ran_alone_are_read():
         line(2, 100.0, 64, SENT, scaling="strong"),
         line(2, 100.0, 64, SENT, stage="never_alone"),
         dict(stage="s", gpus=2, scaling="weak", error="out of memory"),
-        dict(stage="links", gpus=2, scaling="", bus_gb_per_second={"all-reduce": 360.0}),
     ]
     found = model.predict([*MEASURED, *others])
     assert {p["stage"] for p in found} == {"s"}
     assert len(found) == len(model.predict(MEASURED))
-    assert model.reached(others, H100) == pytest.approx(0.8)
+
+
+LINKS = dict(
+    stage="links", gpus=2, scaling="", processes=1, flags="", bus_gb_per_second={"all-reduce": 225}
+)
+
+
+def test_slower_links_than_usual_make_a_second_prediction():
+    found = model.predict([*MEASURED, LINKS])
+    slow, usual = ([p for p in found if p["reached"] == share] for share in (0.5, 0.8))
+    assert len(slow) == len(usual) == len(found) / 2
+    gpus = [(a, b) for a, b in zip(slow, usual, strict=True) if "H100" in a["machine"]]
+    assert all(a["efficiency"] < b["efficiency"] for a, b in gpus)
+    assert "–" in model.table(found).splitlines()[2]
+
+
+def test_what_was_not_measured_on_several_has_its_programs_collectives_all_exposed():
+    tokenizer = scaling_rows.KINDS["tokenizer"]
+    variants = [
+        tokenizer.variant("paper", parallel, batch, 2)
+        for parallel, batch in (("data", 128), ("fsdp", 128), ("data", 32))
+    ]
+    lines = [dict(variant=v, gpus=2, collectives=SENT, peak_gib=20.0) for v in variants]
+    compiled = model.compiled_lines([*lines, dict(variant=variants[0], gpus=2, error="none")])
+    assert [(x["stage"], x["parallel"]) for x in compiled] == [
+        ("tokenizer", "data"),
+        ("tokenizer", "fsdp"),
+    ]
+    own = [dict(x, stage="tokenizer") for x in MEASURED]
+    assert model.predict(own[1:], compiled) == []
+    measured = model.predict(own)
+    found = model.predict(own, compiled)  # data parallel was measured
+    assert found[: len(measured)] == measured
+    others = found[len(measured) :]
+    assert {(p["parallel"], p["from"], p["exposed"]) for p in others} == {
+        ("fsdp", "its program", 1.0)
+    }
+    first = others[0]
+    assert first["step_ms"] == pytest.approx(200 + first["collectives_ms"])
 
 
 def test_the_table_has_a_row_for_each_machine():
     rows = model.table(model.predict(MEASURED)).splitlines()
-    assert len(rows) == 2 + len(model.MACHINES)
+    assert len(rows) == 2 + 2 + len(model.TPUS)
     assert all("%" in row for row in rows[2:])

@@ -1,5 +1,6 @@
 """Rows of scaling: which run together, on which GPUs; what their lines are held against."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -55,8 +56,52 @@ def test_rows_that_choose_kernels_share_no_gpu_and_those_that_wait_leave_room():
         assert all(held - p.row.held_gib + p.row.gib <= 70 for p in wave)
         assert all(len(p.devices) == p.row.gpus for p in wave)
     first, second = ([p.row.name for p in wave] for wave in waves(2)[:2])
-    assert first == ["tokenizer/1", "uvim_lm/1", "links/2"]
-    assert second[:2] == ["transformer/1", "uvim_base/1"]
+    assert first == ["uvim_lm/1", "tokenizer/1", "links/2"]
+    assert second[:2] == ["uvim_lm/fsdp/weak/2", "tokenizer/data/weak/2"]
+
+
+def test_a_row_for_which_too_little_time_is_left_is_not_begun():
+    waiting = [scaling_rows.step("uvim_lm", 2), scaling_rows.step("tokenizer", 2)]
+    waiting = [dataclasses.replace(row, after="") for row in waiting]
+
+    def begun(seconds):
+        return [p.row.stage for p in scaling.next_wave(waiting, 2, 70.0, seconds=seconds)]
+
+    slow, quick = (row.least for row in waiting)
+    assert quick < slow
+    assert begun(slow + 2 * scaling.TURN) == ["uvim_lm", "tokenizer"]
+    assert begun(slow + scaling.TURN) == ["uvim_lm"]
+    assert begun(slow + scaling.TURN - 1) == ["tokenizer"]
+    assert begun(quick + scaling.TURN - 1) == []
+
+
+def test_a_row_that_is_alone_may_compile_until_its_turn(monkeypatch):
+    ended = []
+
+    class Slow:
+        ready = False
+
+        def __init__(self, *_, **__):
+            pass
+
+        def result(self, timeout):
+            ended.append(now[0])
+            return {"error": "not done"}
+
+        def close(self):
+            pass
+
+    now = [0.0]
+    clock = types.SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda _: now.__setitem__(0, now[0] + 1)
+    )
+    monkeypatch.setattr(scaling, "time", clock)
+    monkeypatch.setattr(scaling.apart, "Started", Slow)
+    row = dataclasses.replace(scaling_rows.step("tokenizer", 2), seconds=100.0)
+    for rows in ([row], [row, row]):
+        now[0] = 0.0
+        list(scaling.run_wave([scaling.Placed(r, (0, 1)) for r in rows], [], "c", 500.0))
+    assert ended == [500 - scaling.TURN, 100, 100]
 
 
 def test_those_on_other_gpus_are_timed_together():
@@ -118,6 +163,8 @@ def test_lines_are_held_against_one_gpu():
     # Of the same batch alone.
     assert [row["losses differ by"] for row in table] == ["", "", "1.0e-02 (1 GPUs)", ""]
     assert table[3]["images/s"] == "error: out of memory"
+    ending = scaling_table.table([*LINES, error], ["t/1", "t/2", "u/2"]).removeprefix(text)
+    assert ending.split() == ["Not", "begun:", "`t/2`,", "`u/2`."]
 
 
 PROGRAM = """
@@ -154,7 +201,12 @@ def test_rows_are_measured_on_simulated_devices_and_not_twice(tmp_path, monkeypa
     (line,) = map(json.loads, (tmp_path / "scaling.jsonl").read_text().splitlines())
     assert line["images_per_second"] > 0 and len(line["losses"]) == 3
     assert line["collectives"]["all-reduce"]["bytes"] > 1000
-    assert "transformer" in (tmp_path / "scaling.md").read_text()
+    options |= dict(rows=["uvim_base/1", "transformer/fsdp/*"], seconds=1)
+    monkeypatch.setattr(scaling.flags, "FLAGS", types.SimpleNamespace(**options))
+    scaling.main([])
+    assert len((tmp_path / "scaling.jsonl").read_text().splitlines()) == 1
+    text = (tmp_path / "scaling.md").read_text()
+    assert "| transformer | 2 | cut |" in text and "Not begun: `uvim_base/1`, " in text
 
 
 def test_rows_are_chosen_by_patterns_in_their_order():
@@ -192,6 +244,8 @@ PROGRAM_OF_TWO = """HloModule step
 
 ENTRY %main (x: f32[4,8]) -> f32[4,8] {
   %ar = f32[16]{0} all-reduce-start(%x), to_apply=%add
+  %ars = (f32[2]{0}, f32[3]{0}) all-reduce-start(%x, %y), to_apply=%add
+  %newer = ((f32[4]{0}), f32[4]{0}) all-reduce-start(%x), to_apply=%add, output_to_operand_aliasing={{1}: (0, {})}
   %loop = (s32[], f32[4,8]{1,0}) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %cond = f32[] conditional(%i, %q, %q), branch_computations={%branch.1, %branch.1}
 }
@@ -201,7 +255,7 @@ ENTRY %main (x: f32[4,8]) -> f32[4,8] {
 def test_collectives_of_a_program_are_counted_as_often_as_they_run():
     assert collectives.of_program(PROGRAM_OF_TWO, 2) == {
         "all-gather": {"count": 3, "bytes": 3 * (4 * 8 * 2 + 4 * 4)},
-        "all-reduce": {"count": 1, "bytes": 64},
+        "all-reduce": {"count": 3, "bytes": 64 + 20 + 16},
         "all-to-all": {"count": 3, "bytes": 3 * 24},
         "reduce-scatter": {"count": 2, "bytes": 2 * 8 * 4 * 2},
     }
