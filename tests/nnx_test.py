@@ -90,7 +90,7 @@ def test_every_shell_equals_linen(name):
     ours, linens = nnx.jit(both)(shell, z)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), ours, linens)
 
-    # A training call updates the state as Linen's does, in place, and draws anew every time.
+    # A training call updates the state as Linen's does, in place, and draws again every time.
     train = nnx.jit(lambda shell, z: shell(z, train=True).codes)
     first, second = train(shell, z), train(shell, z)
     changing = name in ("fsq_noise", "residual_fsq_layer_norm", "vq_ema")

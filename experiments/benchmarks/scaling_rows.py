@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-# What XLA is told in some rows; by default it combines up to 30 MiB and hides no latency.
+# What XLA is given in some rows; by default it combines up to 30 MiB and hides no latency.
 _THRESHOLDS = ("all_reduce", "all_gather", "reduce_scatter")
 
 
@@ -82,7 +82,7 @@ class Row:
       module, arguments: the program of `experiments.benchmarks` that measures it.
       gpus, processes: that it runs on and in.
       stage, parallel, scaling: what it is of; "" where that says nothing.
-      flags: of FLAGS, the name of what XLA is told; "" for its defaults.
+      flags: of FLAGS, the name of what XLA is given; "" for its defaults.
       after: a row that comes before it, whose kernels it takes from XLA's cache; "" for none.
       chooses: whether it tries kernels out, for which it wants its GPUs alone.
       waits: for its turn, when it has compiled; otherwise all of it runs while others compile.

@@ -119,7 +119,7 @@ def entropy_loss_in_blocks(
 
     The first takes each token's normaliser and entropy, the second the mean choice of each code.
     `least_N` are the distances of the nearest codes, which `nearest` has found.
-    The gradient computes each block anew, so that nothing of size N K is kept.
+    The gradient computes each block again, so that nothing of size N K is kept.
     """
     blocks = in_blocks(codebook_KD, z_ND.shape[0])
 

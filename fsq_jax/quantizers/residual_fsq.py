@@ -121,7 +121,7 @@ class ResidualFSQ(nn.Module):
         if self.scaling == "layer_norm":
             self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
             self.mean = self.variable(STATE, "mean", jnp.zeros, shape)
-            # Until the first steps have told more: each stage leaves a cell of its grid.
+            # Until the first steps are known: each stage leaves a cell of its grid.
             self.variance = self.variable(STATE, "variance", lambda: self._fineness() ** -2)
 
     @property

@@ -145,7 +145,7 @@ class EMAVectorQuantizer(Codebook):
 
     Where several calls make up a step, "codebook_batch" is made mutable instead: each call leaves
     its tokens' `counts` and `sums` there, and `after_step` takes what they add up to. For reseeding
-    each must be told which part of the step it is, by what `quantizers.part_of_step` gives.
+    each must know which part of the step it is, by what `quantizers.part_of_step` gives.
     """
 
     momentum: float = 0.995
