@@ -83,7 +83,6 @@ MEASUREMENTS = (
         f"configs/maskgit_transformer.py:{_FULL} model.num_heads=8 {_PLAIN}",
         130,
     ),
-    Measurement("fsq_layer", "fsq_layer", (), 90),
     step("ceilings", "ceilings", 45),
 )
 
