@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fsq_jax.models.layers import float32_product
+from fsq_jax.models.layers import float32_affine, float32_product
 from fsq_jax.runtime.sharding import whole
 
 _CHUNK = 16  # pixels at a time, so that neither B P X D nor B P X C values ever exist
@@ -59,7 +59,7 @@ def _sum_rows_bwd(dtype, residuals, grad_BPD):
     grad_BPD = grad_BPD.astype(dtype)
 
     def product(ids_BPx):
-        one_hot_BPxC = jax.nn.one_hot(ids_BPx, channels, dtype=dtype)
+        one_hot_BPxC = _one_hot(ids_BPx, channels, dtype)
         return jnp.einsum(
             "bpxc,bpd->xcd", one_hot_BPxC, grad_BPD, preferred_element_type=jnp.float32
         )
@@ -69,6 +69,17 @@ def _sum_rows_bwd(dtype, residuals, grad_BPD):
 
 
 sum_rows.defvjp(_sum_rows_fwd, _sum_rows_bwd)
+
+
+def _one_hot(ids, channels, dtype):
+    """`jax.nn.one_hot`; of 16 bits in pairs, which a GPU writes faster than one by one."""
+    if jnp.dtype(dtype).itemsize != 2 or channels % 2:
+        return jax.nn.one_hot(ids, channels, dtype=dtype)
+    one = jax.lax.bitcast_convert_type(jnp.ones((), dtype), jnp.uint16).astype(jnp.uint32)
+    word = jnp.where(ids & 1 == 0, one, one << 16)  # the first of a pair is in the lower half
+    is_pair = (ids >> 1)[..., None] == jnp.arange(channels // 2)
+    words = jax.lax.optimization_barrier(jnp.where(is_pair, word[..., None], 0))
+    return jax.lax.bitcast_convert_type(words, dtype).reshape(*ids.shape, channels)
 
 
 class LabelEmbedding(nn.Module):
@@ -108,5 +119,13 @@ class LabelHead(nn.Module):
         zeros, shape = nn.initializers.zeros, (self.channels, self.pixels)
         kernel_DCX = self.param("kernel", zeros, (x_BPD.shape[-1], *shape), jnp.float32)
         bias_CX = self.param("bias", zeros, shape, jnp.float32)
-        flat: Any = float32_product(x_BPD, kernel_DCX.reshape(x_BPD.shape[-1], -1), self.dtype)
-        return flat.reshape(*x_BPD.shape[:2], *shape) + bias_CX
+        width, lead = x_BPD.shape[-1], x_BPD.shape[:2]
+        if jnp.dtype(self.dtype) == jnp.float32:
+            product: Any = float32_product(x_BPD, kernel_DCX.reshape(width, -1), self.dtype)
+            return product.reshape(*lead, *shape) + bias_CX
+        # Channels last in memory: the loss sums over them.
+        kernel_DXC = kernel_DCX.astype(self.dtype).swapaxes(1, 2)
+        logits: Any = float32_affine(
+            x_BPD, kernel_DXC.reshape(width, -1), bias_CX.T.reshape(-1), self.dtype
+        )
+        return logits.reshape(*lead, self.pixels, self.channels).swapaxes(2, 3)

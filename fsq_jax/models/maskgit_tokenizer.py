@@ -57,29 +57,53 @@ def _group_norm_swish_fwd(x_BHWC, scale_C, bias_C, groups, epsilon):
 
 def _group_norm_swish_bwd(groups, epsilon, residuals, grad_BHWC):
     x_BHWC, scale_C, bias_C, mean_BC, inverse_BC = residuals
-
-    def slopes(x_BHWC, grad_BHWC):
-        """(gradient of the norm's output, the normed x), float32."""
-        x_BHWC = x_BHWC.astype(jnp.float32)
-        normed_BHWC = (x_BHWC - _over_pixels(mean_BC)) * _over_pixels(inverse_BC)
-        y_BHWC = normed_BHWC * scale_C + bias_C
-        gate_BHWC = jax.nn.sigmoid(y_BHWC)
-        slope_BHWC = gate_BHWC * (1 + y_BHWC * (1 - gate_BHWC))
-        return grad_BHWC.astype(jnp.float32) * slope_BHWC, normed_BHWC
-
-    slope_BHWC, normed_BHWC = slopes(x_BHWC, grad_BHWC)
-    sums_BC = slope_BHWC.sum((1, 2)), (slope_BHWC * normed_BHWC).sum((1, 2))
     if x_BHWC.dtype != jnp.float32:
-        # The barrier makes XLA compute the slope again rather than write it out in float32, which
-        # is twice the bytes of x.
-        sums_BC, *again = jax.lax.optimization_barrier((sums_BC, x_BHWC, grad_BHWC))
-        slope_BHWC, normed_BHWC = slopes(*again)
-    sum_BC, product_BC = sums_BC
+        return _half_bwd(groups, residuals, grad_BHWC)
+    normed_BHWC = (x_BHWC - _over_pixels(mean_BC)) * _over_pixels(inverse_BC)
+    slope_BHWC = _swish_bwd(normed_BHWC * scale_C + bias_C, grad_BHWC)
+    sum_BC, product_BC = slope_BHWC.sum((1, 2)), (slope_BHWC * normed_BHWC).sum((1, 2))
     pixels = x_BHWC.shape[1] * x_BHWC.shape[2]
     mean_slope_BC = _group_means(sum_BC * scale_C, pixels, groups)
     along_BC = _group_means(product_BC * scale_C, pixels, groups)
     grad_x_BHWC = slope_BHWC * scale_C - normed_BHWC * _over_pixels(along_BC)
     grad_x_BHWC = (grad_x_BHWC - _over_pixels(mean_slope_BC)) * _over_pixels(inverse_BC)
+    return grad_x_BHWC, product_BC.sum(0), sum_BC.sum(0)
+
+
+def _swish_bwd(y_BHWC, grad_BHWC):
+    gate_BHWC = jax.nn.sigmoid(y_BHWC)
+    return grad_BHWC * (gate_BHWC * (1 + y_BHWC * (1 - gate_BHWC)))
+
+
+def _half_bwd(groups, residuals, grad_BHWC):
+    """The same for a GPU: few operations and registers for a value, few sums for many values."""
+    x_BHWC, scale_C, bias_C, mean_BC, inverse_BC = residuals
+    mul_BC = inverse_BC * scale_C
+    add_BC = bias_C - mean_BC * mul_BC
+
+    def slopes(x_BHWC, grad_BHWC):
+        x_BHWC = x_BHWC.astype(jnp.float32)
+        y_BHWC = x_BHWC * _over_pixels(mul_BC) + _over_pixels(add_BC)
+        return _swish_bwd(y_BHWC, grad_BHWC.astype(jnp.float32)), x_BHWC
+
+    def partial_sums(v_BHWC):
+        """Of 16 rows each: XLA itself would take one row, and start on the next ones too often."""
+        batch, height, _, channels = v_BHWC.shape
+        return v_BHWC.reshape(batch, height // math.gcd(height, 16), -1, channels).sum(2)
+
+    slope_BHWC, x32_BHWC = slopes(x_BHWC, grad_BHWC)
+    sums = partial_sums(slope_BHWC), partial_sums(slope_BHWC * x32_BHWC)
+    # Behind the barrier the slope is computed again rather than written out in float32, which is
+    # twice the bytes of x, and the partial sums stay what they are.
+    sums, x_BHWC, grad_BHWC = jax.lax.optimization_barrier((sums, x_BHWC, grad_BHWC))
+    sum_BC, raw_BC = (partial.sum(1) for partial in sums)
+    product_BC = inverse_BC * (raw_BC - mean_BC * sum_BC)
+    pixels = x_BHWC.shape[1] * x_BHWC.shape[2]
+    mean_slope_BC = _group_means(sum_BC * scale_C, pixels, groups)
+    along_BC = inverse_BC * _group_means(product_BC * scale_C, pixels, groups)
+    slope_BHWC, x32_BHWC = slopes(x_BHWC, grad_BHWC)
+    grad_x_BHWC = slope_BHWC * _over_pixels(mul_BC) - x32_BHWC * _over_pixels(inverse_BC * along_BC)
+    grad_x_BHWC += _over_pixels(inverse_BC * (mean_BC * along_BC - mean_slope_BC))
     return grad_x_BHWC.astype(x_BHWC.dtype), product_BC.sum(0), sum_BC.sum(0)
 
 

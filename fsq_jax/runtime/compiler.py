@@ -36,3 +36,13 @@ def compiler_options() -> dict[str, bool | int]:
         return {}
     options = {"xla_gpu_enable_triton_gemm": False}
     return options | ({"xla_gpu_autotune_level": 0} if _absent.get() else {})
+
+
+def training_options() -> dict[str, bool | int]:
+    """`compiler_options` of a training step.
+
+    Products that read one array stay apart: joined, those of queries, keys and values would have
+    no biases added as they are written, and their gradients would first be written side by side.
+    """
+    options = compiler_options()
+    return options | ({"xla_gpu_dot_merger_threshold_mb": 0} if options else {})
