@@ -4,11 +4,14 @@ Both sides are summed into one loss, with gradients stopped where one network mu
 other's loss, and XLA merges the forward passes that the two share.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from fsq_jax.metrics import losses
+from fsq_jax.models.discriminator import logits_and_slopes, logits_twice
 from fsq_jax.stages import optim
 
 
@@ -35,14 +38,12 @@ def contest(weights, discriminator, params, images, reconstruction, lecam, step)
       lecam: averages of the logits before this step, a `LecamState`.
       step: updates made so far.
     """
-    stop = jax.lax.stop_gradient
-    real = discriminator.apply({"params": params}, images)
-    fake = discriminator.apply({"params": params}, stop(reconstruction))
-    fooled = discriminator.apply({"params": stop(params)}, reconstruction)
-
+    real_side: Any = _real_side(weights, discriminator, params, images, step)
+    fake_side: Any = logits_twice(discriminator, params, reconstruction)
+    (real, r1_B), (fake, fooled) = real_side, fake_side
     generator = losses.generator_loss(fooled).mean()
     critic = losses.discriminator_loss(real, fake).mean()
-    r1 = _lazy_r1(weights, discriminator, params, images, step)
+    r1 = weights.r1 * weights.r1_every * r1_B.mean()
     lecam_B = losses.lecam(real, fake, lecam)
 
     # Before its start step a network's share is nothing.
@@ -62,15 +63,18 @@ def contest(weights, discriminator, params, images, reconstruction, lecam, step)
     return total, metrics
 
 
-def _lazy_r1(weights, discriminator, params, images, step):
-    """R1 at every `r1_every`-th step, that much stronger (StyleGAN2's lazy regularisation)."""
+def _real_side(weights, discriminator, params, images, step):
+    """(logits, R1's squared norms) of real images; the latter at every `r1_every`-th step, else 0
+    (StyleGAN2's lazy regularisation)."""
 
-    def penalty():
-        logits = lambda x: discriminator.apply({"params": params}, x)  # noqa: E731
-        return weights.r1 * weights.r1_every * losses.r1_penalty(logits, images).mean()
+    def plain():
+        return discriminator.apply({"params": params}, images), jnp.zeros(len(images))
+
+    def with_r1():
+        return logits_and_slopes(discriminator, params, images)
 
     if weights.r1 == 0:
-        return jnp.zeros(())
+        return plain()
     if weights.r1_every == 1:
-        return penalty()
-    return jax.lax.cond(step % weights.r1_every == 0, penalty, lambda: jnp.zeros(()))
+        return with_r1()
+    return jax.lax.cond(step % weights.r1_every == 0, with_r1, plain)

@@ -39,6 +39,30 @@ def test_gradient_is_that_of_the_one_hot_product(dtype, atol):
     np.testing.assert_allclose(ours, expected, atol=atol)
 
 
+@pytest.mark.parametrize("channels", [4, 5])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_one_hot_ids_of_any_type(channels, dtype):
+    one_hot = label_patches.one_hot(IDS, channels, dtype)
+    assert one_hot.dtype == dtype
+    np.testing.assert_array_equal(one_hot, IDS[..., None] == np.arange(channels))
+
+
+def test_gradient_of_the_head_is_that_of_a_dense_layer():
+    x, weight = RNG.normal(size=(B, P, D)), RNG.normal(size=(B, P, C, X))
+    shapes = {"kernel": (D, C, X), "bias": (C, X)}
+    params = {n: RNG.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+
+    def gradients(head):
+        value = lambda params, x: (head.apply({"params": params}, x) * weight).sum()  # noqa: E731
+        return jax.grad(value, (0, 1))(params, x.astype(np.float32))
+
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0.03, atol=0.3),
+        gradients(label_patches.LabelHead(C, X, jnp.bfloat16)),
+        gradients(nn.DenseGeneral((C, X))),
+    )
+
+
 def test_head_starts_at_zero_and_is_a_dense_layer():
     x = RNG.normal(size=(B, P, D)).astype(np.float32)
     head = label_patches.LabelHead(C, X)

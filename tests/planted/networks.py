@@ -33,17 +33,27 @@ PLANTED = {
     "fsq_jax/models/discriminator.py": (
         TOKENIZER,
         {
-            "a residual sum is not divided": ("(skip + y) / math.sqrt(2)", "skip + y"),
-            "another slope": ("nn.leaky_relu(x, 0.2)", "nn.leaky_relu(x, 0.1)"),
+            "a residual sum is not divided": ("(a + b) / math.sqrt(2)", "a + b"),
+            "another slope": ("x, 0.2 * x", "x, 0.1 * x"),
             "another blur": (
                 "before + 3 * (even + odd) + after) / 8",
                 "before + 2 * (even + odd) + after) / 6",
             ),
             "the shortcut is not blurred": (
-                "use_bias=False)(pool(x_BHWC))",
-                "use_bias=False)(nn.avg_pool(x_BHWC, (2, 2), (2, 2)))",
+                "use_bias=False)(pool(values))",
+                "use_bias=False)(tuple(nn.avg_pool(x, (2, 2), (2, 2)) for x in values))",
             ),
-            "a layer is linear": ("x = _leaky_relu(conv(4)(x))", "x = conv(4)(x)"),
+            "a layer is linear": ("values = _leaky_relu(values)", "values = tuple(values)"),
+            "the critic's loss trains the generator": (
+                "grad_images * (of_images_B / of_params_B)[:, None, None, None]",
+                "grad_images",
+            ),
+            "the generator's loss trains the critic": (
+                "of_params_B, of_images_B = grads",
+                "of_params_B, of_images_B = sum(grads), grads[1]",
+            ),
+            "R1's gradient is halved": ("+ 2 * grad_squared_B", "+ grad_squared_B"),
+            "biases learn from all alike": ("grad, scale_B @ sums_BC", "grad, sums_BC.sum(0)"),
         },
     ),
     "fsq_jax/models/maskgit_tokenizer.py": (

@@ -11,11 +11,6 @@ PLANTED = {
     "fsq_jax/stages/adversarial.py": (
         TOKENIZER,
         {
-            "the critic's loss trains the generator": ("stop(reconstruction)", "reconstruction"),
-            "the generator's loss trains the critic": (
-                '{"params": stop(params)}',
-                '{"params": params}',
-            ),
             "rare R1 is no stronger": ("weights.r1 * weights.r1_every *", "weights.r1 *"),
             "R1 is halved": (
                 "weights.r1 * weights.r1_every *",
@@ -26,8 +21,8 @@ PLANTED = {
                 "step % weights.r1_every == 1",
             ),
             "R1 of reconstructions": (
-                "penalty(logits, images).mean()",
-                "penalty(logits, 1 - images).mean()",
+                "logits_and_slopes(discriminator, params, images)",
+                "logits_and_slopes(discriminator, params, 1 - images)",
             ),
             "R1 is left out": ("critic + r1 + weights.lecam", "critic + weights.lecam"),
             "the adversarial weight is ignored": (
