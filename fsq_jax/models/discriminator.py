@@ -262,6 +262,7 @@ def _logits_twice_fwd(model, params, images_BHWC):
 
 
 def _logits_twice_bwd(model, pull, grads):
+    del model  # `pull` knows it
     of_params_B, of_images_B = grads
     # Something to divide by, too small to be seen in a sum over examples.
     tiny = jnp.where(of_params_B < 0, -1e-20, 1e-20)

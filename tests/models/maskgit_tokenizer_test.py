@@ -5,7 +5,8 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from fsq_jax.models.maskgit_tokenizer import GroupNorm, Tokenizer, average_pool, upsample
+from fsq_jax.models.group_norm import GroupNorm
+from fsq_jax.models.maskgit_tokenizer import Tokenizer, average_pool, upsample
 from fsq_jax.quantizers.fsq import FSQ
 from fsq_jax.quantizers.vq import VectorQuantizer
 from tests.tiny import random_variables

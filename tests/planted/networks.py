@@ -64,8 +64,11 @@ PLANTED = {
                 "False else x_BHWC",
             ),
             "pixels are dropped, not averaged": (".mean((2, 4))", ".max((2, 4))"),
-            "another epsilon": ("epsilon: float = 1e-6", "epsilon: float = 1e-2"),
         },
+    ),
+    "fsq_jax/models/group_norm.py": (
+        TOKENIZER,
+        {"another epsilon": ("epsilon: float = 1e-6", "epsilon: float = 1e-2")},
     ),
     "fsq_jax/models/maskgit_transformer.py": (
         TRANSFORMER,
