@@ -158,7 +158,7 @@ def test_lines_for_people():
     assert "1,000,000 steps of 512 = 512,000,000 examples, 399.6 epochs\n" in text
     assert "codes: 1,000 of fsq; 256 tokens an image, 319 bytes\n" in text
     assert "time: 1.48 days" in text
-    assert "a step: 675.09 TFLOP, 1318.5 GFLOP an image" in text
+    assert "a step: 628.87 TFLOP, 1228.3 GFLOP an image" in text
     table = describe.arrays(tiny.tokenizer())
     assert "decoder" in table and "Total" in table
 
