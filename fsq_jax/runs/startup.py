@@ -19,7 +19,7 @@ from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.predictor import compiled
 from fsq_jax.runtime import checkpoint, liveness, outputs, sharding, workdir_lock
 from fsq_jax.runtime.batch_random_init import batch_random_init
-from fsq_jax.runtime.compiler import training_options
+from fsq_jax.runtime.compiler import compiler_options
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
@@ -154,7 +154,7 @@ def compiled_update(config, stage: Stage, mesh: jax.sharding.Mesh, shardings: Tr
     return jax.jit(
         with_more_metrics(stage.update, config),
         donate_argnums=0,
-        compiler_options=training_options(),
+        compiler_options=compiler_options(stage.gpu_options),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
 

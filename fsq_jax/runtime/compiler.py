@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +25,10 @@ def made_for(absent: Any) -> Iterator[None]:
         _absent.reset(token)
 
 
-def compiler_options() -> dict[str, bool | int]:
+def compiler_options(of_gpu: Mapping[str, int] | None = None) -> dict[str, bool | int]:
     """Options for `jax.jit` on the devices at hand, or for those of `made_for`.
+
+    `of_gpu`: those that a program has of its own on a GPU, such as `Stage.gpu_options`.
 
     On a GPU all matrix products go to cuBLAS, which adds biases and residuals as it writes, and
     computes GELU in float32 there (`models.layers.gelu`). With Triton's products to choose from,
@@ -34,15 +36,5 @@ def compiler_options() -> dict[str, bool | int]:
     """
     if device().platform != "gpu":
         return {}
-    options = {"xla_gpu_enable_triton_gemm": False}
+    options = {"xla_gpu_enable_triton_gemm": False, **(of_gpu or {})}
     return options | ({"xla_gpu_autotune_level": 0} if _absent.get() else {})
-
-
-def training_options() -> dict[str, bool | int]:
-    """`compiler_options` of a training step.
-
-    Products that read one array stay apart: joined, those of queries, keys and values would have
-    no biases added as they are written, and their gradients would first be written side by side.
-    """
-    options = compiler_options()
-    return options | ({"xla_gpu_dot_merger_threshold_mb": 0} if options else {})

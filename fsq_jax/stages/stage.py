@@ -70,6 +70,7 @@ class Stage:
       frozen: host arrays (or shapes) that the loop puts on the devices as `TrainState.frozen`.
       recorded: {dotted config key: value} that belong into the run's config.json: what the stage
         was made with, and must be made with again when the run is resumed.
+      gpu_options: XLA's options for a program of `update` on a GPU.
     """
 
     init: Callable
@@ -78,6 +79,7 @@ class Stage:
     facts: StageFacts
     frozen: PyTree = None
     recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    gpu_options: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def first_state(

@@ -128,6 +128,10 @@ def make(config) -> Stage:
         update=_make_update(config, coder, optimizer),
         predict=_make_predict(coder),
         facts=facts_of(config, coder.model),
+        # Products that read one array stay apart: joined, those of queries, keys and values would
+        # have no biases added as they are written, and their gradients would first be written side
+        # by side.
+        gpu_options={"xla_gpu_dot_merger_threshold_mb": 0},
     )
 
 
