@@ -57,7 +57,7 @@ DATA = "fashion_mnist"
 WEIGHTS = "export/model.safetensors"
 # Images a second of one H100 (experiments/results/speed/h100), at 256 px; a quarter of the pixels
 # takes a quarter of the time.
-PAPER_SPEED = {"tokenizer": 263.0, "transformer": 1_167.0}
+PAPER_SPEED = {"tokenizer": 289.0, "transformer": 1_167.0}
 PAPER_IMAGES = {
     128: {"tokenizer": 500_000 * 256, "transformer": 1_000_000 * 256},
     256: {"tokenizer": 1_000_000 * 512, "transformer": 2_500_000 * 256},

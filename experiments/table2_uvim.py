@@ -92,7 +92,7 @@ BASE = {
     "evals.codebook.every": 6_000,
 }
 # Images a second of one H100 (experiments/results/speed/h100).
-PAPER_SPEED = {"base": 236.0, "lm": 132.0}
+PAPER_SPEED = {"base": 272.0, "lm": 134.0}
 PAPER_IMAGES = {
     "base": {"depth": 47_584 * 200, "colorization": 1_277_071 * 100, "panoptic": 114_191 * 1000},
     "lm": {"depth": 47_584 * 50, "colorization": 1_277_071 * 50, "panoptic": 114_191 * 200},

@@ -136,7 +136,11 @@ def log_sum_exp(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def online_log_sum_exp(x: jax.Array) -> jax.Array:
-    """`jax.nn.logsumexp` over the last axis, in one pass; how much it gains is not measured yet."""
+    """`jax.nn.logsumexp` over the last axis, in one pass.
+
+    Among the changes from 1,088 to 942 ms a step of UViM's stage I: uvim_base_step.jsonl in
+    experiments/results/speed/h100.
+    """
     return _online_fwd(x)[0]
 
 

@@ -88,6 +88,7 @@ def add_bias(x: jax.Array, bias_C: jax.Array, scale_B: jax.Array | None) -> jax.
 
     The barriers keep XLA from writing scaled biases out for cuDNN to add, and from summing up the
     bias's gradient while it writes that of x, which takes longer than both do apart.
+    Among the changes that `logits_and_slopes` names.
     """
     bias_C = bias_C.astype(x.dtype)
     if scale_B is None:
@@ -215,7 +216,8 @@ def logits_and_slopes(
 
     Both have gradients by `params` alone, which one backward pass finds: what it is for slopes s
     is there already, and l logits + c |s|^2 of an image x have the gradient that `linear` has of
-    l x + 2 c s. How much a step gains by it is not measured yet.
+    l x + 2 c s. Among the changes from 1,991 to 1,770 ms a step: tokenizer_step.jsonl in
+    experiments/results/speed/h100.
     """
     values: Any = _logits_and_slopes_fwd(model, params, images_BHWC)[0]
     return values

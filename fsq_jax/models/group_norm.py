@@ -21,7 +21,7 @@ def group_norm_swish(
 
     Float32 sums of x and x^2 in one pass over x make one multiply-add of the normalisation. The
     backward pass keeps x alone, and reads it and the gradient twice. Among the changes from 2013 to
-    1950 ms a step: tokenizer_step.jsonl in experiments/results/speed/h100 and its before/.
+    1770 ms a step: tokenizer_step.jsonl in experiments/results/speed/h100 and its before/.
     """
     return _group_norm_swish_fwd(x_BHWC, scale_C, bias_C, groups, epsilon)[0]
 

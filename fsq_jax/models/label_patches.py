@@ -74,7 +74,8 @@ sum_rows.defvjp(_sum_rows_fwd, _sum_rows_bwd)
 def one_hot(ids: jax.Array, channels: int, dtype) -> jax.Array:
     """`jax.nn.one_hot`; of 16 bits in pairs, which a GPU writes faster than one by one.
 
-    How much a step gains by it is not measured yet.
+    Writing them takes 11 of the 942 ms of a step, where it took 21 of 1,088 (kernels.jsonl and
+    uvim_base_step.jsonl in experiments/results/speed/h100).
     """
     if jnp.dtype(dtype).itemsize != 2 or channels % 2:
         return jax.nn.one_hot(ids, channels, dtype=dtype)

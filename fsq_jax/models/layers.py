@@ -75,6 +75,8 @@ def float32_affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype) -> j
 
     The barriers keep XLA from writing the bias out in full for cuBLAS to add, and from summing up
     the bias's gradient while it writes that of the product, which takes longer than both do apart.
+    Among the changes from 1,088 to 942 ms a step: uvim_base_step.jsonl in
+    experiments/results/speed/h100.
     """
     product = jax.lax.optimization_barrier(float32_product(x, kernel, dtype))
     return product + bias

@@ -1,7 +1,7 @@
 """The contest of a tokenizer and its discriminator: GAN losses, R1 and LeCam.
 
-Both sides are summed into one loss, with gradients stopped where one network must not feel the
-other's loss, and XLA merges the forward passes that the two share.
+Both sides are summed into one loss, of which each network feels its own side alone
+(`models.discriminator.logits_twice`).
 """
 
 from typing import Any

@@ -1,8 +1,7 @@
 """MaskGIT stage I: an autoencoder around a quantizer, trained against a discriminator.
 
 Generator and discriminator are updated at once, from one forward pass: both losses are summed
-into one, with gradients stopped where one network must not feel the other's loss, and XLA merges
-the forward passes that the two halves share.
+into one, of which each network feels its own side alone.
 """
 
 from typing import Any
