@@ -19,7 +19,7 @@ from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.predictor import compiled
 from fsq_jax.runtime import checkpoint, liveness, outputs, sharding, workdir_lock
 from fsq_jax.runtime.batch_random_init import batch_random_init
-from fsq_jax.runtime.compiler import compiler_options
+from fsq_jax.runtime.compiler import compiler_options, no_garbage_collection
 from fsq_jax.runtime.progress import log
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import differing_keys, load_config, save_config
@@ -171,7 +171,8 @@ def with_more_metrics(update: Callable, config) -> Callable:
         if "skipped" in batch:
             more["skipped_records"] = batch["skipped"].sum()
         rows = {name: value for name, value in batch.items() if name != "skipped"}
-        state, metrics = update(state, rows, key)
+        with no_garbage_collection():
+            state, metrics = update(state, rows, key)
         return state, {**metrics, **more}
 
     return update_and_more
@@ -186,7 +187,8 @@ def how_to_go_on(workdir: str) -> str:
 
 def abstract_state(config, stage: Stage, batch) -> TrainState:
     """The state's shapes, of which nothing is allocated."""
-    return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
+    with no_garbage_collection():
+        return jax.eval_shape(stage.init, jax.random.key(config.seed), batch)
 
 
 def check_encoder(config, workdir: str) -> None:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from fsq_jax.runtime.compiler import no_garbage_collection
+
 _PICKS = ("slice", "dynamic_slice", "gather", "squeeze", "reshape", "unstack")  # key of keys
 
 
@@ -28,7 +30,8 @@ def batch_random_init(function: Callable) -> Callable:
     """
 
     def batched(*args):
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        with no_garbage_collection():
+            closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         program, values = closed.jaxpr, jax.tree.leaves(args)
         known = dict(zip(program.constvars, closed.consts, strict=True))
         known |= dict(zip(program.invars, values, strict=True))

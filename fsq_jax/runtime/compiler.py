@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import gc
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,3 +39,18 @@ def compiler_options(of_gpu: Mapping[str, int] | None = None) -> dict[str, bool 
         return {}
     options = {"xla_gpu_enable_triton_gemm": False, **(of_gpu or {})}
     return options | ({"xla_gpu_autotune_level": 0} if _absent.get() else {})
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """For the body of a large function that JAX traces: nothing is collected meanwhile.
+
+    A program's millions of small objects stay, and Python looks through them again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
