@@ -11,8 +11,6 @@ import os
 import pathlib
 import shutil
 import socket
-import subprocess
-import sys
 import types
 
 import jax
@@ -30,7 +28,7 @@ from fsq_jax.runs.config import parse_overrides
 from fsq_jax.runtime import workdir_lock
 from fsq_jax.runtime.metric_writer import MetricWriter
 from fsq_jax.scoring import protocols
-from tests import tiny
+from tests import programs, tiny
 
 
 def train_with(at, changes, **more):
@@ -773,23 +771,11 @@ PROGRAMS = {
 
 
 def test_programs_end_with_a_sentence_and_status_1():
-    environment = {k: v for k, v in os.environ.items() if k != "FSQ_JAX_TRACEBACK"}
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", f"fsq_jax.{program}", *options],
-            cwd=tiny.ROOT,
-            text=True,
-            env=environment | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for name, ((program, *options), _) in PROGRAMS.items()
-    }
-    for name, process in processes.items():
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 1, (name, said)
-        (line,) = said.strip().splitlines()
-        assert line.startswith("Error: ") and PROGRAMS[name][1] in line, said
+    for name, ((program, *options), sentence) in PROGRAMS.items():
+        done = programs.run(f"fsq_jax.{program}", *options, FSQ_JAX_TRACEBACK="")
+        assert done.returncode == 1, (name, done.stderr)
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("Error: ") and sentence in line, done.stderr
 
 
 def test_samples_are_written_where_it_was_said(trained, tmp_path):

@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 import time
 
 import jax
@@ -15,7 +12,7 @@ from configs import maskgit_tokenizer, maskgit_transformer, uvim_base, uvim_lm
 from fsq_jax import describe
 from fsq_jax.runs import costs
 from fsq_jax.runtime import sharding
-from tests import tiny
+from tests import programs, tiny
 
 CONFIGS = {"tokenizer": maskgit_tokenizer, "transformer": maskgit_transformer}
 
@@ -164,21 +161,13 @@ def test_lines_for_people():
 
 
 def test_json_of_the_program():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fsq_jax.describe",
-            "--json",
-            "--gpus=2",
-            "--images_per_second=10",
-            "--config=configs/maskgit_transformer.py:scale=smoke,quantizer=vq,codebook_size=64",
-            "--config.steps=100",
-        ],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    done = programs.run(
+        "fsq_jax.describe",
+        "--json",
+        "--gpus=2",
+        "--images_per_second=10",
+        "--config=configs/maskgit_transformer.py:scale=smoke,quantizer=vq,codebook_size=64",
+        "--config.steps=100",
     )
     assert done.returncode == 0, done.stderr
     described = json.loads(done.stdout)

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import ml_collections
@@ -125,31 +123,6 @@ def untrained(config, workdir) -> str:
     checkpoints.save(state, {"position": 0}, {})
     checkpoints.close()
     return str(workdir)
-
-
-def start(program, config, folder, workdir, **environment) -> subprocess.Popen:
-    """Starts a Python program with --config and --workdir.
-
-    Args:
-      program: arguments of the interpreter, such as ["-m", "fsq_jax.train"].
-      config: handed over as a config file in `folder`.
-      folder, workdir: paths.
-      environment: over the present one; one simulated device by default.
-    """
-    save_config(folder, config)
-    file = pathlib.Path(folder, "config.py")
-    file.write_text(
-        "from fsq_jax.runtime.workdir import load_config\n\n\n"
-        f"def get_config():\n    return load_config({str(folder)!r})\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, *program, f"--config={file}", f"--workdir={workdir}"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | ONE_DEVICE | environment,
-    )
 
 
 def lines(workdir, split=None) -> list[dict]:

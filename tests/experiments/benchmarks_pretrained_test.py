@@ -1,15 +1,12 @@
 """The benchmark of published pairs runs, and its full-size networks are MaskGIT's."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import pretrained
-from tests import tiny
+from tests import programs, tiny
 
 
 def test_networks_are_maskgits():
@@ -27,20 +24,13 @@ def test_networks_are_maskgits():
 
 def test_program_writes_a_line_a_dtype(tmp_path):
     out = tmp_path / "pretrained.jsonl"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.benchmarks.pretrained",
-            "--smoke",
-            "--batches=1",
-            "--num_steps=2",
-            f"--out={out}",
-        ],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | tiny.ONE_DEVICE,
+    done = programs.run(
+        "experiments.benchmarks.pretrained",
+        "--smoke",
+        "--batches=1",
+        "--num_steps=2",
+        f"--out={out}",
+        **tiny.ONE_DEVICE,
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]

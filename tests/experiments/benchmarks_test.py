@@ -1,14 +1,11 @@
 """The benchmark times the very step that is trained, of any variant that its line can name."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from experiments.benchmarks import train_step
-from tests import tiny
+from tests import programs, tiny
 
 TRANSFORMER = (
     "configs/maskgit_transformer.py:scale=smoke,size=16 model.depth=1 model.width=16 "
@@ -37,22 +34,15 @@ def test_flops_do_not_depend_on_remat_but_on_what_the_batch_holds():
 
 def test_program_records_what_runs_and_what_fails(tmp_path):
     out = tmp_path / "speed.jsonl"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.benchmarks.train_step",
-            "--blocks=1",
-            "--kernels",
-            "--steps=1",
-            f"--out={out}",
-            f"{TRANSFORMER} --tokens",
-            f"{TRANSFORMER} model.num_heads=3",
-        ],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | tiny.ONE_DEVICE,
+    done = programs.run(
+        "experiments.benchmarks.train_step",
+        "--blocks=1",
+        "--kernels",
+        "--steps=1",
+        f"--out={out}",
+        f"{TRANSFORMER} --tokens",
+        f"{TRANSFORMER} model.num_heads=3",
+        **tiny.ONE_DEVICE,
     )
     assert done.returncode == 0, done.stderr
     good, bad = map(json.loads, out.read_text().splitlines())
@@ -75,21 +65,14 @@ def test_batches_hold_what_the_task_is_trained_on():
 
 def test_decoding_is_timed_for_each_batch(tmp_path):
     out = tmp_path / "decode.jsonl"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.benchmarks.decode",
-            "--repeats=1",
-            "--kernels",
-            "--batches=1,2",
-            f"--out={out}",
-            LANGUAGE_MODEL,
-        ],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | tiny.ONE_DEVICE,
+    done = programs.run(
+        "experiments.benchmarks.decode",
+        "--repeats=1",
+        "--kernels",
+        "--batches=1,2",
+        f"--out={out}",
+        LANGUAGE_MODEL,
+        **tiny.ONE_DEVICE,
     )
     assert done.returncode == 0, done.stderr
     lines = list(map(json.loads, out.read_text().splitlines()))

@@ -16,7 +16,7 @@ from experiments.options import Options
 from fsq_jax.launcher import gpus, plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime.user_error import UserError
-from tests import tiny
+from tests import programs, tiny
 
 
 def run(path, name, code="pass", needs=(), **more):
@@ -249,19 +249,13 @@ def stage_1_of(config):
 
 
 def test_the_program_prints_commands_with_what_follows_the_dashes():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.fig3_tradeoff",
-            "--scale=paper",
-            "--commands",
-            "--only=tokenizer_fsq_5-3_s0",
-            "--",
-            "--config.fsdp=True",
-        ],
-        capture_output=True,
-        text=True,
+    done = programs.run(
+        "experiments.fig3_tradeoff",
+        "--scale=paper",
+        "--commands",
+        "--only=tokenizer_fsq_5-3_s0",
+        "--",
+        "--config.fsdp=True",
     )
     assert done.returncode == 0, done.stderr
     comment, train, export, total = done.stdout.splitlines()

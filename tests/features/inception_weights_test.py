@@ -3,8 +3,6 @@
 import os
 import pickle
 import runpy
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 
 from fsq_jax.features import inception_weights
 from fsq_jax.features.inception import prepare
-from tests import tiny
+from tests import programs
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -141,17 +139,6 @@ def test_nan_weights_and_names(state, tmp_path):
 
 
 def test_program_fails_in_one_sentence(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fsq_jax.features.inception_weights",
-            str(tmp_path / "x.pth"),
-            "y.npz",
-        ],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = programs.run("fsq_jax.features.inception_weights", str(tmp_path / "x.pth"), "y.npz")
     assert done.returncode == 1 and done.stderr.startswith("Error: There is no file of Inception")
     assert "Traceback" not in done.stderr

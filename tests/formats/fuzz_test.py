@@ -9,8 +9,6 @@ import os
 import pickle
 import socket
 import struct
-import subprocess
-import sys
 import time
 import tracemalloc
 import zipfile
@@ -24,16 +22,13 @@ from fsq_jax.formats import numpy_file, torch_file, weights_file
 from fsq_jax.runtime import metric_writer, workdir
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.scoring import image_sets, reference_file
-from tests import tiny
+from tests import programs, tiny
 from tests.formats import fuzzing
 
 
 def test_damaged_files_of_every_format():
     """A process of its own: what kills it, or hangs, is noticed as well."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.formats.fuzzing", "0", "25"], cwd=tiny.ROOT, text=True,
-        capture_output=True, timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    done = programs.run("tests.formats.fuzzing", "0", "25")
     assert done.returncode == 0, done.stderr[-1000:]
     assert json.loads(done.stdout) == []
 

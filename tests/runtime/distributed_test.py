@@ -11,23 +11,30 @@ import pytest
 
 from fsq_jax import train
 from fsq_jax.runtime import checkpoint, sharding
-from tests import tiny
+from fsq_jax.runtime.workdir import save_config
+from tests import programs, tiny
 
 
 def start(config, folder, workdir):
     """The two processes of one run, a simulated device each."""
+    save_config(folder, config)
+    file = folder / "config.py"
+    file.write_text(
+        "from fsq_jax.runtime.workdir import load_config\n\n\n"
+        f"def get_config():\n    return load_config({str(folder)!r})\n"
+    )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
-        tiny.start(
-            ["-m", "fsq_jax.train"],
-            config,
-            folder,
-            workdir,
+        programs.start(
+            "fsq_jax.train",
+            f"--config={file}",
+            f"--workdir={workdir}",
             JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),
+            **tiny.ONE_DEVICE,
         )
         for i in range(2)
     ]
@@ -66,7 +73,7 @@ def run(config, tmp_path_factory):
     folder, workdir = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("run") / "workdir"
     processes = start(config, folder, workdir)
     # Nothing is written yet but the config: the step is being compiled.
-    while not (workdir / "config.json").exists() and processes[0].poll() is None:
+    while not (workdir / "config.json").exists() and processes[0].returncode is None:
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
     stopped = finish(processes)

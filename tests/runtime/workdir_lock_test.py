@@ -3,22 +3,19 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 from fsq_jax.runtime import workdir_lock
-from tests import tiny
+from tests import programs
 
-HOLDER = """
-import sys, time
-from fsq_jax.runtime.workdir_lock import WorkdirLock
-lock = WorkdirLock(sys.argv[1])
-print("held", flush=True)
-time.sleep(60)
-"""
+
+def hold(workdir):
+    lock = workdir_lock.WorkdirLock(workdir)
+    print("held", flush=True)
+    time.sleep(60)
+    lock.close()
 
 
 @pytest.fixture
@@ -33,10 +30,10 @@ def no_flock(monkeypatch):
 
 def test_a_second_training_is_refused_while_the_first_lives(tmp_path):
     workdir = str(tmp_path / "run")
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, workdir], cwd=tiny.ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
+    process = programs.Program(hold, workdir)
+    while process.said()[0] != "held\n":
+        assert process.returncode is None, process.said()[1]
+        time.sleep(0.05)
     with pytest.raises(ValueError) as error:
         workdir_lock.WorkdirLock(workdir)
     assert str(error.value) == (
@@ -44,7 +41,7 @@ def test_a_second_training_is_refused_while_the_first_lives(tmp_path):
         "for it, end it, or give another --workdir."
     )
     process.kill()
-    process.wait()
+    process.communicate()
     assert os.path.exists(os.path.join(workdir, "lock"))  # of the dead process
     lock = workdir_lock.WorkdirLock(workdir)
     with pytest.raises(ValueError, match=f"by process {os.getpid()} on"):
