@@ -4,6 +4,8 @@ What tests run is small: to compile it takes longer than to run it. So nothing i
 what one process of a session has compiled, all its workers and programs find in a folder.
 """
 
+import fcntl
+import functools
 import gc
 import os
 import pathlib
@@ -69,13 +71,28 @@ def trained(tmp_path_factory):
     """Workdirs `tokenizer` (16 pixels, 4 x 4 tokens of 15) and `transformer` of two tiny runs.
 
     20 held-out images in batches of 8: the last one is ragged. The transformer has seen each class
-    often enough to tell it from the others.
+    often enough to tell it from the others. One worker trains them, on one device, for all; tests
+    write elsewhere.
     """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "whole").exists():
+            with pytest.MonkeyPatch.context() as patch:
+                _train(folder, patch)
+            (folder / "whole").touch()
+    return types.SimpleNamespace(**{n: str(folder / n) for n in ("tokenizer", "transformer")})
+
+
+def _train(folder: pathlib.Path, patch: pytest.MonkeyPatch) -> None:
     from fsq_jax import train
+    from fsq_jax.runtime import sharding
     from fsq_jax.runtime.workdir import load_config, save_config
     from tests import tiny
 
-    folder = tmp_path_factory.mktemp("trained")
+    patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
     data = {
         "data.size": 16,
         "data.train_split": "train[:32]",
@@ -118,4 +135,3 @@ def trained(tmp_path_factory):
         config = load_config(workdir)
         config.evals = evals[name]
         save_config(workdir, config)
-    return types.SimpleNamespace(**{name: str(folder / name) for name in evals})
