@@ -42,10 +42,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_finish():
-    """Tracing makes many objects, few of them garbage: they are searched for it less often."""
+    from tests import programs
+
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    programs.collect_seldom()
 
 
 @pytest.fixture(scope="module", autouse=True)
