@@ -113,7 +113,7 @@ def codes_figure(
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file's bytes."""
-    figure.savefig(buffer := io.BytesIO(), format="png", dpi=dpi, bbox_inches="tight")
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=dpi)
     return buffer.getvalue()
 
 
