@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsq_jax.formats import torch_file
+from fsq_jax.formats import torch_file, weights_file
 from fsq_jax.runtime import manifest
 from fsq_jax.runtime.user_error import UserError
 
@@ -48,7 +48,7 @@ def load(path: str | Path, convert: Callable) -> tuple:
         raise UserError(f"{path} does not fit this network: {error}") from None
     if state:
         raise UserError(f"{path} has tensors that this network lacks: {sorted(state)[:5]}.")
-    variables = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}
+    variables = {"params": weights_file.on_device(params)}
     _check_shapes(path, module, variables)
     return module, variables, manifest.sha256(path)
 

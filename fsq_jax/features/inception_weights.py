@@ -97,7 +97,7 @@ def _ready(state, resize, scaling, dtype):
     digest = checksum(state)
     module, params = convert(dict(state))
     module = module.clone(dtype=dtype)
-    variables = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}
+    variables = {"params": weights_file.on_device(params)}
 
     def apply(variables, images_BHWC):
         return module.apply(variables, model.prepare(images_BHWC, resize, scaling))

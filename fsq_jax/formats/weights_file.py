@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -109,6 +110,11 @@ def write_npz(path: str, variables: Mapping[str, PyTree]) -> None:
     flat = {_moved(name, _OURS, _STATE): array for name, array in flatten(variables).items()}
     with written_whole(path, "wb") as file:
         np.savez(file, **flat)  # pyright: ignore[reportArgumentType]
+
+
+def on_device(tree: PyTree) -> PyTree:
+    """The arrays as float32 on the device. `jnp.asarray` would compile a program for each shape."""
+    return jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), tree))
 
 
 def flatten(tree: PyTree) -> dict[str, np.ndarray]:

@@ -100,7 +100,7 @@ def load_maskgit_tokenizer(
     """
     params = weights_file.read(path)[0]["params"]
     config = tokenizer_config(path, params, levels, num_groups)
-    return PretrainedTokenizer(_tokenizer(config), _on_device(params))
+    return PretrainedTokenizer(_tokenizer(config), weights_file.on_device({"params": params}))
 
 
 def load_maskgit_transformer(path: str, codebook_size: int = 0) -> PretrainedTransformer:
@@ -121,11 +121,9 @@ def load_maskgit_transformer(path: str, codebook_size: int = 0) -> PretrainedTra
         num_positions=config.num_positions,
         **config.model,
     )
-    parameter_trees.check_shapes(
-        path, model, params, jnp.zeros((1, model.num_positions), jnp.int32)
-    )
+    parameter_trees.check_shapes(path, model, params, np.zeros((1, model.num_positions), np.int32))
     return PretrainedTransformer(
-        model, _on_device(params), config.codebook_size, config.num_classes
+        model, weights_file.on_device({"params": params}), config.codebook_size, config.num_classes
     )
 
 
@@ -163,7 +161,7 @@ def tokenizer_config(
             "and is what quantizers without levels or codebook need."
         )
     model = _tokenizer(config)
-    image = jnp.zeros((1, model.downsampling, model.downsampling, 3))
+    image = np.zeros((1, model.downsampling, model.downsampling, 3), np.float32)
     parameter_trees.check_shapes(path, model, params, image)
     return config
 
@@ -244,7 +242,3 @@ def transformer_config(
             "num_classes": rows - 1 - codebook_size,
         }
     )
-
-
-def _on_device(params: PyTree) -> PyTree:
-    return {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -121,7 +120,7 @@ def load_uvim_base(
     variables = weights_file.read(path)[0]
     params, state = variables["params"], variables.get("codebook_state")
     config = base_config(path, params, state, code_side, levels)
-    return PretrainedBase(_base_model(config), _on_device(variables))
+    return PretrainedBase(_base_model(config), weights_file.on_device(variables))
 
 
 def load_uvim_lm(path: str) -> PretrainedLanguageModel:
@@ -132,7 +131,7 @@ def load_uvim_lm(path: str) -> PretrainedLanguageModel:
     """
     params = weights_file.read(path)[0]["params"]
     config = lm_config(path, params)
-    return PretrainedLanguageModel(_lm_model(config), _on_device({"params": params}))
+    return PretrainedLanguageModel(_lm_model(config), weights_file.on_device({"params": params}))
 
 
 @parameter_trees.named_arrays
@@ -181,7 +180,7 @@ def base_config(
     )
     model = _base_model(config)
     shape = (1, num_patches, *((3,) if model.real else ()), patch**2)
-    labels = dict.fromkeys(model.kinds, jnp.zeros(shape, jnp.int32))
+    labels = dict.fromkeys(model.kinds, np.zeros(shape, np.int32))
     parameter_trees.check_shapes(path, model, params, labels, _image(config))
     return config
 
@@ -209,7 +208,7 @@ def lm_config(path: str, params: Mapping) -> ml_collections.ConfigDict:
             "data": {"size": patch * _square(path, "the image", num_patches)},
         }
     )
-    indices = jnp.zeros((1, config.num_tokens), jnp.int32)
+    indices = np.zeros((1, config.num_tokens), np.int32)
     parameter_trees.check_shapes(path, _lm_model(config), params, _image(config), indices)
     return config
 
@@ -224,8 +223,8 @@ def _lm_model(config) -> CodeLanguageModel:
     return CodeLanguageModel(config.vocab_size, config.num_tokens, **config.model)
 
 
-def _image(config) -> jax.Array:
-    return jnp.zeros((1, config.data.size, config.data.size, 3))
+def _image(config) -> np.ndarray:
+    return np.zeros((1, config.data.size, config.data.size, 3), np.float32)
 
 
 def _kinds_and_patch(path, params) -> tuple[dict[str, int], int]:
@@ -294,7 +293,3 @@ def _square(path, what: str, number: int) -> int:
 
 def _count(tree: Mapping, prefix: str) -> int:
     return sum(name.startswith(prefix) for name in tree)
-
-
-def _on_device(variables: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
