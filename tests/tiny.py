@@ -117,7 +117,8 @@ def untrained_tokenizer(workdir, quantizer="fsq") -> str:
 def untrained(config, workdir) -> str:
     """A run that was saved before its first update: enough to be some stage II's stage I."""
     stage = make_stage(config)
-    state = first_state(stage, blank_batch(config, 1))
+    shapes = jax.eval_shape(lambda: blank_batch(config, 1))
+    state = first_state(stage, {n: np.zeros(x.shape, x.dtype) for n, x in shapes.items()})
     save_config(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(state, {"position": 0}, {})

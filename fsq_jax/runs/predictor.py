@@ -58,7 +58,7 @@ def load(
     stage = stages.make(config, **({"stage_1": first} if first is not None else {}))
     if config.stage == "maskgit_transformer":
         _check_positions(loaded, config, stage.facts.grid)
-    expected = jax.eval_shape(stage.init, jax.random.key(0), blank_batch(config)).ema_params
+    expected = jax.eval_shape(lambda: stage.init(jax.random.key(0), blank_batch(config))).ema_params
     parameter_trees.check_tree(path, loaded.params, expected)
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)

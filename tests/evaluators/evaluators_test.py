@@ -37,8 +37,9 @@ def expected(trained):
     source = inputs.open_split(config.data, config.data.eval_split)
     images = np.stack([source[i]["image"] for i in range(20)]).astype(np.float32) / 255
     loaded = load_stage_1(trained.tokenizer)
-    tokens = loaded.encode(loaded.variables, {"image": jnp.asarray(images)})
-    decoded = tokenizer_stage.decode(loaded.model, loaded.variables, tokens)
+    tokens = jax.jit(loaded.encode)(loaded.variables, {"image": images})
+    decode = jax.jit(functools.partial(tokenizer_stage.decode, loaded.model))
+    decoded = decode(loaded.variables, tokens)
     labels = np.array([source[i]["label"] for i in range(20)], np.int32)
     return {
         "images": images,

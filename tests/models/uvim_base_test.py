@@ -164,11 +164,14 @@ def test_dropped_codes_are_zeros_in_training_alone(monkeypatch):
     rngs = {"code_dropout": jax.random.key(0)}
 
     def decoded(train, code_dropout):
-        model = small(code_dropout=code_dropout)
-        return model.apply(drawn(), LABELS, IMAGE, train=train, rngs=rngs)[0]
+        apply = functools.partial(small(code_dropout=code_dropout).apply, train=train, rngs=rngs)
+        return jax.jit(apply)(drawn(), LABELS, IMAGE)[0]
 
-    codes = small().apply(drawn(), LABELS, IMAGE, method="encode").codes
-    zeroed = small().apply(drawn(), codes * keep[..., None], IMAGE, method="decode")
+    def zeroed(variables):
+        codes = small().apply(variables, LABELS, IMAGE, method="encode").codes
+        return small().apply(variables, codes * keep[..., None], IMAGE, method="decode")
+
+    zeroed = jax.jit(zeroed)(drawn())
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
     jax.tree.map(close, decoded(True, "random"), zeroed)
     whole = decoded(False, "random")

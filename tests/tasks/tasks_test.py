@@ -36,15 +36,17 @@ def test_members_and_a_perfect_prediction(name):
         "depth": RNG.uniform(0.1, 9.9, (2, 4, 6)).astype(np.float32),
         "segments": segments,
     }
-    labels, context = task.to_inputs({k: batch[k] for k in ("image", *task.features)})
+    to_inputs, loss, to_prediction = map(jax.jit, (task.to_inputs, task.loss, task.to_prediction))
+    labels, context = to_inputs({k: batch[k] for k in ("image", *task.features)})
     assert set(labels) == set(task.kinds) and context.shape == IMAGES.shape
     if task.real:
         logits = labels
     else:
         logits = {kind: confident(labels[kind], c) for kind, c in task.kinds.items()}
-    assert task.loss(logits, labels).shape == (2,)
-    np.testing.assert_allclose(task.loss(logits, labels), 0, atol=1e-6)
-    ((output, prediction),) = task.to_prediction(logits).items()
+    losses = loss(logits, labels)
+    assert losses.shape == (2,)
+    np.testing.assert_allclose(losses, 0, atol=1e-6)
+    ((output, prediction),) = to_prediction(logits).items()
     tolerance = {"depth": 9.999 / 512 + 1e-5, "image": 1e-6, "segments": 0}[output]
     np.testing.assert_allclose(prediction, batch[output], atol=tolerance)
     assert prediction.dtype == batch[output].dtype
@@ -91,7 +93,8 @@ def test_depth_loss_leaves_out_bin_0_and_divides_by_all_pixels():
     logits = RNG.standard_normal((2, 4, 6, 5)).astype(np.float32)
     labels = RNG.integers(0, 5, (2, 4, 6))
     expected = np.where(labels == 0, 0, cross_entropy(logits, labels)).sum((1, 2)) / 24
-    np.testing.assert_allclose(task.loss({"depth": logits}, {"depth": labels}), expected, rtol=1e-5)
+    losses = jax.jit(task.loss)({"depth": logits}, {"depth": labels})
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_colour_is_given_grey():
@@ -113,8 +116,8 @@ def test_panoptic_loss_trains_on_void_but_not_on_what_has_no_channel():
     logits = {k: RNG.standard_normal((2, 4, 6, c), np.float32) for k, c in task.kinds.items()}
     labels = {k: RNG.integers(0, c, (2, 4, 6)) for k, c in (("semantics", 5), ("instances", 6))}
     expected = sum(cross_entropy(logits[k], labels[k]).mean((1, 2)) for k in labels)
-    np.testing.assert_allclose(task.loss(logits, labels), expected, rtol=1e-5)
-    grads = jax.grad(lambda x: task.loss(x, labels).sum())(logits)
+    np.testing.assert_allclose(jax.jit(task.loss)(logits, labels), expected, rtol=1e-5)
+    grads = jax.jit(jax.grad(lambda x: task.loss(x, labels).sum()))(logits)
     untrained = np.asarray(labels["instances"] >= 3)
     assert (np.asarray(grads["instances"])[untrained] == 0).all()
     assert (np.asarray(grads["semantics"])[labels["semantics"] == 0] != 0).all()
