@@ -1,10 +1,10 @@
 """Eight simulated devices on the CPU, and short compilations, set before JAX starts.
 
 What tests run is small: to compile it takes longer than to run it. So nothing is optimised, and
-what one process of a session has compiled, all its workers and programs find in a folder.
+what one process of a session has compiled or trained, all its workers and programs find in a
+folder, $FSQ_JAX_TESTS.
 """
 
-import fcntl
 import functools
 import gc
 import os
@@ -18,7 +18,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them spin, and wait for each other
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 for _flag in (
     "--xla_force_host_platform_device_count=8",
     "--xla_cpu_use_fusion_emitters=false",  # what they emit takes longer to compile
@@ -26,9 +26,10 @@ for _flag in (
 ):
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # as it is in a worker
-    _compiled = tempfile.TemporaryDirectory(prefix="fsq_jax_compiled_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+if "FSQ_JAX_TESTS" not in os.environ:  # as it is in a worker
+    _folder = tempfile.TemporaryDirectory(prefix="fsq_jax_tests_")
+    os.environ["FSQ_JAX_TESTS"] = _folder.name
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["FSQ_JAX_TESTS"] + "/compiled")
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -67,21 +68,19 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained():
     """Workdirs `tokenizer` (16 pixels, 4 x 4 tokens of 15) and `transformer` of two tiny runs.
 
     20 held-out images in batches of 8: the last one is ragged. The transformer has seen each class
     often enough to tell it from the others. One worker trains them, on one device, for all; tests
     write elsewhere.
     """
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    from tests import tiny
+
+    folder = pathlib.Path(os.environ["FSQ_JAX_TESTS"], "trained")
+    with tiny.only_one(folder), pytest.MonkeyPatch.context() as patch:
         if not (folder / "whole").exists():
-            with pytest.MonkeyPatch.context() as patch:
-                _train(folder, patch)
+            _train(folder, patch)
             (folder / "whole").touch()
     return types.SimpleNamespace(**{n: str(folder / n) for n in ("tokenizer", "transformer")})
 

@@ -133,7 +133,12 @@ def child(tree, tests, log, seconds, compiled):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(tree)
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": compiled, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    shutil.rmtree(tree / "session", ignore_errors=True)  # made by another mistake
+    os.environ |= {
+        "FSQ_JAX_TESTS": str(tree / "session"),
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     compile_quickly(compiled)
     for name in [n for n in sys.modules if n.split(".")[0] in ("tests", "fsq_jax", "configs")]:
         del sys.modules[name]

@@ -1,7 +1,11 @@
 """The smallest runs that still have every part of a real one, and ways to start them."""
 
+import contextlib
+import fcntl
+import hashlib
 import os
 import pathlib
+import shutil
 
 import jax
 import ml_collections
@@ -115,15 +119,32 @@ def untrained_tokenizer(workdir, quantizer="fsq") -> str:
 
 
 def untrained(config, workdir) -> str:
-    """A run that was saved before its first update: enough to be some stage II's stage I."""
-    stage = make_stage(config)
-    shapes = jax.eval_shape(lambda: blank_batch(config, 1))
-    state = first_state(stage, {n: np.zeros(x.shape, x.dtype) for n, x in shapes.items()})
-    save_config(workdir, config)
-    checkpoints = checkpoint.Checkpoints(workdir)
-    checkpoints.save(state, {"position": 0}, {})
-    checkpoints.close()
+    """A run that was saved before its first update: enough to be some stage II's stage I.
+
+    Of each config it is made once in a session, and copied.
+    """
+    name = hashlib.sha256(repr(config.to_dict()).encode()).hexdigest()
+    folder = pathlib.Path(os.environ["FSQ_JAX_TESTS"], name)
+    with only_one(folder):
+        if not (folder / "config.json").exists():
+            stage = make_stage(config)
+            shapes = jax.eval_shape(lambda: blank_batch(config, 1))
+            state = first_state(stage, {n: np.zeros(x.shape, x.dtype) for n, x in shapes.items()})
+            checkpoints = checkpoint.Checkpoints(folder)
+            checkpoints.save(state, {"position": 0}, {})
+            checkpoints.close()
+            save_config(folder, config)
+    shutil.copytree(folder, workdir, dirs_exist_ok=True)
     return str(workdir)
+
+
+@contextlib.contextmanager
+def only_one(folder):
+    """Makes a folder; one process at a time fills it."""
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def lines(workdir, split=None) -> list[dict]:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import train_step
-from fsq_jax.runs.frozen import make_stage
+from fsq_jax import stages
+from fsq_jax.runs import frozen
 from tests import tiny
 
+ALONE = {"loss.adversarial": 0.0}  # the discriminator's microbatches are FSQ's
 NO_DROPOUT = {"model.dropout": 0.0, "model.attention_dropout": 0.0}
 
 
@@ -41,17 +43,18 @@ def busy(state):
     return state.replace(train_only=train_only, model_state=model_state)
 
 
-def start(config):
+def start(config, reads):
     """(state, eight examples) before an update."""
-    stage = make_stage(config)
+    stage = stages.make(config, **reads)
     batch = train_step.random_batch(config, stage, tokens=False, size=8)
     return busy(tiny.first_state(stage, batch).replace(frozen=stage.frozen)), batch
 
 
-def update(config, accumulate, state, batch):
+def update(config, reads, accumulate, state, batch):
     """(state after, metrics) of one update."""
     config.accumulate = accumulate
-    after, metrics = jax.jit(make_stage(config).update)(state, batch, jax.random.key(1))
+    stage = stages.make(config, **reads)
+    after, metrics = jax.jit(stage.update)(state, batch, jax.random.key(1))
     return after, {name: float(value) for name, value in metrics.items()}
 
 
@@ -60,16 +63,15 @@ def close(ours, theirs, **tolerance):
 
 
 RESEEDED = {
-    "loss.adversarial": 0.0,
     "quantizer.momentum": 0.8,
     "quantizer.split_threshold": 0.0,
     "quantizer.reseed_threshold": 6.0,
 }
 CASES = {
     "fsq": lambda _: tiny.tokenizer({"loss.lecam": 0.1, "loss.lecam_decay": 0.9}),
-    "vq": lambda _: tiny.tokenizer({"quantizer.entropy_group": 2}, "vq"),
-    "vq_ema": lambda _: tiny.tokenizer({"quantizer.split_threshold": 0.0}, "vq_ema"),
-    "reseeded": lambda _: tiny.tokenizer(RESEEDED, "vq_ema"),
+    "vq": lambda _: tiny.tokenizer(ALONE | {"quantizer.entropy_group": 2}, "vq"),
+    "vq_ema": lambda _: tiny.tokenizer(ALONE | {"quantizer.split_threshold": 0.0}, "vq_ema"),
+    "reseeded": lambda _: tiny.tokenizer(ALONE | RESEEDED, "vq_ema"),
     "transformer": lambda get: tiny.transformer(get("tokenizer"), NO_DROPOUT),
     "uvim_base": lambda _: tiny.label_coder({"model.code_dropout": "none"}, "panoptic", "vq_ema"),
     "uvim_lm": lambda get: tiny.code_model(get("base")),
@@ -79,9 +81,10 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_four_microbatches_are_one_batch(name, request):
     config = CASES[name](request.getfixturevalue)
-    before, batch = start(config)
-    whole, metrics = update(config, 1, before, batch)
-    parts, in_parts = update(config, 4, before, batch)
+    reads = frozen.load(config)
+    before, batch = start(config, reads)
+    whole, metrics = update(config, reads, 1, before, batch)
+    parts, in_parts = update(config, reads, 4, before, batch)
     # Of a microbatch's own codes, perplexity is no mean of parts; all that is trained on is.
     own = ("quantizer/perplexity", "quantizer/unused", "quantizer/max_share")
     for metric in metrics.keys() - set(own):
