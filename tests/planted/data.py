@@ -83,8 +83,8 @@ PLANTED = {
         GUIDANCE,
         {
             "VQ is guided as FSQ": (
-                'return 0.2 if stage_1.config.quantizer.name == "fsq" else 0.1',
-                "return 0.2",
+                '{"fsq": 0.2, "vq": 0.1, "vq_ema": 0.1}',
+                '{"fsq": 0.2, "vq": 0.2, "vq_ema": 0.2}',
             ),
             "small images are guided": ("if size != 256: return 0.0", ""),
             "the guidance that is asked for is ignored": ("if guidance != -1: return guidance", ""),
