@@ -137,7 +137,7 @@ def figure(found: Sequence[Entry]) -> Figure:
         "compression cost, bits per token": "compression/bits_per_token",
     }
     drawn, axes = html.panels(len(panels), 2, (5.8, 4.0))
-    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = colormaps["tab20"].colors
     for axis, (title, metric) in zip(axes, panels.items(), strict=True):
         for number, (method, how) in enumerate(METHODS.items()):
             if means := spreads(found, method, metric):

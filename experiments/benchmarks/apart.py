@@ -98,6 +98,17 @@ class Started:
         self._folder.cleanup()
 
 
+def seeing(devices: Sequence[int], names: Sequence[str], xla: str = "") -> dict[str, str]:
+    """The environment of a process that sees these of the machine's GPUs, which have these names,
+    or as many simulated devices of a CPU where it has none; `xla`: further flags, on GPUs."""
+    own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # others are at work beside it
+    if names:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in devices)
+    else:
+        xla = f"--xla_force_host_platform_device_count={len(devices)}"
+    return own | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla}".strip()}
+
+
 def wait_for_turn() -> None:
     """Called by a measurement that has compiled: says so, and waits for its turn if it has to."""
     if folder := os.environ.get(_TURN):

@@ -71,18 +71,11 @@ class Run:
 
     def __init__(self, config: pathlib.Path, workdir: pathlib.Path, devices: Sequence[int]):
         self.workdir = workdir
-        names = gpus.visible()
-        own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two are at work at once
-        if names:
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in devices)
-        else:
-            simulated = f"--xla_force_host_platform_device_count={len(devices)}"
-            own["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
         program = [sys.executable, "-m", "fsq_jax.train"]
         self._said = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [*program, f"--config={config}", f"--workdir={workdir}"],
-            env=os.environ | own,
+            env=os.environ | apart.seeing(devices, gpus.visible()),
             stdout=self._said,
             stderr=self._said,
         )

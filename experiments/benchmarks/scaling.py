@@ -97,16 +97,12 @@ def environments(placed: Placed, names: Sequence[str], cache: str) -> list[dict[
     """Of each of a row's processes, where the machine's GPUs have these names; simulated devices
     of a CPU where it has none."""
     row = placed.row
-    own = {"JAX_COMPILATION_CACHE_DIR": cache, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    own, flags_given = {"JAX_COMPILATION_CACHE_DIR": cache}, scaling_rows.FLAGS.get(row.flags, "")
     per_process = row.gpus // row.processes
-    simulated = f"--xla_force_host_platform_device_count={per_process}"
-    xla = scaling_rows.FLAGS.get(row.flags, "") if names else simulated
-    own["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla}".strip()
     found = []
     for number in range(row.processes):
         mine = placed.devices[number * per_process : (number + 1) * per_process]
-        seen = {"CUDA_VISIBLE_DEVICES": ",".join(names[i] for i in mine)} if names else {}
-        found.append(own | seen)
+        found.append(own | apart.seeing(mine, names, flags_given))
     if row.processes > 1:
         with socket.socket() as free:
             free.bind(("localhost", 0))

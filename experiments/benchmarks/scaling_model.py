@@ -7,8 +7,9 @@ python -m experiments.benchmarks.scaling_model --measured=experiments/results/sp
 From `scaling`'s lines of a stage on one GPU and on several, the batch growing: a step on n devices
 takes what it took on one, and what the collectives of its program, timed by bandwidths, add. Of
 their time on the measured machine, the share is exposed that the measured step was longer by; what
-it was longer by beyond all of it is taken for work of the device. A stage that was measured on one
-GPU alone has its program's collectives from `compile_h100`, and all of their time is exposed.
+it was longer by beyond all of it is taken for work of the device. What a program sends is what
+`compile_h100` counted, or else the line's own count. Of a stage that was measured on one GPU alone,
+all of its collectives' time is exposed.
 OUT.json has the predictions with all assumptions, OUT.md the table. Nothing in them was run.
 
 Among the GPUs of a host data goes over NVLink, between hosts over each GPU's own InfiniBand port,
@@ -188,6 +189,9 @@ def predict(lines: Sequence[Mapping], compiled: Sequence[Mapping] = ()) -> list[
         for x in lines
         if (x["scaling"], x["processes"], x["flags"]) == ("weak", 1, "") and x["stage"] in alone
     ]
+    # One account of what a program sends: JAX 0.11's all-reduces were at first counted twice here.
+    counted = {(x["stage"], x["parallel"]): {"collectives": x["collectives"]} for x in compiled}
+    together = [{**x, **counted.get((x["stage"], x["parallel"]), {})} for x in together]
     known = {(x["stage"], x["parallel"]) for x in together}
     together += [
         x for x in compiled if (x["stage"], x["parallel"]) not in known and x["stage"] in alone

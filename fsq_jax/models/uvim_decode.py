@@ -36,9 +36,11 @@ def decoding(model: CodeLanguageModel, params: Any, context_BHWC: jax.Array):
     weights = _weights(params, model.decoder_depth, model.dtype)
     memory_BPD: Any = model.apply({"params": params}, context_BHWC, method="encode")
     batch = memory_BPD.shape[0]
-    reader = _reads_memory if kernels and _absorbs(batch, heads) else _reads_cache
+    reader = functools.partial(_reads_cache, kernels=kernels)
+    if kernels and _absorbs(batch, heads):
+        reader = _reads_memory
     for layer in weights["layers"]:
-        layer["read"] = reader(layer.pop("image"), memory_BPD, heads, kernels)
+        layer["read"] = reader(layer.pop("image"), memory_BPD, heads)
     product = _product
     if kernels:
         product = _kernel_product(batch, model, weights["layers"])
@@ -207,14 +209,13 @@ def _reads_cache(image, memory_BPD, heads, kernels):
     return read
 
 
-def _reads_memory(image, memory_BPD, heads, kernels):
+def _reads_memory(image, memory_BPD, heads):
     """The same of what its keys and values are products of, which all heads and layers share.
 
     q (m Wk) = (q Wk) m, and sum(w (m Wv)) = sum(w m) Wv. M: the width of the memory.
     """
     from fsq_jax.models import decode_kernels
 
-    del kernels  # this is one
     both_M2HD = image.reshape(-1, 2, *heads)
     keys_HDM = both_M2HD[:, 0].transpose(1, 2, 0)
     values_HMD = both_M2HD[:, 1].swapaxes(0, 1)

@@ -138,11 +138,7 @@ def entropy_loss_in_blocks(
     @jax.checkpoint
     def of_mean_choice(z_ND, log_sum_N1, words_kD):
         p_Nk = jnp.exp(logits(z_ND, words_kD) - max_N1 - log_sum_N1)
-        if num_groups == 1:
-            mean_p_Gk = p_Nk.mean(axis=0, keepdims=True)
-        else:
-            rows = (examples // num_groups, num_groups, -1, p_Nk.shape[1])
-            mean_p_Gk = p_Nk.reshape(rows).mean(axis=(0, 2))
+        mean_p_Gk = mean_choices(p_Nk, num_groups, examples)
         return (mean_p_Gk * jnp.log(mean_p_Gk + 1e-5)).sum(axis=1)
 
     sum_N, weighted_N = _total(lambda words: moments(z_ND, words), blocks)
@@ -150,6 +146,14 @@ def entropy_loss_in_blocks(
     token_entropy = jnp.mean(log_sum_N - weighted_N / sum_N)
     choices_G = _total(lambda words: of_mean_choice(z_ND, log_sum_N[:, None], words), blocks)
     return token_entropy + choices_G.mean()
+
+
+def mean_choices(p_NK: jax.Array, num_groups: int, examples: int) -> jax.Array:
+    """Returns the mean over the tokens of each group of examples, [G, K]; see `vq.entropy_loss`."""
+    if num_groups == 1:
+        return p_NK.mean(axis=0, keepdims=True)
+    rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])
+    return p_NK.reshape(rows).mean(axis=(0, 2))
 
 
 def in_blocks(codebook_KD: jax.Array, num_tokens: int) -> jax.Array:

@@ -3,9 +3,9 @@
 `VectorQuantizer` learns its codebook by gradient, with codebook, commitment and entropy losses.
 `EMAVectorQuantizer` keeps running sums of the vectors that chose each word, and splits busy words
 to revive idle ones, or puts tokens in their place. Both compute in float32 and return the
-`Quantized` of fsq.py. Every mean and
-sum runs over the whole batch, unless `entropy_group` says otherwise: under jit with sharded arrays
-that is the global batch, and the compiler adds the communication.
+`Quantized` of fsq.py. Every mean and sum runs over the whole batch, unless `entropy_group` says
+otherwise: under jit with sharded arrays that is the global batch, and the compiler adds the
+communication.
 
 Legend: N tokens (all leading dimensions flattened)  K codes  D channels  G groups of examples.
 """
@@ -39,11 +39,7 @@ def entropy_loss(
     log_p_NK = jax.nn.log_softmax(-distances_NK / temperature)
     p_NK = jnp.exp(log_p_NK)
     token_entropy = -jnp.mean(jnp.sum(p_NK * log_p_NK, axis=1))
-    if num_groups == 1:
-        mean_p_GK = jnp.mean(p_NK, axis=0, keepdims=True)
-    else:
-        rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])
-        mean_p_GK = jnp.mean(p_NK.reshape(rows), axis=(0, 2))
+    mean_p_GK = nearest.mean_choices(p_NK, num_groups, examples)
     return token_entropy + jnp.sum(mean_p_GK * jnp.log(mean_p_GK + 1e-5), axis=1).mean()
 
 

@@ -103,8 +103,8 @@ def facts_for_hub(
         section["quantizer"] = {
             k: list(v) if isinstance(v, tuple) else v for k, v in config.quantizer.to_dict().items()
         }
-    name = config.get("quantizer", config.get("stage_1", {}).get("quantizer")).name
-    tags = dict.fromkeys(["jax", "flax", "fsq", name, config.stage])
+    quantizer = config.get("stage_1", config).quantizer.name
+    tags = dict.fromkeys(["jax", "flax", "fsq", quantizer, config.stage])
     known = {"library_name": "fsq_jax", "tags": list(tags)}
     if results:
         measured = {}

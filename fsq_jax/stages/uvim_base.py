@@ -100,9 +100,8 @@ def make_variables(config, key, batch) -> dict:
     """Initial variables of the autoencoder, {"params": tree, collection: tree}."""
     coder = make_coder(config)
     labels, context = coder.task.to_inputs({n: x[:1] for n, x in batch.items()})
-    key_params, key_codebook = jax.random.split(key)
-    rngs = {"params": key_params}
-    return dict(coder.model.init(rngs, coder.patches(labels), context))
+    key_params, _ = jax.random.split(key)
+    return dict(coder.model.init({"params": key_params}, coder.patches(labels), context))
 
 
 def check_size(size: int, patch: int, code_side: int = 1) -> None:

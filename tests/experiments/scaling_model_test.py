@@ -141,3 +141,9 @@ def test_the_table_has_a_row_for_each_machine():
     rows = model.table(model.predict(MEASURED)).splitlines()
     assert len(rows) == 2 + 2 + len(model.TPUS)
     assert all("%" in row for row in rows[2:])
+
+
+def test_what_was_compiled_says_what_a_measured_program_sends():
+    counted = dict(MEASURED[1], collectives={"all-reduce": {"count": 1, "bytes": 1e6}})
+    found = model.predict(MEASURED, [{k: v for k, v in counted.items() if k != "step_ms"}])
+    assert found == model.predict([MEASURED[0], counted])
