@@ -25,7 +25,10 @@ VQ = (
     "tests/quantizers/vq_test.py::test_ema_result",
     "tests/quantizers/vq_test.py::test_the_entropy_of_groups_is_that_of_devices",
 )
-NEAREST = ("tests/quantizers/nearest_test.py",)
+NEAREST = (
+    "tests/quantizers/nearest_test.py",
+    "tests/quantizers/vq_test.py::test_the_entropy_of_groups_is_that_of_devices",
+)
 ESTIMATORS = ("tests/quantizers/estimators_test.py",)
 VQ_OPTIONS = ("tests/quantizers/vq_options_test.py", "tests/quantizers/vq_reference_test.py")
 
@@ -200,10 +203,6 @@ PLANTED = {
                 'self.entropy_weight * metrics["entropy_loss"]',
                 '0.1 * metrics["entropy_loss"]',
             ),
-            "groups of neighbours": (
-                "rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])",
-                "rows = (num_groups, examples // num_groups, -1, p_NK.shape[1])",
-            ),
             "groups are counted as their size": ("return examples // group", "return group"),
             "no straight-through gradient": (
                 "self.quantized(z, z_ND, q_ND",
@@ -243,8 +242,8 @@ PLANTED = {
                 "return token_entropy - choices_G.mean()",
             ),
             "groups of neighbours": (
-                "rows = (examples // num_groups, num_groups, -1, p_Nk.shape[1])",
-                "rows = (num_groups, examples // num_groups, -1, p_Nk.shape[1])",
+                "rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])",
+                "rows = (num_groups, examples // num_groups, -1, p_NK.shape[1])",
             ),
             "blocks are kept for the gradient": ("@jax.checkpoint", ""),
         },
