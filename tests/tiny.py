@@ -113,6 +113,11 @@ def first_state(stage, batch):
     return jax.jit(batch_random_init(stage.init))(jax.random.key(0), batch)
 
 
+def types(tree):
+    """Shapes and dtypes, weak ones told apart: a step whose state has others is compiled again."""
+    return jax.tree.map(jax.typeof, tree)
+
+
 def untrained_tokenizer(workdir, quantizer="fsq") -> str:
     """A run of a tokenizer that has seen nothing."""
     return untrained(tokenizer({"loss.adversarial": 0.0}, quantizer), workdir)

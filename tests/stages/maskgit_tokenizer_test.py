@@ -123,6 +123,7 @@ def test_every_quantizer_learns_one_batch(quantizer, batch):
         first = first or values
     assert values["reconstruction"] < 0.9 * first["reconstruction"]
     assert not equal(begin.params, state.params)
+    assert tiny.types(begin) == tiny.types(state)
     assert bool(jax.tree.leaves(state.model_state)) == (quantizer == "vq_ema")
     if quantizer == "vq_ema":
         assert not equal(begin.model_state, state.model_state)

@@ -65,6 +65,7 @@ def test_it_learns_one_batch(workdir, batch, tokens):
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
     assert metrics["gradient_norm"] > 0 and 0 <= metrics["accuracy"] <= 1
+    assert tiny.types(state) == tiny.types(first)
     jax.tree.map(np.testing.assert_array_equal, state.frozen, first.frozen)
     # Tokens from a cache are what the frozen tokenizer makes of the images.
     cached = {"tokens": tokens, "label": batch["label"]}

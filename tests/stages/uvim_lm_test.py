@@ -59,6 +59,7 @@ def test_it_learns_one_batch_and_reads_a_cache_alike(base, begun):
         state, metrics = update(state, batch, jax.random.key(0))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0] and metrics["gradient_norm"] > 0
+    assert tiny.types(state) == tiny.types(first)
     jax.tree.map(np.testing.assert_array_equal, state.frozen, first.frozen)
     # What it has learned by heart, it writes: codes, and the depth that they stand for.
     predict = jax.jit(lambda *a: {name: fn(*a) for name, fn in stage.predict.items()})(
