@@ -14,6 +14,7 @@ from fsq_jax.runtime import checkpoint, sharding
 from fsq_jax.runtime.batch_random_init import batch_random_init
 from tests import tiny
 
+KEY = jax.random.key(0)
 MIN_SIZE = 128  # elements; far below the 2**18 of a real run, since nothing here is as large
 
 
@@ -105,23 +106,33 @@ def images(rows=8):
     }
 
 
-def updates(stage, num_devices, fsdp, num_steps=3):
-    """(metrics of each step, state after the last), the way that the loop makes them."""
+def place(stage, num_devices, fsdp):
+    """(mesh, the shardings of the state that the stage begins with, those of what it reads)."""
     mesh = sharding.make_mesh(num_devices)
-    batch, key = sharding.put_batch(images(), mesh), jax.random.key(0)
-    shapes = jax.eval_shape(stage.init, key, batch)
-    place = functools.partial(sharding.state_shardings, mesh=mesh, fsdp=fsdp, min_size=MIN_SIZE)
-    shardings, frozen = place(shapes), place(stage.frozen)
-    state = jax.jit(batch_random_init(stage.init), out_shardings=shardings)(key, batch)
-    state = state.replace(frozen=sharding.put(stage.frozen, frozen))
+    of = functools.partial(sharding.state_shardings, mesh=mesh, fsdp=fsdp, min_size=MIN_SIZE)
+    shapes = jax.eval_shape(stage.init, KEY, images())
+    return mesh, of(shapes), of(stage.frozen)
+
+
+def begin(stage, num_devices, fsdp):
+    """The state before the first step, each array made where it lies."""
+    mesh, shardings, _ = place(stage, num_devices, fsdp)
+    batch = sharding.put_batch(images(), mesh)
+    return jax.jit(batch_random_init(stage.init), out_shardings=shardings)(KEY, batch)
+
+
+def updates(stage, state, num_devices, fsdp, num_steps=3):
+    """(metrics of each step, state after the last), the way that the loop makes them."""
+    mesh, shardings, frozen = place(stage, num_devices, fsdp)
+    state = sharding.put(state, shardings).replace(frozen=sharding.put(stage.frozen, frozen))
     update = jax.jit(
         stage.update,
         donate_argnums=0,
         out_shardings=(shardings.replace(frozen=frozen), sharding.replicated(mesh)),
     )
-    metrics = []
+    batch, metrics = sharding.put_batch(images(), mesh), []
     for _ in range(num_steps):
-        state, values = update(state, batch, key)
+        state, values = update(state, batch, KEY)
         metrics.append(jax.device_get(values))
     return metrics, state
 
@@ -163,12 +174,16 @@ def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run, label_code
     else:
         config = tiny.tokenizer({"loss.adversarial": 0.0}, name)
     stage = make_stage(config)
-    alone, _ = updates(stage, 1, fsdp=False)
+    first = sharding.to_host(begin(stage, 1, fsdp=False))
+    alone, _ = updates(stage, first, 1, fsdp=False)
     if name == "fsq":
-        copied, state = updates(stage, 8, fsdp=False)
+        made = begin(stage, 8, fsdp=True)
+        assert cut_leaves(made.params)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), made, first)
+        copied, state = updates(stage, first, 8, fsdp=False)
         assert not cut_leaves(state)
         assert_close(copied, alone)
-    cut, state = updates(stage, 8, fsdp=True)
+    cut, state = updates(stage, first, 8, fsdp=True)
     assert_close(cut, alone)
     for part in (state.params, state.opt_state, state.ema_params):
         leaves = cut_leaves(part)
