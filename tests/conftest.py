@@ -5,6 +5,7 @@ what one process of a session has compiled or trained, all its workers and progr
 folder, $FSQ_JAX_TESTS.
 """
 
+import collections
 import functools
 import gc
 import os
@@ -32,6 +33,21 @@ if "FSQ_JAX_TESTS" not in os.environ:  # as it is in a worker
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["FSQ_JAX_TESTS"] + "/compiled")
 
 ROOT = pathlib.Path(__file__).parent.parent
+LONG = {  # files of few tests that take long
+    "describe",
+    "distributed",
+    "launcher",
+    "liveness",
+    "microbatches",
+    "notebook",
+    "paper_scale",
+    "programs",
+    "resume",
+    "scaling",
+    "sharding",
+    "uvim_base",
+    "whole_path",
+}
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is no such hook
@@ -39,7 +55,21 @@ def pytest_xdist_make_scheduler(config, log):
     """A file stays with one worker, which compiles and makes what its tests share once."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = (
+        False  # they come in the order of `pytest_collection_modifyitems`
+    )
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long comes first, and what is short fills the time of the worker that is ahead."""
+    of_file = collections.Counter(item.path for item in items)
+
+    def rank(item):
+        long = item.path.stem.removesuffix("_test") in LONG
+        return not long, -of_file[item.path], item.path
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish():
