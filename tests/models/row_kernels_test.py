@@ -58,19 +58,18 @@ def test_a_product_has_the_norm_before_and_bias_gelu_and_residual_after(
 
 @pytest.mark.parametrize("offset", [0, 4])
 def test_rows_with_a_mean_are_multiplied_as_exactly(offset):
-    x, weight = (
-        jnp.asarray(a, jnp.bfloat16) for a in (_draw(8, 256) + offset, _draw(256, 64) / 16)
-    )
+    x, weight = (a.astype(jnp.bfloat16) for a in (_draw(8, 256) + offset, _draw(256, 64) / 16))
     norm = 1 + _draw(256) / 10, _draw(256) / 10
-    normed, bias, sums = lib.with_norm(weight, None, norm)
+    normed, bias, sums = jax.jit(lib.with_norm)(weight, None, norm)
     np.testing.assert_allclose(sums, np.asarray(normed, np.float64).sum(0), atol=1e-5)
     # Only this keeps XLA from adding up what was not rounded, which no CPU shows.
     assert "reduce_precision" in str(jax.make_jaxpr(lib.with_norm)(weight, None, norm))
-    parts = lib.in_parts(normed)
-    got = lib.rows_product(x, parts, bias, sums_O=sums, epsilon=EPSILON, interpret=True)
-    expected = layer_norm(x.astype(jnp.float32), *norm, EPSILON) @ weight.astype(jnp.float32)
-    error = got.astype(jnp.float32) - expected
-    assert jnp.sqrt((error**2).mean() / (expected**2).mean()) < 0.003  # 2^-8 is 0.004
+    options = dict(sums_O=sums, epsilon=EPSILON, interpret=True)
+    got = jax.jit(lambda x: lib.rows_product(x, lib.in_parts(normed), bias, **options))(x)
+    normal = jax.jit(layer_norm, static_argnums=3)(x.astype(np.float32), *norm, EPSILON)
+    expected = np.asarray(normal) @ weight.astype(np.float32)
+    error = np.asarray(got, np.float32) - expected
+    assert np.sqrt((error**2).mean() / (expected**2).mean()) < 0.003  # 2^-8 is 0.004
 
 
 def test_what_widths_a_product_takes():
@@ -89,7 +88,8 @@ def _model():
     )  # fmt: skip
     images, codes = _draw(17, 8, 8, 3), RNG.integers(0, 8, (17, 3)).astype(np.int32)
     variables = random_variables(model, images, codes)
-    return model, variables, images, codes, jax.jit(model.apply)(variables, images, codes)
+    logits = np.asarray(jax.jit(model.apply)(variables, images, codes))
+    return model, variables, images, codes, logits
 
 
 @pytest.mark.parametrize("batch", [1, 2, 17])  # one row, several, and a memory that is read

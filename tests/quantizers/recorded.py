@@ -1,5 +1,6 @@
 """What the tests of quantizers share: inputs, compiled calls, an independent library's answers."""
 
+import functools
 import pathlib
 
 import jax
@@ -12,8 +13,11 @@ def inputs(seed: int = 0, shape=(2, 5, 3)) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def apply(module, variables, *args, **kwargs):
-    return jax.jit(lambda v, *a: module.apply(v, *a, **kwargs))(variables, *args)
+apply = jax.jit(
+    lambda module, variables, *args, **kwargs: module.apply(variables, *args, **kwargs),
+    static_argnums=0,
+    static_argnames=("train", "mutable", "method"),
+)
 
 
 def recorded(name: str) -> dict[str, np.ndarray]:
@@ -22,12 +26,13 @@ def recorded(name: str) -> dict[str, np.ndarray]:
     return arrays | {n: arrays[n].astype(np.float32) for n in ("z", "weight")}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def pull(module, variables, z, weight):
     """(Quantized, gradient of z) where the decoder's gradient is `weight`."""
 
-    def both(z):
-        result, backward = jax.vjp(lambda z: module.apply(variables, z).codes, z)
-        del result
-        return module.apply(variables, z), backward(weight)[0]
+    def call(z):
+        result = module.apply(variables, z)
+        return result.codes, result
 
-    return jax.jit(both)(z)
+    _, backward, result = jax.vjp(call, z, has_aux=True)
+    return result, backward(weight)[0]

@@ -4,21 +4,25 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fsq_jax import quantizers
 from fsq_jax.quantizers import fsq, residual_fsq
-from fsq_jax.quantizers.residual_fsq import GroupedFSQ, ResidualFSQ, part_indices
+from fsq_jax.quantizers.residual_fsq import GroupedFSQ, ResidualFSQ
 from tests.quantizers.recorded import apply, inputs, pull, recorded
 
 LEVELS = (5, 4, 3)
 
+soft_clamp, nearest = (
+    jax.jit(f, static_argnums=1) for f in (residual_fsq.soft_clamp, residual_fsq.nearest)
+)
+part_indices = jax.jit(residual_fsq.part_indices, static_argnums=(1, 2))
+
 
 @functools.cache
 def _init(module, shape):
-    return jax.jit(lambda: module.init(jax.random.key(0), jnp.zeros(shape)))()
+    return jax.jit(lambda: module.init(jax.random.key(0), np.zeros(shape, np.float32)))()
 
 
 def init(module, z):
@@ -27,11 +31,11 @@ def init(module, z):
 
 def open_stages(z: np.ndarray, levels, stages: int) -> np.ndarray:
     """In how many stages what is left is in [-1, 1], outside which the library's clamp is flat."""
-    left, open_ = np.asarray(residual_fsq.soft_clamp(z, levels)), np.zeros(z.shape)
+    left, open_ = np.asarray(soft_clamp(z, levels)), np.zeros(z.shape)
     for i in range(stages):
         scale = np.array(levels, np.float32) ** -i
         open_ += np.abs(left / scale) <= 1
-        left = left - scale * np.asarray(residual_fsq.nearest(left / scale, levels))
+        left = left - scale * np.asarray(nearest(left / scale, levels))
     return open_
 
 
@@ -51,26 +55,26 @@ def test_agrees_with_vector_quantize_pytorch(name, levels, stages, groups):
     np.testing.assert_allclose(got.codes, want["codes"], atol=1e-6)
     indices = part_indices(got.indices, every, stages)
     if groups > 1:  # there of each group and stage, [groups, 1, N, stages]
-        indices = jnp.moveaxis(part_indices(indices, levels, groups), -1, 0)
+        indices = np.moveaxis(np.asarray(part_indices(indices, levels, groups)), -1, 0)
     np.testing.assert_array_equal(indices, want["indices"])
     times = open_stages(want["z"], every, stages)
     assert times.max() == stages and (times < stages).any()
-    np.testing.assert_allclose(gradient * times, want["gradient"], rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(gradient) * times, want["gradient"], rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("level, stages", [(2, 4), (5, 2)])
 def test_stages_are_one_grid_of_many_levels(level, stages):
     module = ResidualFSQ((level,), stages)
-    codes = np.ravel(module.apply({}, np.arange(level**stages), method="indices_to_codes"))
+    codes = np.ravel(apply(module, {}, np.arange(level**stages), method="indices_to_codes"))
     steps = np.diff(np.sort(codes))
     np.testing.assert_allclose(steps, 2 / (level - 1) / level ** (stages - 1), rtol=1e-5)
     assert module.codebook_size == level**stages
     # ... of which z is sent to the nearest, once it is bounded.
     z = np.linspace(-6, 6, 4001, dtype=np.float32)[:, None]
-    bounded = np.asarray(residual_fsq.soft_clamp(z, (level,)))
-    nearest = codes[np.abs(bounded - codes).argmin(axis=1)]
+    bounded = np.asarray(soft_clamp(z, (level,)))
+    want = codes[np.abs(bounded - codes).argmin(axis=1)]
     got = apply(module, {}, z)
-    np.testing.assert_allclose(np.ravel(got.codes), nearest, atol=1e-6)
+    np.testing.assert_allclose(np.ravel(got.codes), want, atol=1e-6)
     assert len(np.unique(got.indices)) == level**stages
 
 
@@ -78,7 +82,7 @@ def test_gradient_is_that_of_the_bound():
     z, weight = inputs(), inputs(1)
     _, got = pull(ResidualFSQ(LEVELS, 3), {}, z, weight)
     bound = lambda z: (residual_fsq.soft_clamp(z, LEVELS) * weight).sum()  # noqa: E731
-    np.testing.assert_allclose(got, jax.grad(bound)(z), rtol=1e-6)
+    np.testing.assert_allclose(got, jax.jit(jax.grad(bound))(z), rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"grid": "symmetric", "squash": "ifsq"}])
@@ -99,7 +103,7 @@ def test_groups_are_levels_repeated(options):
 def test_grouped_noise_is_drawn_in_training():
     module = GroupedFSQ(LEVELS, 2, noise=0.5)
     z, rngs = inputs(shape=(64, 6)), {"codebook": jax.random.key(0)}
-    got = apply(module, {}, z, train=True, rngs=rngs)
+    got = jax.tree.map(np.asarray, apply(module, {}, z, train=True, rngs=rngs))
     plain = apply(module, {}, z)
     assert 0 < (got.codes != plain.codes).all(axis=1).mean() < 1
     np.testing.assert_array_equal(got.indices, plain.indices)
@@ -119,9 +123,9 @@ def in_numpy(z, params, state, levels, stages, scaling):
         if scaling == "layer_norm":
             gain = gain / np.sqrt(state["variance"][s] + 1e-10)
             bias, mean = params["bias"][s], state["mean"][s]
-        code, index = quantize(np.float32(gain * (left - mean) + bias), levels)
+        code, index = map(np.asarray, quantize(np.float32(gain * (left - mean) + bias), levels))
         indices.append(index)
-        part = (np.asarray(code, np.float64) - bias) / gain + mean
+        part = (code.astype(np.float64) - bias) / gain + mean
         seen.append(left)
         left, total = left - part, total + part
     return total, np.stack(indices, -1), np.stack(seen, -2)
@@ -131,7 +135,7 @@ def in_numpy(z, params, state, levels, stages, scaling):
 def test_scaled_stages_are_the_loop(scaling):
     module = ResidualFSQ(LEVELS, 3, scaling)
     z, rng = inputs(), np.random.default_rng(1)
-    variables = init(module, z)
+    variables = jax.tree.map(np.asarray, init(module, z))
     shapes = jax.tree.map(np.shape, variables)
     each = (3, 3) if scaling == "layer_norm" else (3, 1)
     assert shapes["params"]["log_scale"] == each
@@ -151,8 +155,7 @@ def test_scaled_stages_are_the_loop(scaling):
 def test_running_statistics():
     """They are faded by the momentum once a step, whether it comes whole or in microbatches."""
     module, z = ResidualFSQ(LEVELS, 2, "layer_norm", momentum=0.75), inputs(shape=(8, 4, 3)) + 1
-    start = init(module, z)
-    start = jax.tree.map(np.asarray, start)
+    start = jax.tree.map(np.asarray, init(module, z))
     state = start["codebook_state"]
     np.testing.assert_array_equal(state["mean"], np.zeros((2, 3)))
     np.testing.assert_allclose(state["variance"], [[1, 1, 1], [1 / 25, 1 / 16, 1 / 9]], rtol=1e-6)
@@ -173,7 +176,7 @@ def test_running_statistics():
         for part in np.split(z, 4)
     ]
     added = jax.tree.map(lambda *values: sum(map(np.asarray, values)), *parts)
-    in_parts = module.after_step(state, added, None)
+    in_parts = jax.jit(module.after_step)(state, added, None)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         in_parts,
@@ -195,7 +198,7 @@ def test_the_running_norm_keeps_later_stages_at_work():
             for _ in range(20):
                 got, state = step(variables)
                 variables = {**variables, **state}
-            errors[scaling, stages] = float(np.abs(got.codes - z).mean())
+            errors[scaling, stages] = np.abs(np.asarray(got.codes) - z).mean()
     assert errors["layer_norm", 3] < errors["layer_norm", 1] / 3
     assert errors["layer_norm", 3] < errors["learned", 3] < errors["learned", 1]
 
@@ -216,4 +219,4 @@ def test_mistakes():
     with pytest.raises(ValueError, match="did you mean 'layer_norm'"):
         ResidualFSQ((8, 5), 2, "layernorm")
     with pytest.raises(ValueError, match=r"\(2, 3\), must be 2, one for each of the levels"):
-        ResidualFSQ((8, 5), 2).apply({}, jnp.zeros((2, 3)))
+        ResidualFSQ((8, 5), 2).apply({}, np.zeros((2, 3)))

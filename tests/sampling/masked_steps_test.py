@@ -14,8 +14,8 @@ CODES, CLASSES, TOKENS = 4, 2, 8
 MASK = CODES + CLASSES
 
 
-def start(batch=1):
-    return masked.initial_tokens(np.zeros(batch, int), TOKENS, CODES, CLASSES)
+def start():
+    return np.asarray(masked.initial_tokens(np.zeros(2, int), TOKENS, CODES, CLASSES))
 
 
 def sure_of(strength_S, code_S):
@@ -24,7 +24,7 @@ def sure_of(strength_S, code_S):
     def logits_fn(tokens_BL):
         favoured_SK = strength_S[:, None] * np.eye(CODES)[code_S]
         logits_LK = np.concatenate([np.zeros((1, CODES)), favoured_SK])
-        return jnp.broadcast_to(jnp.asarray(logits_LK), (len(tokens_BL), *logits_LK.shape))
+        return np.broadcast_to(logits_LK, (len(tokens_BL), *logits_LK.shape))
 
     return logits_fn
 
@@ -41,23 +41,23 @@ class Noise:
 
     def categorical(self, key, logits, *args, **kwargs):
         self.keys.append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
-        return jnp.argmax(logits, axis=-1)
+        return np.argmax(logits, axis=-1)
 
     def gumbel(self, key, shape, *args, **kwargs):
         self.choice_keys.append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
         if self.gumbel_TL is None:
-            return jnp.zeros(shape)
-        return jnp.broadcast_to(self.gumbel_TL[len(self.choice_keys) - 1], shape)
+            return np.zeros(shape)
+        return np.broadcast_to(self.gumbel_TL[len(self.choice_keys) - 1], shape)
 
     def scan(self, step, carry, xs):
         """A loop in Python."""
-        outputs = []
+        outputs, xs = [], jax.tree.map(np.asarray, xs)
         for t in range(len(xs[0])):
             carry, out = step(carry, jax.tree.map(lambda x: x[t], xs))  # noqa: B023
             outputs.append(out)
         if outputs[0] is None:
             return carry, None
-        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return carry, jax.tree.map(lambda *leaves: np.stack(leaves), *outputs)
 
 
 CODE_S = np.array([3, 1, 0, 2, 3, 2, 1, 0])
@@ -65,7 +65,7 @@ STRENGTH_S = np.array([3.0, 9.0, 1.0, 5.0, 7.0, 2.0, 8.0, 4.0])  # no two alike
 
 
 def decode(logits_fn, tokens, **options):
-    return masked.decode(
+    found = masked.decode(
         logits_fn,
         tokens,
         jax.random.key(0),
@@ -73,6 +73,7 @@ def decode(logits_fn, tokens, **options):
         return_steps=True,
         **{"num_steps": 4, "schedule": "linear", "choice_temperature": 0.0} | options,
     )
+    return jax.tree.map(np.asarray, found)
 
 
 def test_the_surest_tokens_stay_first(monkeypatch):
@@ -99,7 +100,7 @@ def test_the_model_reads_what_stayed_and_masks_elsewhere(monkeypatch):
     seen = []
 
     def logits_fn(tokens_BL):
-        seen.append(np.asarray(tokens_BL[0, 1:]))
+        seen.append(np.asarray(tokens_BL)[0, 1:])
         return sure_of(STRENGTH_S, CODE_S)(tokens_BL)
 
     decode(logits_fn, start())
@@ -157,7 +158,7 @@ def test_temperature_divides_logits_before_confidence(monkeypatch):
     logits_SK[1] = [4.0, 2.0, 2.0, 2.0]  # one, or any of three others
 
     def logits_fn(tokens_BL):
-        return jnp.asarray(np.concatenate([np.zeros((1, CODES)), logits_SK]))[None]
+        return np.concatenate([np.zeros((1, CODES)), logits_SK])[None]
 
     tokens = masked.initial_tokens([0], 2, CODES, CLASSES)
     for temperature in (1.0, 4.0):
@@ -192,12 +193,12 @@ def test_tokens_are_drawn_from_the_softmax():
     logits_K = np.array([0.0, 1.0, 2.0, -1.0])
 
     def logits_fn(tokens_BL):
-        return jnp.broadcast_to(jnp.asarray(logits_K), (*tokens_BL.shape, CODES))
+        return np.broadcast_to(logits_K, (*tokens_BL.shape, CODES))
 
     tokens = masked.initial_tokens(np.zeros(4000, int), 1, CODES, CLASSES)
     for temperature in (1.0, 0.5):
         drawn, sampled, _ = decode(logits_fn, tokens, num_steps=1, temperature=temperature)
-        share = np.bincount(np.asarray(drawn[:, 1]), minlength=CODES) / 4000
+        share = np.bincount(drawn[:, 1], minlength=CODES) / 4000
         expected = np.exp(logits_K / temperature) / np.exp(logits_K / temperature).sum()
         np.testing.assert_allclose(share, expected, atol=5 * 0.5 / 4000**0.5)
 
@@ -209,22 +210,20 @@ def test_guidance_decides_for_what_the_class_adds(monkeypatch, strength):
     classes = []
 
     def logits_fn(tokens_BL):
-        classes.append(np.asarray(tokens_BL[:, 0]))
-        has_class = (tokens_BL[:, 0] == CODES)[:, None, None]
-        of_class = jnp.where(has_class, jnp.asarray([0.0, 1.5, 0.0, 0.0]), 0.0)
-        return jnp.broadcast_to(
-            jnp.asarray([2.0, 0.0, 0.0, -9.0]) + of_class, (*tokens_BL.shape, CODES)
-        )
+        class_B = np.asarray(tokens_BL)[:, 0]
+        classes.append(class_B)
+        of_class = np.where((class_B == CODES)[:, None, None], [0.0, 1.5, 0.0, 0.0], 0.0)
+        return np.broadcast_to([2.0, 0.0, 0.0, -9.0] + of_class, (*tokens_BL.shape, CODES))
 
-    tokens, _, _ = decode(masked.guided(logits_fn, strength, MASK), start(2))
+    tokens, _, _ = decode(masked.guided(logits_fn, strength, MASK), start())
     # 1.5 (1 + strength) against 2.
-    assert set(np.asarray(tokens[:, 1:]).ravel().tolist()) == {int(1.5 * (1 + strength) > 2)}
+    assert set(tokens[:, 1:].ravel().tolist()) == {int(1.5 * (1 + strength) > 2)}
     expected = [CODES, MASK] * 2 if strength else [CODES] * 2
     assert all(seen.tolist() == expected for seen in classes)
 
 
 def test_a_class_token_is_no_code_and_no_mask():
-    tokens = masked.initial_tokens(np.arange(CLASSES), TOKENS, CODES, CLASSES)
+    tokens = np.asarray(masked.initial_tokens(np.arange(CLASSES), TOKENS, CODES, CLASSES))
     np.testing.assert_array_equal(tokens[:, 0], CODES + np.arange(CLASSES))
     assert (tokens[:, 1:] == MASK).all()
     with pytest.raises(ValueError, match="Labels are in 0..1, got -1..0"):

@@ -1,7 +1,8 @@
 """Stage I: each network feels its own loss alone, with every quantizer and every option."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,33 +11,37 @@ from fsq_jax.runs import frozen as runs_frozen
 from fsq_jax.runs.frozen import make_stage
 from tests import tiny
 
-
-@pytest.fixture(scope="module")
-def batch():
-    return {"image": np.random.default_rng(0).random((4, 8, 8, 3), np.float32)}
+BATCH = {"image": np.random.default_rng(0).random((4, 8, 8, 3), np.float32)}
 
 
-def start(config, batch):
+@functools.cache
+def first_state(quantizer, has_critic, critic_waits):
+    """No other option of these tests has a say in it."""
+    loss = {"loss.adversarial": float(has_critic), "loss.discriminator_start": int(critic_waits)}
+    return tiny.first_state(make_stage(tiny.tokenizer(loss, quantizer)), BATCH)
+
+
+def start(config):
     """(stage, state, compiled update)."""
-    stage = make_stage(config)
-    state = tiny.first_state(stage, batch).replace(frozen=stage.frozen)
-    return stage, state, jax.jit(stage.update)
+    stage, loss = make_stage(config), config.loss
+    state = first_state(config.quantizer.name, loss.adversarial > 0, loss.discriminator_start > 0)
+    return stage, state.replace(frozen=stage.frozen), jax.jit(stage.update)
 
 
-def run(config, batch, num_steps=1):
+def run(config, num_steps=1):
     """(state after, metrics of each step)."""
-    _, state, update = start(config, batch)
+    _, state, update = start(config)
     metrics = []
     for _ in range(num_steps):
-        state, values = update(state, batch, jax.random.key(0))
+        state, values = update(state, BATCH, jax.random.key(0))
         metrics.append({name: float(value) for name, value in values.items()})
     return state, metrics
 
 
 @pytest.fixture(scope="module")
-def trained(batch):
+def trained():
     """One step with the default losses."""
-    return run(tiny.tokenizer(), batch)
+    return run(tiny.tokenizer())
 
 
 def equal(ours, theirs, atol=0.0):
@@ -46,24 +51,24 @@ def equal(ours, theirs, atol=0.0):
 
 def moments(state, name):
     """Adam's second moments: the squared gradient of the first step, and unlike it not a sign."""
-    return jax.tree.map(jnp.sqrt, state.opt_state[name][0].nu)
+    return jax.tree.map(np.sqrt, state.opt_state[name][0].nu)
 
 
-def test_the_discriminator_feels_only_its_own_loss(trained, batch):
-    other, _ = run(tiny.tokenizer({"loss.adversarial": 5.0, "loss.reconstruction": 2.0}), batch)
+def test_the_discriminator_feels_only_its_own_loss(trained):
+    other, _ = run(tiny.tokenizer({"loss.adversarial": 5.0, "loss.reconstruction": 2.0}))
     assert equal(moments(other, "discriminator"), moments(trained[0], "discriminator"), 1e-6)
     assert not equal(moments(other, "tokenizer"), moments(trained[0], "tokenizer"), 1e-3)
 
 
-def test_the_tokenizer_feels_only_its_own_loss(trained, batch):
-    other, metrics = run(tiny.tokenizer({"loss.r1_every": 4, "loss.lecam": 3.0}), batch)
+def test_the_tokenizer_feels_only_its_own_loss(trained):
+    other, metrics = run(tiny.tokenizer({"loss.r1_every": 4, "loss.lecam": 3.0}))
     assert equal(moments(other, "tokenizer"), moments(trained[0], "tokenizer"), 1e-6)
     assert not equal(moments(other, "discriminator"), moments(trained[0], "discriminator"), 1e-3)
     # R1 is as much stronger as it is rarer.
     np.testing.assert_allclose(metrics[0]["r1"], 4 * trained[1][0]["r1"], rtol=1e-4)
 
 
-def test_sides_that_have_not_started_stay_where_they_are(batch):
+def test_sides_that_have_not_started_stay_where_they_are():
     config = tiny.tokenizer(
         {
             "loss.adversarial_start": 2,
@@ -73,10 +78,10 @@ def test_sides_that_have_not_started_stay_where_they_are(batch):
             "loss.lecam_decay": 0.5,
         }
     )
-    _, state, update = start(config, batch)
+    _, state, update = start(config)
     norms, r1, lecam = [], [], []
     for step in range(3):
-        before, (state, values) = state, update(state, batch, jax.random.key(0))
+        before, (state, values) = state, update(state, BATCH, jax.random.key(0))
         assert equal(before.params["discriminator"], state.params["discriminator"]) == (step == 0)
         norms.append(float(values["discriminator_gradient_norm"]))
         r1.append(float(values["r1"]))
@@ -96,13 +101,13 @@ def test_sides_that_have_not_started_stay_where_they_are(batch):
     assert int(state.step) == 3
 
 
-def test_a_critic_wakes_with_a_step_of_the_usual_length(batch):
+def test_a_critic_wakes_with_a_step_of_the_usual_length():
     config = tiny.tokenizer({"loss.discriminator_start": 3})
-    _, state, update = start(config, batch)
+    _, state, update = start(config)
     for _ in range(4):
-        before, (state, _) = state, update(state, batch, jax.random.key(0))
+        before, (state, _) = state, update(state, BATCH, jax.random.key(0))
     change = jax.tree.map(
-        lambda old, new: np.abs(new - old).max(),
+        lambda old, new: np.abs(np.subtract(new, old)).max(),
         before.params["discriminator"],
         state.params["discriminator"],
     )
@@ -112,14 +117,14 @@ def test_a_critic_wakes_with_a_step_of_the_usual_length(batch):
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq", "vq_ema"])
-def test_every_quantizer_learns_one_batch(quantizer, batch):
+def test_every_quantizer_learns_one_batch(quantizer):
     config = tiny.tokenizer({"loss.adversarial": 0.0, "optim.learning_rate": 1e-3}, quantizer)
     config.optim.b1 = 0.9
-    stage, state, update = start(config, batch)
+    stage, state, update = start(config)
     assert set(state.params) == {"tokenizer"} and "lecam" not in state.model_state
     begin, first = state, None
     for _ in range(15):
-        state, values = update(state, batch, jax.random.key(0))
+        state, values = update(state, BATCH, jax.random.key(0))
         first = first or values
     assert values["reconstruction"] < 0.9 * first["reconstruction"]
     assert not equal(begin.params, state.params)
@@ -128,33 +133,39 @@ def test_every_quantizer_learns_one_batch(quantizer, batch):
     if quantizer == "vq_ema":
         assert not equal(begin.model_state, state.model_state)
 
-    functions = {name: jax.jit(fn) for name, fn in stage.predict.items()}
-    decode = functions.pop("decode")
-    predict = {name: function(state, batch, None) for name, function in functions.items()}
+    @jax.jit
+    def predicted(state):
+        names = ("reconstruct", "indices", "preview")
+        found = {name: stage.predict[name](state, BATCH, None) for name in names}
+        tokens = {"tokens": found["reconstruct"]["indices"].reshape(4, 16)}
+        return found | {"decode": stage.predict["decode"](state, tokens, None)}
+
+    predict = jax.tree.map(np.asarray, predicted(state))
     reconstruction = predict["reconstruct"]["reconstruction"]
     assert reconstruction.shape == (4, 8, 8, 3)
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
     indices = predict["reconstruct"]["indices"]
     assert indices.shape == (4, 4, 4) and indices.max() < stage.facts.codebook_size
     np.testing.assert_array_equal(predict["indices"]["indices"], indices)
-    decoded = decode(state, {"tokens": indices.reshape(4, 16)}, None)["image"]
-    np.testing.assert_allclose(decoded, reconstruction, atol=1e-5)
+    np.testing.assert_allclose(predict["decode"]["image"], reconstruction, atol=1e-5)
     pairs = predict["preview"]["reconstruction"]
-    np.testing.assert_array_equal(pairs[::2], batch["image"])
+    np.testing.assert_array_equal(pairs[::2], BATCH["image"])
     np.testing.assert_array_equal(pairs[1::2], reconstruction)
 
 
-def test_averaged_weights_follow(trained, batch):
-    _, begin, _ = start(tiny.tokenizer(), batch)
+def test_averaged_weights_follow(trained):
+    _, begin, _ = start(tiny.tokenizer())
     state = trained[0]
-    expected = jax.tree.map(lambda old, new: 0.999 * old + 0.001 * new, begin.params, state.params)[
-        "tokenizer"
-    ]
+    expected = jax.tree.map(
+        lambda old, new: 0.999 * np.asarray(old) + 0.001 * np.asarray(new),
+        begin.params["tokenizer"],
+        state.params["tokenizer"],
+    )
     assert equal(state.ema_params, expected, 1e-7)
 
 
-def test_accumulation_is_the_whole_batch_in_parts(trained, batch):
-    state, metrics = run(tiny.tokenizer({"accumulate": 2}), batch)
+def test_accumulation_is_the_whole_batch_in_parts(trained):
+    state, metrics = run(tiny.tokenizer({"accumulate": 2}))
     for name, value in trained[1][0].items():
         # Statistics of a batch's codes are no mean of parts; LeCam's averages move with each part.
         if not name.startswith(("quantizer/", "lecam")):
@@ -163,7 +174,7 @@ def test_accumulation_is_the_whole_batch_in_parts(trained, batch):
         assert equal(moments(state, name), moments(trained[0], name), 1e-5)
 
 
-def test_perceptual_loss_reads_frozen_features(batch, monkeypatch):
+def test_perceptual_loss_reads_frozen_features(monkeypatch):
     def features(frozen, images):  # in place of a network that takes minutes to compile
         return images.mean((1, 2)) * frozen["scale"]
 
@@ -171,14 +182,14 @@ def test_perceptual_loss_reads_frozen_features(batch, monkeypatch):
     network = Network(features, frozen, "mean")
     monkeypatch.setattr(runs_frozen, "load_perceptual", lambda **_: network)
     config = tiny.tokenizer({"loss.perceptual": 0.5, "loss.adversarial": 0.0})
-    _, state, update = start(config, batch)
-    after, values = update(state, batch, jax.random.key(0))
+    _, state, update = start(config)
+    after, values = update(state, BATCH, jax.random.key(0))
     assert values["perceptual"] > 0
     np.testing.assert_allclose(
         values["loss"], values["reconstruction"] + 0.5 * values["perceptual"], rtol=1e-5
     )
     assert after.frozen["scale"] == 3
-    without, _ = run(tiny.tokenizer({"loss.adversarial": 0.0}), batch)
+    without, _ = run(tiny.tokenizer({"loss.adversarial": 0.0}))
     assert not equal(moments(after, "tokenizer"), moments(without, "tokenizer"), 1e-4)
 
 
