@@ -25,15 +25,15 @@ def _logits_fn(tokens_BL):
     return table + codes_BL + 0.1 * tokens_BL[:, :1, None] * jnp.arange(CODES)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("num_steps", "schedule", "return_steps", "temperature")
-)
-def _decode_compiled(tokens_BL, key, **options):
-    return masked.decode(_logits_fn, tokens_BL, key, mask_id=MASK, **options)
+@functools.partial(jax.jit, static_argnames=("num_steps", "schedule", "temperature"))
+def _compiled(tokens_BL, key, **options):
+    return masked.decode(_logits_fn, tokens_BL, key, mask_id=MASK, return_steps=True, **options)
 
 
-def _decode(tokens_BL, key, **options):
-    return jax.tree.map(np.asarray, _decode_compiled(tokens_BL, key, **options))
+def _decode(tokens_BL, seed=0, num_steps=6, schedule="cosine", temperature=1.0):
+    """(tokens, what each step sampled, what it masked again)."""
+    options = dict(num_steps=num_steps, schedule=schedule, temperature=temperature)
+    return jax.tree.map(np.asarray, _compiled(tokens_BL, jax.random.key(seed), **options))
 
 
 random_mask = jax.jit(masked.random_mask, static_argnums=(1, 2), static_argnames="min_ratio")
@@ -47,22 +47,20 @@ def _start(batch=4, length=16):
 
 @pytest.mark.parametrize("num_steps", MASKED_AFTER)
 def test_masked_after_each_step_is_the_reference_table(num_steps):
-    _, _, masked_TBL = _decode(
-        _start(2, 256), jax.random.key(0), num_steps=num_steps, return_steps=True
-    )
+    _, _, masked_TBL = _decode(_start(2, 256), num_steps=num_steps)
     for b in range(2):
         np.testing.assert_array_equal(masked_TBL[:, b].sum(-1), MASKED_AFTER[num_steps])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cubic", "log"])
 def test_every_token_ends_as_a_code(schedule):
-    tokens = _decode(_start(), jax.random.key(0), schedule=schedule, num_steps=5)
+    tokens, _, _ = _decode(_start(), schedule=schedule)
     assert np.all((tokens[:, 1:] >= 0) & (tokens[:, 1:] < CODES))
     np.testing.assert_array_equal(tokens[:, 0], _start()[:, 0])
 
 
 def test_masks_only_shrink_and_sampled_tokens_stay():
-    tokens, sampled, again = _decode(_start(), jax.random.key(0), num_steps=6, return_steps=True)
+    tokens, sampled, again = _decode(_start())
     for t in range(5):
         assert not np.any(again[t + 1] & ~again[t])
         np.testing.assert_array_equal(
@@ -78,15 +76,15 @@ def test_editing_changes_only_what_is_not_known():
     known[3] = True
     start = np.asarray(jax.jit(masked.with_known)(_start(), image, known))
     np.testing.assert_array_equal(start[:, 0], _start()[:, 0])
-    tokens, _, again = _decode(start, jax.random.key(0), num_steps=4, return_steps=True)
+    tokens, _, again = _decode(start)
     np.testing.assert_array_equal(np.where(known, tokens[:, 1:], 0), np.where(known, image, 0))
     assert np.all((tokens[:, 1:] >= 0) & (tokens[:, 1:] < CODES))
     assert not np.any(again[:, :, 1:] & known) and not again[:, :, 0].any()
     # N is an example's own: what is masked follows the number unknown in it.
     unknown = (~known).sum(1)
-    share = masked.mask_ratio("cosine", np.arange(1, 5) / 4)
+    share = masked.mask_ratio("cosine", np.arange(1, 7) / 6)
     left = unknown
-    for t in range(4):
+    for t in range(6):
         wanted = np.maximum(1, np.minimum(left - 1, np.floor(unknown * share[t])))
         left = np.where(unknown > 0, wanted, 0)
         np.testing.assert_array_equal(again[t].sum(-1), left)
@@ -105,13 +103,13 @@ def test_certain_logits_decode_to_their_tokens():
 
 
 def test_result_follows_the_key():
-    a, b, c = (_decode(_start(), jax.random.key(seed)) for seed in (0, 0, 1))
+    a, b, c = (_decode(_start(), seed)[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.any(a != c)
 
 
 def test_low_temperature_takes_the_likeliest():
-    tokens = _decode(_start(), jax.random.key(0), num_steps=1, temperature=1e-4)
+    tokens, _, _ = _decode(_start(), num_steps=1, temperature=1e-4)
     logits = np.asarray(_logits_fn(_start()))
     np.testing.assert_array_equal(tokens[:, 1:], logits.argmax(-1)[:, 1:])
 

@@ -68,44 +68,51 @@ def test_the_tokenizer_feels_only_its_own_loss(trained):
     np.testing.assert_allclose(metrics[0]["r1"], 4 * trained[1][0]["r1"], rtol=1e-4)
 
 
-def test_sides_that_have_not_started_stay_where_they_are():
-    config = tiny.tokenizer(
-        {
-            "loss.adversarial_start": 2,
-            "loss.discriminator_start": 1,
-            "loss.r1_every": 2,
-            "loss.lecam": 0.1,
-            "loss.lecam_decay": 0.5,
-        }
-    )
-    _, state, update = start(config)
-    norms, r1, lecam = [], [], []
-    for step in range(3):
+LATE = {
+    "loss.adversarial_start": 4,
+    "loss.discriminator_start": 3,
+    "loss.r1_every": 2,
+    "loss.lecam": 0.1,
+    "loss.lecam_decay": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def late():
+    """(state before, state after, metrics) of five steps whose sides start late."""
+    _, state, update = start(tiny.tokenizer(LATE))
+    steps = []
+    for _ in range(5):
         before, (state, values) = state, update(state, BATCH, jax.random.key(0))
-        assert equal(before.params["discriminator"], state.params["discriminator"]) == (step == 0)
+        steps.append((before, state, values))
+    return steps
+
+
+def test_sides_that_have_not_started_stay_where_they_are(late):
+    norms, r1, lecam = [], [], []
+    for step, (before, state, values) in enumerate(late):
+        assert equal(before.params["discriminator"], state.params["discriminator"]) == (step < 3)
         norms.append(float(values["discriminator_gradient_norm"]))
         r1.append(float(values["r1"]))
         lecam.append(state.train_only["lecam"])
-        # The generator's loss counts from step 2 on; the critic's from step 1.
-        expected = values["reconstruction"] + 0.1 * (step >= 2) * values["adversarial"]
+        # The generator's loss counts from step 4 on; the critic's from step 3.
+        values = {name: float(value) for name, value in values.items()}
+        expected = values["reconstruction"] + 0.1 * (step >= 4) * values["adversarial"]
         critic = values["discriminator"] + values["r1"] + 0.1 * values["lecam"]
-        expected += critic if step >= 1 else 0
+        expected += critic if step >= 3 else 0
         np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
         np.testing.assert_allclose(
             lecam[-1].real,
             0.5 * (lecam[-2].real if step else 0) + 0.5 * values["real_logit"],
             rtol=1e-5,
         )
-    assert norms[0] == 0 and norms[1] > 0
-    assert r1[0] > 0 and r1[1] == 0 and r1[2] > 0  # every second step
-    assert int(state.step) == 3
+    assert norms[:3] == [0, 0, 0] and min(norms[3:]) > 0
+    assert min(r1[::2]) > 0 and r1[1::2] == [0, 0]  # every second step
+    assert int(state.step) == 5
 
 
-def test_a_critic_wakes_with_a_step_of_the_usual_length():
-    config = tiny.tokenizer({"loss.discriminator_start": 3})
-    _, state, update = start(config)
-    for _ in range(4):
-        before, (state, _) = state, update(state, BATCH, jax.random.key(0))
+def test_a_critic_wakes_with_a_step_of_the_usual_length(late):
+    before, state, _ = late[3]
     change = jax.tree.map(
         lambda old, new: np.abs(np.subtract(new, old)).max(),
         before.params["discriminator"],
@@ -113,7 +120,8 @@ def test_a_critic_wakes_with_a_step_of_the_usual_length():
     )
     # Adam's first step is the learning rate, whatever the gradient; with zeros counted it is not.
     longest = max(jax.tree.leaves(change))
-    np.testing.assert_allclose(longest, config.discriminator_optim.learning_rate, rtol=0.02)
+    rate = tiny.tokenizer(LATE).discriminator_optim.learning_rate
+    np.testing.assert_allclose(longest, rate, rtol=0.02)
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq", "vq_ema"])
