@@ -172,7 +172,9 @@ class EMAVectorQuantizer(Codebook):
         self.dictionary = self.variable(
             STATE, "dictionary", lambda: count * init(self.make_rng("params"), shape)
         )
-        self.counts = self.variable(STATE, "counts", lambda: jnp.full(shape[:1], count, jnp.float32))
+        self.counts = self.variable(
+            STATE, "counts", lambda: jnp.full(shape[:1], count, jnp.float32)
+        )
 
     def __call__(self, z: jax.Array, train: bool = False) -> Quantized:
         """Quantizes z, [..., C], and in training updates the codebook for the next call.
