@@ -204,6 +204,10 @@ PLANTED = {
                 '0.1 * metrics["entropy_loss"]',
             ),
             "groups are counted as their size": ("return examples // group", "return group"),
+            "counts of a weak type, for which a step is compiled twice": (
+                "jnp.full(shape[:1], count, jnp.float32)",
+                "jnp.full(shape[:1], count)",
+            ),
             "no straight-through gradient": (
                 "self.quantized(z, z_ND, q_ND",
                 "self.quantized(z, jax.lax.stop_gradient(z_ND), q_ND",
