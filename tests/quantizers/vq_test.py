@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from fsq_jax import quantizers
 from fsq_jax.quantizers import running_codebook, vq
+from tests import tiny
 
 K, D = 12, 5
 
@@ -183,7 +184,8 @@ def test_ema_is_the_loop(threshold, monkeypatch):
     )
     for step in range(60):
         z = inputs(step, (2, 3, D)) + np.arange(D)  # few tokens, all alike: words fall idle
-        got, state = update(state, z)
+        before, (got, state) = tiny.types(state), update(state, z)
+        assert tiny.types(state) == before
         want, count = plain.step(z, noise)
         splits += count
         np.testing.assert_array_equal(np.ravel(got.indices), want)

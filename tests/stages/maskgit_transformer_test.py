@@ -26,16 +26,11 @@ def batch():
     }
 
 
-def start(config):
-    stage = make_stage(config)
-    state = tiny.first_state(stage, {}).replace(frozen=stage.frozen)
-    return stage, state
-
-
 @pytest.fixture(scope="module")
 def begun(workdir):
     """(stage, its first state)."""
-    return start(tiny.transformer(workdir))
+    stage = make_stage(tiny.transformer(workdir))
+    return stage, tiny.first_state(stage, {}).replace(frozen=stage.frozen)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +48,11 @@ def test_facts_and_frozen_tokenizer(begun, tokens):
     assert state.model_state == {}
 
 
-def test_it_learns_one_batch(workdir, batch, tokens):
+def test_it_learns_one_batch(workdir, begun, batch, tokens):
     config = tiny.transformer(
         workdir, {"optim.learning_rate": 1e-2, "model.dropout": 0.0, "model.attention_dropout": 0.0}
     )
-    stage, state = start(config)
+    stage, state = make_stage(config), begun[1]
     update, first = jax.jit(stage.update), state
     losses = []
     for _ in range(25):
@@ -74,13 +69,13 @@ def test_it_learns_one_batch(workdir, batch, tokens):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_labels_are_dropped_to_the_mask_token(workdir, batch, monkeypatch, share):
+def test_labels_are_dropped_to_the_mask_token(workdir, begun, batch, monkeypatch, share):
     def masked_loss(models, params, tokens_BL, class_B, *_, **__):
         return {"loss": 0.0 * class_B, "accuracy": class_B}  # the metrics are their means
 
     monkeypatch.setattr(maskgit_transformer, "masked_loss", masked_loss)
-    stage, state = start(tiny.transformer(workdir, {"label_dropping": share}))
-    _, metrics = jax.jit(stage.update)(state, batch, jax.random.key(0))
+    stage = make_stage(tiny.transformer(workdir, {"label_dropping": share}))
+    _, metrics = jax.jit(stage.update)(begun[1], batch, jax.random.key(0))
     expected = CODES + CLASSES if share else CODES + batch["label"].mean()
     assert metrics["accuracy"] == expected
 

@@ -1,5 +1,7 @@
 """UViM's stage I learns the labels of every task with every quantizer, and codes them alike."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +14,22 @@ from fsq_jax.stages import uvim_base
 from tests import tiny
 
 
-def start(config):
-    """(stage, first state, a batch of four, compiled update)."""
+@functools.cache
+def begin(task, quantizer):
+    """(first state, a batch of four)."""
+    config = tiny.label_coder(task=task, quantizer=quantizer)
     stage = make_stage(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=4)
     # Labels that can be learned: the left half is one thing, the right half another.
     if "depth" in batch:
         batch["depth"] = np.where(np.arange(8) < 4, 2.0, 7.0) * np.ones((4, 8, 8), np.float32)
-    state = tiny.first_state(stage, batch)
-    return stage, state, batch, jax.jit(stage.update)
+    return tiny.first_state(stage, batch), batch
+
+
+def start(config):
+    """(stage, first state, a batch of four, compiled update)."""
+    stage = make_stage(config)
+    return stage, *begin(config.task.name, config.quantizer.name), jax.jit(stage.update)
 
 
 def equal(ours, theirs):

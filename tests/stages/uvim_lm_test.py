@@ -19,17 +19,14 @@ def base(tmp_path_factory):
     return tiny.untrained(tiny.label_coder(), tmp_path_factory.mktemp("base"))
 
 
-def start(config):
+@pytest.fixture(scope="module")
+def begun(base):
     """(stage, first state, a batch of four)."""
+    config = tiny.code_model(base)
     stage = make_stage(config)
     batch = train_step.random_batch(config, stage, tokens=False, size=4)
     state = tiny.first_state(stage, batch)
     return stage, state.replace(frozen=stage.frozen), batch
-
-
-@pytest.fixture(scope="module")
-def begun(base):
-    return start(tiny.code_model(base))
 
 
 def test_facts_and_frozen_stage(begun, base):
@@ -47,7 +44,7 @@ def test_facts_and_frozen_stage(begun, base):
 
 def test_it_learns_one_batch_and_reads_a_cache_alike(base, begun):
     config = tiny.code_model(base, {"optim.learning_rate": 1e-2, "steps": 200})
-    stage, state, batch = start(config)
+    stage, (_, state, batch) = make_stage(config), begun
     update, first, losses = jax.jit(stage.update), state, []
     tokens = jax.jit(stage.predict["indices"])(state, batch, None)["indices"]
     cached = {"tokens": tokens, "image": batch["image"], "label": batch["label"]}
@@ -71,8 +68,9 @@ def test_it_learns_one_batch_and_reads_a_cache_alike(base, begun):
     assert predict["preview"]["prediction"].shape == (4, 8, 24, 3)
 
 
-def test_temperature_makes_codes_differ(base):
-    stage, state, batch = start(tiny.code_model(base, {"sampling.temperature": 1.0}))
+def test_temperature_makes_codes_differ(base, begun):
+    stage = make_stage(tiny.code_model(base, {"sampling.temperature": 1.0}))
+    _, state, batch = begun
     sample = jax.jit(stage.predict["sample"])
     first, second = (sample(state, batch, jax.random.key(i))["indices"] for i in (0, 1))
     assert (first != second).any() and first.min() >= 0 and first.max() < 12
@@ -86,12 +84,12 @@ def test_abstract_is_the_same_in_shapes(begun):
     assert jax.tree.map(np.shape, begun[1].frozen) == jax.tree.map(np.shape, stage.frozen)
 
 
-def test_a_run_on_token_cache_sees_the_same_images_and_codes(base, tmp_path):
+def test_a_run_on_token_cache_sees_the_same_images_and_codes(base, begun, tmp_path):
     """Each view of the cache is made again: its image's code is the one in the cache."""
     cache = str(tmp_path / "cache")
     encode.encode(base, cache, views=3)
     config = resolve_config(tiny.code_model(base, {"token_cache": cache, "batch_size": 16}))
-    stage, state, _ = start(config)
+    stage, state = make_stage(config), begun[1]
     batches, plain = inputs.train_batches(config), config.copy_and_resolve_references()
     batch = next(batches)
     batches.close()
