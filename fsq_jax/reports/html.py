@@ -13,7 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from fsq_jax.metrics import codebook
 
@@ -113,7 +115,10 @@ def codes_figure(
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file's bytes."""
-    figure.savefig(buffer := io.BytesIO(), format="png", dpi=dpi)
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once; `savefig` draws a first time for the layout alone
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer := io.BytesIO(), "png")
     return buffer.getvalue()
 
 
