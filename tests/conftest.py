@@ -55,9 +55,7 @@ def pytest_xdist_make_scheduler(config, log):
     """A file stays with one worker, which compiles and makes what its tests share once."""
     from xdist.scheduler import LoadFileScheduling
 
-    config.option.loadscopereorder = (
-        False  # they come in the order of `pytest_collection_modifyitems`
-    )
+    config.option.loadscopereorder = False  # but `pytest_collection_modifyitems` orders them
     return LoadFileScheduling(config, log)
 
 
