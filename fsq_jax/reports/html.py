@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from fsq_jax.metrics import codebook
 
@@ -116,9 +115,8 @@ def codes_figure(
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file's bytes."""
     figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # once; `savefig` draws a first time for the layout alone
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer := io.BytesIO(), "png")
+    # Drawn once; `savefig` draws a first time for the layout alone.
+    FigureCanvasAgg(figure).print_png(buffer := io.BytesIO())
     return buffer.getvalue()
 
 
