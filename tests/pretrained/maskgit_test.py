@@ -63,12 +63,6 @@ def test_codes_and_classes_must_be_told_apart(shared):
         load_maskgit_transformer(path, codebook_size=21)
 
 
-@functools.cache
-def image_shapes(model):
-    """`shapes` of a tokenizer."""
-    return shapes(model, IMAGE)
-
-
 def shapes(model, *inputs):
     """Parameters as arrays that have a shape but take no memory."""
     tree = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
@@ -173,11 +167,11 @@ def test_full_size_transformer_is_read_from_its_shapes(positions, count):
 @pytest.mark.parametrize("shortcut", ["output", "input"])
 def test_sizes_of_any_tokenizer_are_inferred(multipliers, blocks, shortcut):
     sizes = dict(channel_multipliers=multipliers, num_res_blocks=blocks, shortcut=shortcut)
-    params = image_shapes(Tokenizer(FSQ((8, 5, 5)), filters=8, **sizes))
+    params = shapes(Tokenizer(FSQ((8, 5, 5)), filters=8, **sizes), IMAGE)
     config = maskgit.tokenizer_config("file", params, (8, 5, 5), 4)
     assert config.model.num_groups == 4
     model = Tokenizer(FSQ((8, 5, 5)), **config.model)
-    assert jax.tree.map(np.shape, image_shapes(model)) == jax.tree.map(np.shape, params)
+    assert jax.tree.map(np.shape, shapes(model, IMAGE)) == jax.tree.map(np.shape, params)
     if blocks and any(width != multipliers[0] for width in multipliers):
         assert config.model.shortcut == shortcut
         assert config.model.channel_multipliers == multipliers
