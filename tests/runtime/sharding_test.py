@@ -106,29 +106,24 @@ def images(rows=8):
     }
 
 
-def place(stage, num_devices, fsdp):
-    """(mesh, the shardings of the state that the stage begins with, those of what it reads)."""
-    mesh = sharding.make_mesh(num_devices)
-    of = functools.partial(sharding.state_shardings, mesh=mesh, fsdp=fsdp, min_size=MIN_SIZE)
-    shapes = jax.eval_shape(stage.init, KEY, images())
-    return mesh, of(shapes), of(stage.frozen)
-
-
 def begin(stage, num_devices, fsdp):
     """The state before the first step, each array made where it lies."""
-    mesh, shardings, _ = place(stage, num_devices, fsdp)
+    mesh = sharding.make_mesh(num_devices)
     batch = sharding.put_batch(images(), mesh)
+    shapes = jax.eval_shape(stage.init, KEY, batch)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=fsdp, min_size=MIN_SIZE)
     return jax.jit(batch_random_init(stage.init), out_shardings=shardings)(KEY, batch)
 
 
 def updates(stage, state, num_devices, fsdp, num_steps=3):
     """(metrics of each step, state after the last), the way that the loop makes them."""
-    mesh, shardings, frozen = place(stage, num_devices, fsdp)
-    state = sharding.put(state, shardings).replace(frozen=sharding.put(stage.frozen, frozen))
+    mesh, state = sharding.make_mesh(num_devices), state.replace(frozen=stage.frozen)
+    shardings = sharding.state_shardings(state, mesh, fsdp=fsdp, min_size=MIN_SIZE)
+    state = sharding.put(state, shardings)
     update = jax.jit(
         stage.update,
         donate_argnums=0,
-        out_shardings=(shardings.replace(frozen=frozen), sharding.replicated(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
     )
     batch, metrics = sharding.put_batch(images(), mesh), []
     for _ in range(num_steps):
