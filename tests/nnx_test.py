@@ -43,7 +43,7 @@ def test_inside_a_model():
         def __call__(self, x):
             return self.quantizer(self.encoder(x)).codes
 
-    model = nnx.jit(lambda: Model(nnx.Rngs(0)))()
+    model = Model(nnx.Rngs(0))
     gradient = nnx.jit(nnx.grad(lambda m, x: m(x).sum()))(model, np.ones((2, 7), np.float32))
     assert np.abs(gradient["encoder"]["kernel"][...]).sum() > 0
 
@@ -73,9 +73,8 @@ def test_every_quantizer_has_a_shell():
 @pytest.mark.parametrize("name", [*quantizers.QUANTIZERS, "fsq_noise", "residual_fsq_layer_norm"])
 def test_every_shell_equals_linen(name):
     case = CASES[name]
-    linen = case.make()
-    make = lambda: SHELLS[type(linen)](**case.options, rngs=nnx.Rngs(params=0, codebook=1))  # noqa: E731
-    shell = nnx.jit(make)()
+    linen, rngs = case.make(), nnx.Rngs(params=0, codebook=1)
+    shell = SHELLS[type(linen)](**case.options, rngs=rngs)
     assert (shell.codebook_size, shell.channels) == (linen.codebook_size, linen.channels)
     z = np.random.default_rng(0).normal(size=(16, 3, linen.channels)).astype(np.float32)
     variables = linen_variables(shell)
