@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 
 from fsq_jax.models import label_patches
+from tests.compiled import apply, init
 
 B, P, C, X, D = 2, 3, 5, 32, 8  # two chunks of pixels
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(-2, C + 2, (B, P, X)).astype(np.int32)  # some are outside
 ONE_HOT = np.moveaxis(IDS[..., None] == np.arange(C), -1, 2).astype(np.float32)  # [B,P,C,X]
 
-apply = jax.jit(lambda module, variables, x: module.apply(variables, x), static_argnums=0)
-
 
 def test_ids_are_looked_up_as_if_one_hot():
     ours = label_patches.LabelEmbedding(C, D)
-    variables = jax.jit(ours.init)(jax.random.key(0), IDS)
+    variables = init(ours, IDS)
     assert variables["params"]["kernel"].shape == (C, X, D)
     expected = apply(nn.DenseGeneral(D, axis=(-2, -1)), variables, ONE_HOT)
     np.testing.assert_allclose(apply(ours, variables, IDS), expected, atol=1e-5)
@@ -65,7 +64,7 @@ def test_gradient_of_the_head_is_that_of_a_dense_layer():
 def test_head_starts_at_zero_and_is_a_dense_layer():
     x = RNG.normal(size=(B, P, D)).astype(np.float32)
     head = label_patches.LabelHead(C, X)
-    variables = jax.jit(head.init)(jax.random.key(0), x)
+    variables = init(head, x)
     np.testing.assert_array_equal(apply(head, variables, x), 0)
     shapes = {"kernel": (D, C, X), "bias": (C, X)}
     variables = {"params": {n: RNG.normal(size=s).astype(np.float32) for n, s in shapes.items()}}

@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 
 from fsq_jax.models import vit
-
-# Compiled as one program each: operation by operation, every shape costs a dozen compilations.
-init = jax.jit(lambda model, x: model.init(jax.random.key(0), x), static_argnums=0)
-apply = jax.jit(
-    lambda model, variables, *inputs, **options: model.apply(variables, *inputs, **options),
-    static_argnums=0,
-    static_argnames="causal",
-)
+from tests.compiled import apply, init
 
 
 def normal(*shape, seed=0):

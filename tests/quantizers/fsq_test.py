@@ -12,7 +12,8 @@ from flax import linen as nn
 
 import fsq_jax
 from fsq_jax.quantizers import fsq
-from tests.quantizers.recorded import pull
+from tests.compiled import apply, init
+from tests.quantizers.recorded import inputs, pull
 
 PUBLISHED = list(fsq.LEVELS.values())
 SMALL = [(2,), (2, 2, 3), (3, 5, 4), (7, 6), (17, 9)]
@@ -32,7 +33,6 @@ codes_to_indices, indices_to_codes = (
     jax.jit(f, static_argnames=("levels", "grid"))
     for f in (fsq.codes_to_indices, fsq.indices_to_codes)
 )
-apply = jax.jit(lambda module, z: module.apply({}, z), static_argnums=0)
 
 
 @functools.cache
@@ -44,10 +44,6 @@ def codebook(levels, grid="paper"):
         return codes, fsq.codes_to_indices(codes, levels, grid=grid)
 
     return jax.tree.map(np.asarray, jax.jit(there_and_back)(np.arange(math.prod(levels))))
-
-
-def normal(*shape):
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def digits(codes, levels, grid="paper"):
@@ -150,7 +146,7 @@ def test_gradient_is_that_of_bound_over_half_width(grid, shift, squash):
     half = np.array(fsq.half_widths(levels, grid))
     total = lambda z, f: f(z, levels, **options).sum()  # noqa: E731
     slopes = jax.jit(lambda z: [jax.grad(total)(z, f) for f in (fsq.quantize, fsq.bound)])
-    got, want = map(np.asarray, slopes(2 * normal(64, 5)))
+    got, want = map(np.asarray, slopes(2 * inputs(shape=(64, 5))))
     np.testing.assert_allclose(got, want / half, rtol=1e-5, atol=5e-7)
     assert (np.abs(got) > 0).any(axis=0).all()
     # ... which is the derivative of tanh times the radius
@@ -179,10 +175,10 @@ def test_ifsq_is_its_sigmoid():
 
 @pytest.mark.parametrize("levels", PUBLISHED)
 def test_bfloat16_loses_no_code(levels):
-    z = normal(20_000, len(levels)).astype(jnp.bfloat16)
+    z = inputs(shape=(20_000, len(levels))).astype(jnp.bfloat16)
     module = fsq.FSQ(levels)
     low, gradient = pull(module, {}, z, np.ones(z.shape, np.float32))
-    full = apply(module, z.astype(np.float32))
+    full = apply(module, {}, z.astype(np.float32))
     assert low.codes.dtype == jnp.float32 and low.indices.dtype == jnp.int32
     np.testing.assert_array_equal(low.indices, full.indices)
     np.testing.assert_array_equal(low.codes, full.codes)
@@ -195,7 +191,7 @@ def test_bfloat16_loses_no_code(levels):
 
 @pytest.mark.parametrize("grid", fsq.GRIDS)
 def test_noise_mixes_rounded_raw_and_perturbed_examples(grid):
-    levels, z = (8, 5), normal(4000, 3, 2)
+    levels, z = (8, 5), inputs(shape=(4000, 3, 2))
     module, half = fsq.FSQ(levels, grid=grid, noise=0.5), np.array(fsq.half_widths(levels, grid))
     rngs = {"codebook": jax.random.key(0)}
     rounding = lambda z: fsq.quantize(z, levels, grid=grid)  # noqa: E731
@@ -207,7 +203,7 @@ def test_noise_mixes_rounded_raw_and_perturbed_examples(grid):
         return codes, noisy(z).indices, backward(z), jax.vjp(rounding, z)[1](z)
 
     codes, indices, gradient, want = jax.tree.map(np.asarray, train(z))
-    plain = jax.tree.map(np.asarray, apply(module, z))
+    plain = jax.tree.map(np.asarray, apply(module, {}, z))
     raw = bound(z, levels, grid=grid) / half
     np.testing.assert_array_equal(indices, plain.indices)
     rounded, unrounded = ((codes == x).all(axis=(1, 2)) for x in (plain.codes, raw))
@@ -281,13 +277,13 @@ def test_module():
     module = fsq_jax.FSQ([8, 6, 5])  # a list, as from a JSON config
     assert module == fsq.FSQ((8, 6, 5)) and hash(module) == hash(fsq.FSQ((8, 6, 5)))
     assert (module.codebook_size, module.channels) == (240, 3)
-    z = normal(2, 4, 4, 3)
+    z = inputs(shape=(2, 4, 4, 3))
     assert jax.eval_shape(module.init, jax.random.key(0), z) == {}
     # No parameters: no apply needed.
     got, bare = jax.jit(lambda z: (module.apply({}, z, train=True), module(z)))(z)
     np.testing.assert_array_equal(got.codes, quantize(z, (8, 6, 5)))
     assert got.indices.shape == (2, 4, 4) and got.loss == 0 and got.metrics == {}
-    back = jax.jit(lambda i: module.apply({}, i, method="indices_to_codes"))(got.indices)
+    back = apply(module, {}, got.indices, method="indices_to_codes")
     np.testing.assert_array_equal(back, got.codes)
     np.testing.assert_array_equal(bare.codes, got.codes)
 
@@ -300,7 +296,7 @@ def test_module():
 
     model = Model(module)
     x = np.ones((2, 7), np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), x)
+    params = init(model, x)
     assert set(params["params"]) == {"Dense_0", "Dense_1"}
     gradient = jax.jit(jax.grad(lambda p: model.apply(p, x).sum()))(params)
     assert np.abs(gradient["params"]["Dense_0"]["kernel"]).sum() > 0
@@ -313,7 +309,7 @@ def test_agrees_with_vector_quantize_pytorch(levels):
         z, want, indices = (file[f"{name}/{key}"] for key in ("z", "digits", "indices"))
     z, half = z.astype(np.float32), np.array(fsq.half_widths(levels))
     # Its epsilon has the other sign: with that, every code is equal.
-    got = apply(fsq.FSQ(levels, epsilon=-1e-3), z)
+    got = apply(fsq.FSQ(levels, epsilon=-1e-3), {}, z)
     np.testing.assert_array_equal(np.rint(np.asarray(got.codes) * half), want)
     np.testing.assert_array_equal(got.indices, indices)
     # With the paper's, only inputs within 0.006 levels of a bin's edge may differ, by one level.
@@ -329,6 +325,6 @@ def test_symmetric_grid_agrees_with_vector_quantize_pytorch(levels):
         name = "-".join(map(str, levels))
         keys = ("z", "symmetric_digits", "symmetric_indices")
         z, want, indices = (file[f"{name}/{key}"] for key in keys)
-    got = apply(fsq.FSQ(levels, grid="symmetric", epsilon=0.0), z.astype(np.float32))
+    got = apply(fsq.FSQ(levels, grid="symmetric", epsilon=0.0), {}, z.astype(np.float32))
     np.testing.assert_array_equal(digits(got.codes, levels, "symmetric"), want)
     np.testing.assert_array_equal(got.indices, indices)

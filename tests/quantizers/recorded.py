@@ -1,4 +1,4 @@
-"""What the tests of quantizers share: inputs, compiled calls, an independent library's answers."""
+"""What tests of quantizers share: inputs, a compiled gradient, another library's answers."""
 
 import functools
 import pathlib
@@ -11,13 +11,6 @@ REFERENCE = pathlib.Path(__file__).parent / "reference" / "quantizers_scalar.npz
 
 def inputs(seed: int = 0, shape=(2, 5, 3)) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-apply = jax.jit(
-    lambda module, variables, *args, **kwargs: module.apply(variables, *args, **kwargs),
-    static_argnums=0,
-    static_argnames=("train", "mutable", "method"),
-)
 
 
 def recorded(name: str) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ import pytest
 from fsq_jax import quantizers
 from fsq_jax.quantizers import fsq, residual_fsq
 from fsq_jax.quantizers.residual_fsq import GroupedFSQ, ResidualFSQ
-from tests.quantizers.recorded import apply, inputs, pull, recorded
+from tests.compiled import apply, init
+from tests.quantizers.recorded import inputs, pull, recorded
 
 LEVELS = (5, 4, 3)
 
@@ -18,15 +19,6 @@ soft_clamp, nearest = (
     jax.jit(f, static_argnums=1) for f in (residual_fsq.soft_clamp, residual_fsq.nearest)
 )
 part_indices = jax.jit(residual_fsq.part_indices, static_argnums=(1, 2))
-
-
-@functools.cache
-def _init(module, shape):
-    return jax.jit(lambda: module.init(jax.random.key(0), np.zeros(shape, np.float32)))()
-
-
-def init(module, z):
-    return _init(module, z.shape)
 
 
 def open_stages(z: np.ndarray, levels, stages: int) -> np.ndarray:

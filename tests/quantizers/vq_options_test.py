@@ -11,18 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from fsq_jax import quantizers
 from fsq_jax.quantizers import running_codebook, simvq, vq
+from tests.compiled import apply, init
 
 K, D = 12, 5
-# Compiled as one program each: operation by operation, every shape costs a dozen compilations.
-init = jax.jit(lambda module, z: module.init(jax.random.key(0), z), static_argnums=0)
-apply = jax.jit(
-    lambda module, variables, z, **options: module.apply(variables, z, **options),
-    static_argnums=0,
-    static_argnames=("train", "mutable", "method"),
-)
-codewords = jax.jit(
-    lambda module, variables: module.apply(variables, method="codewords"), static_argnums=0
-)
 LAYERS = (vq.VectorQuantizer, vq.EMAVectorQuantizer, simvq.SimVQ)
 
 
@@ -51,7 +42,7 @@ def test_codewords_of_fewer_channels(make):
     tokens = z.reshape(-1, D) @ np.asarray(layers["project_in"]["kernel"])
     if make is vq.EMAVectorQuantizer:
         tokens = np.asarray(jax.jit(vq.standardize)(tokens))
-    words = np.asarray(codewords(module, variables))
+    words = np.asarray(apply(module, variables, method="codewords"))
     assert words.shape == (K, 2)
     np.testing.assert_array_equal(got.indices.ravel(), nearest(tokens, words))
     want = words[got.indices] @ np.asarray(layers["project_out"]["kernel"])
@@ -124,7 +115,7 @@ def test_means_of_tokens_by_hand():
     z = np.array([[3.0, 0], [5.0, 0]])
     got, after = apply(module, {vq.STATE: state}, z, train=True, mutable=vq.STATE)
     np.testing.assert_allclose(got.codes, [[1, 0], [1, 0]], atol=1e-4)
-    words = codewords(module, after)
+    words = apply(module, after, method="codewords")
     np.testing.assert_allclose(words, [[(1 + 8) / (1 + 2), 0], [0, 4]], rtol=1e-4)
 
 
@@ -137,7 +128,7 @@ def test_reseeding_replaces_words_that_few_chose():
     _, kept = apply(module.clone(reseed_threshold=0.0), state, z, **draws)
     few = np.asarray(kept[vq.STATE]["counts"]) < 1.5 / 0.2
     assert 0 < few.sum() < K
-    words, before = (np.asarray(codewords(module, s)) for s in (after, kept))
+    words, before = (np.asarray(apply(module, s, method="codewords")) for s in (after, kept))
     np.testing.assert_allclose(words[~few], before[~few], rtol=1e-3)
     np.testing.assert_allclose(np.asarray(after[vq.STATE]["counts"])[few], 1.5 / 0.2)
     tokens = z.reshape(-1, D)

@@ -10,16 +10,9 @@ from jax.sharding import PartitionSpec as P
 from fsq_jax import quantizers
 from fsq_jax.quantizers import running_codebook, vq
 from tests import tiny
+from tests.compiled import apply, init
 
 K, D = 12, 5
-
-# Compiled as one program each: operation by operation, every shape costs a dozen compilations.
-init = jax.jit(lambda module, z: module.init(jax.random.key(0), z), static_argnums=0)
-apply = jax.jit(
-    lambda module, variables, z, **options: module.apply(variables, z, **options),
-    static_argnums=0,
-    static_argnames=("train", "mutable", "method"),
-)
 
 
 def standardized(z):
