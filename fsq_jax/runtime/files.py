@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -75,5 +76,5 @@ def rename_aside(path: str | os.PathLike) -> str:
 
 def free_name(path: str) -> str:
     """The path, or the first of PATH2, PATH3, ... that nothing has."""
-    names = (f"{path}{number}" for number in ("", *range(2, 1_000_000)))
-    return next(name for name in names if not os.path.lexists(name))
+    numbers = itertools.chain([""], itertools.count(2))
+    return next(name for n in numbers if not os.path.lexists(name := f"{path}{n}"))
