@@ -42,7 +42,7 @@ def tokenizer(changes=None, quantizer="fsq") -> ml_collections.ConfigDict:
         config.quantizer.channels = 8
     config.model.update(filters=8, channel_multipliers=(1, 1), num_res_blocks=0)
     config.discriminator.max_width = 8
-    config.data.update(train_split="train[:24]", eval_split="validation[:12]")
+    config.data.update(train_split="train[:80]", eval_split="validation[:12]")
     config.evals = dict(codebook=dict(every=12))
     config.best = "codebook/perplexity"
     config.update_from_flattened_dict(changes or {})
@@ -63,7 +63,7 @@ def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
     config.model.update(width=16, depth=1, num_heads=2, mlp_dim=32)
     config.num_classes = 30  # as many as the scenes have
     config.optim.warmup_steps = 0
-    config.data.update(train_split="train[:24]", eval_split="validation[:12]")
+    config.data.update(train_split="train[:80]", eval_split="validation[:12]")
     config.evals = dict(compression=dict(every=12))
     config.update_from_flattened_dict(changes or {})
     return config
@@ -79,7 +79,7 @@ def label_coder(changes=None, task="depth", quantizer="fsq") -> ml_collections.C
         config.task.num_bins = 16
     config.model.update(patch=2, width=16, num_heads=2, mlp_dim=32, code_side=2)
     config.optim.warmup_steps = 0
-    config.data.update(train_split="train[:24]", eval_split="validation[:12]")
+    config.data.update(train_split="train[:80]", eval_split="validation[:12]")
     config.evals = dict(codebook=dict(every=12))
     config.best = "codebook/perplexity"
     config.update_from_flattened_dict(changes or {})

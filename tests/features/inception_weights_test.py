@@ -34,7 +34,7 @@ def close(got, want):
     assert np.abs(np.asarray(got) - want).max() < 1e-5 * np.abs(want).max()
 
 
-def test_agrees_with_torch_fidelity_and_pytorch_fid(network):
+def test_agrees_with_torch_fidelity_and_pytorch_fid(state, network):
     expected = np.load(REFERENCE / "inception.npz")
     inputs = runpy.run_path(str(REFERENCE / "inputs.py"))["byte_images"]()
     apply, variables = network
@@ -45,10 +45,8 @@ def test_agrees_with_torch_fidelity_and_pytorch_fid(network):
             close(features.logits_BV[0], expected[f"logits_{name}"][i])
     features = apply(variables, prepare(inputs["wide"], "bilinear", "127.5"))
     close(features.pool_BF, expected["pytorch_fid"])
-    bias_V = inception_weights.random_state_dict()["fc.bias"]
-    np.testing.assert_allclose(
-        features.biased_logits_BV - features.logits_BV, bias_V[None], atol=1e-5
-    )
+    bias_BV = features.biased_logits_BV - features.logits_BV
+    np.testing.assert_allclose(bias_BV, state["fc.bias"][None], atol=1e-5)
 
 
 def test_random_weights_have_a_name_of_their_own(state):
