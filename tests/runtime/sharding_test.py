@@ -106,12 +106,12 @@ def images(rows=8):
     }
 
 
-def begin(stage, num_devices, fsdp):
-    """The state before the first step, each array made where it lies."""
-    mesh = sharding.make_mesh(num_devices)
+def cut_first_state(stage):
+    """The state before the first step, on eight devices, each array made where it lies."""
+    mesh = sharding.make_mesh()
     batch = sharding.put_batch(images(), mesh)
     shapes = jax.eval_shape(stage.init, KEY, batch)
-    shardings = sharding.state_shardings(shapes, mesh, fsdp=fsdp, min_size=MIN_SIZE)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=True, min_size=MIN_SIZE)
     return jax.jit(batch_random_init(stage.init), out_shardings=shardings)(KEY, batch)
 
 
@@ -169,10 +169,10 @@ def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run, label_code
     else:
         config = tiny.tokenizer({"loss.adversarial": 0.0}, name)
     stage = make_stage(config)
-    first = sharding.to_host(begin(stage, 1, fsdp=False))
+    first = sharding.to_host(tiny.first_state(stage, images()))
     alone, _ = updates(stage, first, 1, fsdp=False)
     if name == "fsq":
-        made = begin(stage, 8, fsdp=True)
+        made = cut_first_state(stage)
         assert cut_leaves(made.params)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), made, first)
         copied, state = updates(stage, first, 8, fsdp=False)
