@@ -28,6 +28,12 @@ def one_device():
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_more_pages(monkeypatch):
+    """But for that of `finished`: to draw a page takes longer than all steps."""
+    monkeypatch.setattr(train.run_page, "write", lambda workdir: None)
+
+
 def make_config(**changes):
     changes = {
         "steps": 6,
