@@ -1,16 +1,18 @@
 """Predicts how training scales beyond the GPUs that were measured: a model of the collectives.
 
-python -m experiments.benchmarks.scaling_model --measured=experiments/results/speed/h200_x2 \
+python -m experiments.benchmarks.scaling_model --measured=experiments/results/speed/h200_x4 \
     --compiled=experiments/results/speed/h100/compiled.jsonl \
     --out=experiments/results/speed/scaling_predicted
 
 From `scaling`'s lines of a stage on one GPU and on several, the batch growing: a step on n devices
 takes what it took on one, and what the collectives of its program, timed by bandwidths, add. Of
 their time on the measured machine, the share is exposed that the measured step was longer by; what
-it was longer by beyond all of it is taken for work of the device. What a program sends is what
-`compile_h100` counted, or else the line's own count. Of a stage that was measured on one GPU alone,
-all of its collectives' time is exposed.
-OUT.json has the predictions with all assumptions, OUT.md the table. Nothing in them was run.
+it was longer by beyond all of it is taken for work of the device. Of a stage that was measured on
+several numbers of GPUs, the largest is predicted from, and is itself predicted from the others. Of
+one that was measured on one GPU alone, all of the collectives' time is exposed that `compile_h100`
+counted.
+OUT.json has the predictions with all assumptions and what they were held against, OUT.md the table.
+Nothing in the table was run.
 
 Among the GPUs of a host data goes over NVLink, between hosts over each GPU's own InfiniBand port,
 one after the other; TPUs are a torus, whose links all carry at once. Links reach the share of their
@@ -20,6 +22,7 @@ The batch of a device is that of the measurement, whether or not a smaller memor
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -179,52 +182,77 @@ def compiled_lines(lines: Sequence[Mapping]) -> list[dict]:
     return found
 
 
-def predict(lines: Sequence[Mapping], compiled: Sequence[Mapping] = ()) -> list[dict]:
-    """All predictions from `scaling`'s lines of one kind of GPU, and from `compiled_lines` where
-    these have no line on several."""
-    lines = [line for line in lines if "error" not in line]
-    alone = {line["stage"]: line for line in lines if line["gpus"] == 1 and "step_ms" in line}
-    together = [
+def measured(lines: Sequence[Mapping]) -> tuple[dict[str, Mapping], list[Mapping]]:
+    """({stage: its line on one GPU}, the lines of those stages on several, the batch growing)."""
+    lines = [line for line in lines if "step_ms" in line]
+    alone = {line["stage"]: line for line in lines if line["gpus"] == 1}
+    return alone, [
         x
         for x in lines
         if (x["scaling"], x["processes"], x["flags"]) == ("weak", 1, "") and x["stage"] in alone
     ]
-    # One account of what a program sends: JAX 0.11's all-reduces were at first counted twice here.
-    counted = {(x["stage"], x["parallel"]): {"collectives": x["collectives"]} for x in compiled}
-    together = [{**x, **counted.get((x["stage"], x["parallel"]), {})} for x in together]
-    known = {(x["stage"], x["parallel"]) for x in together}
-    together += [
-        x for x in compiled if (x["stage"], x["parallel"]) not in known and x["stage"] in alone
-    ]
+
+
+def predict(lines: Sequence[Mapping], compiled: Sequence[Mapping] = ()) -> list[dict]:
+    """All predictions from `scaling`'s lines of one kind of GPU, and from `compiled_lines` where
+    these have no line on several."""
+    alone, together = measured(lines)
+    largest = {}
+    for line in sorted(together, key=lambda x: x["gpus"]):
+        largest[line["stage"], line["parallel"]] = line
+    for line in (x for x in compiled if x["stage"] in alone):
+        largest.setdefault((line["stage"], line["parallel"]), line)
     found = []
-    for line in together:
+    for line in largest.values():
         measured_on, *_ = machines = (*gpus(alone[line["stage"]]["device"]), *TPUS)
         for share in reached(lines, measured_on):
             found += _of_line(line, alone[line["stage"]]["step_ms"] / 1e3, machines, share)
     return found
 
 
+def held_against(lines: Sequence[Mapping]) -> list[dict]:
+    """What a line predicts of another with more GPUs, beside what was measured there."""
+    alone, together = measured(lines)
+    found = []
+    for line, other in itertools.permutations(together, 2):
+        same = all(line[key] == other[key] for key in ("stage", "parallel"))
+        if not same or line["gpus"] >= other["gpus"]:
+            continue
+        machine, *_ = gpus(line["device"])
+        for share in reached(lines, machine):
+            fitted = _fit(line, alone[line["stage"]]["step_ms"] / 1e3, machine, share)
+            taken = collective_seconds(other["collectives"], other["gpus"], machine, share)
+            found.append(
+                {key: line[key] for key in ("stage", "parallel")}
+                | {"from": line["gpus"], "devices": other["gpus"], "reached": share}
+                | {"predicted_ms": 1e3 * fitted.step(taken), "measured_ms": other["step_ms"]}
+            )
+    return found
+
+
+def _fit(line: Mapping, alone: float, machine: Machine, share: float) -> Fit:
+    """Of a line of several of a machine's GPUs; `alone`: seconds on one."""
+    if "step_ms" not in line:
+        return Fit(alone, 1.0, 0.0)
+    taken = collective_seconds(line["collectives"], line["gpus"], machine, share)
+    return fit(alone, line["step_ms"] / 1e3, taken)
+
+
 def _of_line(line: Mapping, alone: float, machines: Sequence[Machine], share: float) -> list[dict]:
     """Predictions for a line of several of the first machine's GPUs; `alone`: seconds on one."""
-    measured_on, sent, own_batch = (
-        machines[0],
-        line["collectives"],
-        line["batch_size"] // line["gpus"],
-    )
-    taken = collective_seconds(sent, line["gpus"], measured_on, share)
-    measured = "step_ms" in line
-    fitted = fit(alone, line["step_ms"] / 1e3, taken) if measured else Fit(alone, 1.0, 0.0)
+    own_batch = line["batch_size"] // line["gpus"]
+    fitted = _fit(line, alone, machines[0], share)
     found = []
     for machine in machines:
-        slower = PEAK_FLOPS[measured_on.kind] / PEAK_FLOPS[machine.kind]
+        slower = PEAK_FLOPS[machines[0].kind] / PEAK_FLOPS[machine.kind]
         for devices in (n for n in SIZES if n <= machine.most):
-            seconds = collective_seconds(sent, devices, machine, share)
+            seconds = collective_seconds(line["collectives"], devices, machine, share)
             step = fitted.step(seconds, slower)
             found.append(
                 {
                     "stage": line["stage"],
                     "parallel": line["parallel"],
-                    "from": f"{line['gpus']} GPUs" if measured else "its program",
+                    "from": f"{line['gpus']} GPUs" if "step_ms" in line else "its program",
                     "machine": machine.name,
                     "devices": devices,
                     "reached": share,
@@ -291,7 +319,14 @@ def main(argv) -> None:
         "machines": [dataclasses.asdict(machine) for machine in machines],
         "peak_flops": {machine.kind: PEAK_FLOPS[machine.kind] for machine in machines},
     }
-    write_json(f"{options.out}.json", {"assumptions": assumptions, "predicted": predictions})
+    write_json(
+        f"{options.out}.json",
+        {
+            "assumptions": assumptions,
+            "held_against": held_against(lines),
+            "predicted": predictions,
+        },
+    )
     with written_whole(f"{options.out}.md") as file:
         file.write(table(predictions))
     print(json.dumps(assumptions))

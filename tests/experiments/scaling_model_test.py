@@ -143,7 +143,11 @@ def test_the_table_has_a_row_for_each_machine():
     assert all("%" in row for row in rows[2:])
 
 
-def test_what_was_compiled_says_what_a_measured_program_sends():
-    counted = dict(MEASURED[1], collectives={"all-reduce": {"count": 1, "bytes": 1e6}})
-    found = model.predict(MEASURED, [{k: v for k, v in counted.items() if k != "step_ms"}])
-    assert found == model.predict([MEASURED[0], counted])
+def test_the_largest_machine_is_predicted_from_and_held_against_the_smaller_ones():
+    larger = line(4, 208.0, 256, SENT)
+    assert model.predict([*MEASURED, larger]) == model.predict([MEASURED[0], larger])
+    assert model.predict([larger, *MEASURED]) == model.predict([MEASURED[0], larger])
+    assert model.held_against(MEASURED) == []
+    held = model.held_against([*MEASURED, larger, dict(larger, gpus=8, parallel="fsdp")])
+    assert [(x["from"], x["devices"], x["measured_ms"]) for x in held] == [(2, 4, 208.0)]
+    assert 206.0 < held[0]["predicted_ms"] < 212.0
