@@ -24,6 +24,11 @@ def distance(found: Sequence[Entry], kind: str) -> str:
     return min(names, default=f"{kind}/fid")
 
 
+def reconstruction(found: Sequence[Entry]) -> tuple[str, ...]:
+    """The metrics of reconstructions, the distance first."""
+    return distance(found, "reconstruction"), "reconstruction/psnr", "reconstruction/ssim"
+
+
 def compared(
     found: Sequence[Entry], metric: str, sizes: Sequence[int]
 ) -> tuple[dict[int, int], str]:

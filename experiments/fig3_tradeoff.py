@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from experiments import claims, curves, entries, launcher, maskgit_runs, pictures, tables
 from experiments.entries import Entry
-from experiments.fig3_claims import BITS, CLAIMS, QUANTIZERS, STAGE_2, distance, of
+from experiments.fig3_claims import BITS, CLAIMS, QUANTIZERS, STAGE_2, distance, of, reconstruction
 from experiments.options import Options
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
@@ -98,29 +98,12 @@ def guides(axis, metric: str) -> None:
 
 
 def paired(found: Sequence[Entry]) -> html.Table:
-    """FSQ minus VQ at each size, of tokenizers with the same seed: mean and deviation over seeds.
-
-    A seed decides the order of the data and the first weights of all that the two have in common,
-    so that a part of what it does to a distance is the same in both.
-    """
-    metrics = (distance(found, "reconstruction"), "reconstruction/psnr", "reconstruction/ssim")
-    rows = []
-    for bits in BITS:
-        cells = []
-        for metric in metrics:
-            by_seed = [
-                {
-                    e["seed"]: e[metric]
-                    for e in entries.select(found, quantizer=q, bits=bits, stage="tokenizer")
-                    if metric in e
-                }
-                for q in QUANTIZERS
-            ]
-            both = sorted(set(by_seed[0]) & set(by_seed[1]))
-            spread = entries.spread([by_seed[0][s] - by_seed[1][s] for s in both])
-            cells.append(claims.text(spread))
-        rows.append((f"2^{bits}", *cells))
-    return html.Table(("FSQ minus VQ, same seed", *map(tables.title, metrics)), rows)
+    """FSQ minus VQ at each size, of tokenizers with the same seed."""
+    rows = {
+        f"2^{bits}": [entries.select(found, quantizer=q, bits=bits) for q in QUANTIZERS]
+        for bits in BITS
+    }
+    return tables.paired("FSQ minus VQ, same seed", rows, reconstruction(found))
 
 
 SHOWN = (

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from experiments import entries
+from experiments import claims, entries
 from experiments.entries import Entry
 from fsq_jax.reports import comparison, html
 from fsq_jax.runtime.files import written_whole
@@ -24,6 +24,25 @@ def by_group(groups: Mapping[str, Sequence[Entry]], metrics: Sequence[str]) -> h
         cells = [comparison.cell(metric, entries.values(group, metric)) for metric in shown]
         rows.append((name, *cells, " / ".join(seeds(group)) or "–"))
     return html.Table(("", *map(title, shown), "seeds"), rows)
+
+
+def paired(
+    head: str, groups: Mapping[str, Sequence[Sequence[Entry]]], metrics: Sequence[str]
+) -> html.Table:
+    """One row per pair of groups: the first minus the second, of runs with the same seed.
+
+    A seed decides the order of the data and the first weights of all that two tokenizers have in
+    common, so that a part of what it does to a metric is the same in both.
+    """
+    rows = []
+    for name, pair in groups.items():
+        cells = []
+        for metric in metrics:
+            ours, theirs = ({e["seed"]: e[metric] for e in g if metric in e} for g in pair)
+            both = sorted(set(ours) & set(theirs))
+            cells.append(claims.text(entries.spread([ours[s] - theirs[s] for s in both])))
+        rows.append((name, *cells))
+    return html.Table((head, *map(title, metrics)), rows)
 
 
 def seeds(group: Sequence[Entry]) -> list[str]:

@@ -296,6 +296,24 @@ def test_quantizers_are_judged_by_their_own_papers_claims():
     assert set(verdicts(quantizers, [])) == {NOT_RUN}
 
 
+def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
+    found = [
+        e
+        for e in trade_off()
+        if (e["method"], e["bits"], e["seed"]) not in {("lfq", 8, 2), ("bsq", 10, 0)}
+    ]
+    swept = {**found[0], "swept": {"entropy_weight": 1}, "seed": 2, "bits": 8}
+    kept = quantizers.comparable([*found, swept])
+    seeds = {(e["bits"], e["seed"]) for e in kept if "swept" not in e}
+    assert {s for b, s in seeds if b == 8} == {0, 1} and {s for b, s in seeds if b == 10} == {1, 2}
+    assert {s for b, s in seeds if b == 12} == {0, 1, 2} and kept[-1] == swept
+    stage_2 = [{**e, "stage": "transformer"} for e in found]
+    assert quantizers.comparable(stage_2) == stage_2
+    quantizers.write(found, str(tmp_path), OPTIONS)
+    rows = (tmp_path / "table_paired.md").read_text()
+    assert "vq 2^8" in rows and "| fsq 2^8" not in rows
+
+
 def test_a_method_has_runs_of_its_own_and_shares_fig3s():
     runs = {r.name: r for r in quantizers.runs(Options(workdir="runs/x"))}
     shared = {r.name for r in fig3_tradeoff.runs(Options(workdir="runs/x"))}
