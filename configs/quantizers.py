@@ -69,7 +69,12 @@ def constructor(args: dict, width: int) -> dict:
     )
     values = {
         "fsq": dict(levels=args["levels"], noise=0.0),
-        "residual_fsq": dict(levels=args["levels"], num_stages=args["stages"], scaling="levels"),
+        "residual_fsq": dict(
+            levels=args["levels"],
+            num_stages=args["stages"],
+            scaling="levels",
+            momentum=0.999,  # of layer_norm's statistics: as ema_decay, or averaged weights misfit
+        ),
         "grouped_fsq": dict(levels=args["levels"], num_groups=args["groups"], noise=0.0),
         "lfq": dict(
             codebook_size=size,

@@ -41,12 +41,14 @@ class Method:
       changes: {argument of the quantizer: value} over the config's.
       swept: {argument: values} that are tried besides, one at a time.
       scalar: whether it has no list of codewords; solid lines in the figure.
+      config: {dotted key: value} of the tokenizer's config besides.
     """
 
     quantizer: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     scalar: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 TOKENS = 128 * 8 * 8  # of a step at scale=bench
@@ -54,7 +56,13 @@ METHODS = {
     "fsq": Method("fsq", scalar=True),
     "fsq_noise": Method("fsq", {"noise": 0.5}, scalar=True),
     "residual_fsq": Method("residual_fsq", scalar=True),
-    "residual_fsq_norm": Method("residual_fsq", {"scaling": "layer_norm"}, scalar=True),
+    # Weights that are averaged over as many steps as its running norm: see docs/results.md.
+    "residual_fsq_layer_norm": Method(
+        "residual_fsq",
+        {"scaling": "layer_norm", "momentum": 0.99},
+        scalar=True,
+        config={"ema_decay": 0.99},
+    ),
     "lfq": Method("lfq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
     "bsq": Method("bsq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
     "vq": Method("vq"),  # MaskGIT's
@@ -98,6 +106,7 @@ def tokenizer(options: Options, method: str, bits: int, seed: int, **swept) -> R
     suffix = "" if method == METHODS[method].quantizer else f"_{method}"
     suffix += "".join(f"_{name}-{value}" for name, value in swept.items())
     changes = {f"quantizer.{name}": value for name, value in changes.items()}
+    changes |= METHODS[method].config
     return maskgit_runs.tokenizer(options, facts, seed, changes, suffix)
 
 

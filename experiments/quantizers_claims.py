@@ -116,7 +116,7 @@ CLAIMS = (
     Claim(
         "An invertible layer norm makes residual FSQ better (2508.15860, section 4)",
         _CLOSER,
-        lambda found: closer(found, "residual_fsq_norm", "residual_fsq"),
+        lambda found: closer(found, "residual_fsq_layer_norm", "residual_fsq"),
     ),
     Claim(
         "Noise in training makes FSQ's reconstructions better (not claimed; measured)",

@@ -83,7 +83,9 @@ class ResidualFSQ(nn.Module):
 
     levels: of each stage, one count per channel. num_stages: how many.
     scaling: "levels", "layer_norm" or "learned", see the file's head.
-    momentum: of layer_norm's running mean and variance, per step.
+    momentum: of layer_norm's running mean and variance, per step. Where weights are averaged for
+      evaluation, it is to be their decay: what is left does not depend on z's scale, which
+      drifts, so that weights of another time than the norm's make other codes.
 
     "learned" has a parameter `log_scale` [S, 1]: what is left is multiplied by its exponential
     (with the authors, by a softplus). "layer_norm" standardizes each channel of what is left first,
@@ -99,7 +101,7 @@ class ResidualFSQ(nn.Module):
     levels: tuple[int, ...]
     num_stages: int = 2
     scaling: str = "levels"
-    momentum: float = 0.99
+    momentum: float = 0.999
 
     def __post_init__(self):
         if self.num_stages < 1:

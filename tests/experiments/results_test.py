@@ -264,7 +264,7 @@ def test_a_single_run_takes_the_deviation_of_repeated_ones():
 def trade_off(better=1.0):
     """Entries of all quantizers in which every paper's claim holds, or whose gains are reversed."""
     random.seed(2)
-    ahead = {"bsq", "simvq", "vq_rotation", "residual_fsq_norm", "fsq_noise"}
+    ahead = {"bsq", "simvq", "vq_rotation", "residual_fsq_layer_norm", "fsq_noise"}
     used = {"vq_cosine", "vq_projected", "vq_rotation", "vq_reseed"}
     found = []
     for method in quantizers.METHODS:
