@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsq_jax.features import inception
+from fsq_jax.features import inception, inception_blocks
 
 
 def test_average_pool_leaves_the_padding_out():
     x = np.random.default_rng(0).normal(size=(1, 4, 5, 2)).astype(np.float32)
-    got = inception._average_pool(jnp.asarray(x))
+    got = inception_blocks.average_pool(jnp.asarray(x))
     for i in range(4):
         for j in range(5):
             window = x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
