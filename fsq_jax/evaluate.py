@@ -10,7 +10,7 @@ python -m fsq_jax.evaluate --workdir=maskgit_imagenet256_checkpoint \
     --stage_1=tokenizer_imagenet256_checkpoint --evals=generation --out=results.json
 
 Files are MaskGIT's flax msgpack, UViM's .npz, or safetensors exports; of the Hugging Face hub, too,
-as hf:OWNER/NAME[/FILE][@REVISION], and those that come with the package as pretrained:NAME.
+as `hf:OWNER/NAME[/FILE][@REVISION]`, and those that come with the package as pretrained:NAME.
 """
 
 import jax
@@ -37,8 +37,9 @@ def evaluate(
 ) -> dict[str, dict]:
     """{metric: {"value", "protocol", "step"}} of weights; a run keeps them in its results.json.
 
+    `path`, `stage_1`, `step` and `overrides` are those of `runs.load`.
+
     Args:
-      path, stage_1, step, overrides: see `runs.load`.
       names: which of `config.evals`; all by default.
       out: JSON file that gets them, too, and nothing else.
 

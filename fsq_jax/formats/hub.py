@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face hub, read and pushed: hf:OWNER/NAME[/FILE][@REVISION].
+"""Weights on the Hugging Face hub, read and pushed: `hf:OWNER/NAME[/FILE][@REVISION]`.
 
 Cache, token, endpoint and offline mode are those of huggingface_hub (HF_HOME, HF_TOKEN,
 HF_ENDPOINT, HF_HUB_OFFLINE). A repository that `fsq_jax.export --push` made says in its card what
