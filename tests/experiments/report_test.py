@@ -1,13 +1,16 @@
 """The report shows what workdirs hold, no more, and says where there is nothing."""
 
+import io
 import json
 import types
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from experiments import figures, report
+from fsq_jax.reports import html
 
 
 def write_run(folder, results, metrics=()):
@@ -123,3 +126,10 @@ def test_reconstructions_stand_below_their_originals_from_all_over_the_split():
         axes[1].images[0].get_array()[2:10, 2:10],
         (images[0] / 255 / 2 * 255 + 0.5).astype(np.uint8),
     )
+
+
+def test_names_of_rows_of_pictures_are_whole():
+    rows = {name: np.zeros((12, 8, 8, 3)) for name in ("original", "FSQ", "VQ")}
+    picture = Image.open(io.BytesIO(html.png(figures.rows_figure(rows))))
+    pixels = np.asarray(picture.convert("L"))
+    assert (pixels[:, :3] == 255).all() and (pixels < 128).any()
