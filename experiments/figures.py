@@ -53,7 +53,7 @@ def rows_figure(rows: Mapping[str, np.ndarray], num_images: int = 12) -> Figure:
         axis.imshow(image_grid(images_NHWC[:num_images], num_images), interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         html.bare(axis)
-    figure.draw_without_rendering()  # pixels are square, and the layout knows names' places after it
+    figure.draw_without_rendering()  # after it the layout knows where names stand
     return figure
 
 
