@@ -79,11 +79,11 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
         training is at work in it.
     """
     config = resolve_config(config)
-    outputs.check_folder(workdir)
     check_encoder(config, workdir)
     with contextlib.ExitStack() as resources:
         if lock := workdir_lock.take(workdir):
             resources.callback(lock.close)
+        outputs.check_folder(workdir)  # every process writes its part of a checkpoint
         training = _begin(config, workdir, resources)
         training.resources = resources.pop_all()
     return training

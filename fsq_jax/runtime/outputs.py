@@ -1,5 +1,6 @@
 """Where a command will write, looked at before it computes anything."""
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -7,6 +8,8 @@ import tempfile
 from PIL import Image
 
 from fsq_jax.runtime.user_error import UserError
+
+_OTHERS = 64  # processes that look at one folder at the same time, each of which may remove it
 
 
 def check_file(path: str) -> None:
@@ -43,6 +46,20 @@ def check_folder(path: str) -> None:
     The missing part of it is made and removed again: who may write where is more than permissions.
     """
     path = os.path.abspath(path)
+    try:
+        for _ in range(_OTHERS):
+            with contextlib.suppress(FileNotFoundError):
+                return _write_into(path)
+        _write_into(path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = "; make room first" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise UserError(f"{path!r} can't be written to ({reason}){hint}.") from None
+
+
+def _write_into(path: str) -> None:
+    """Raises OSError where no file can be written; FileNotFoundError, too, where another process
+    that looks at the same folder has removed what it had made of it."""
     missing, above = [], path
     while not os.path.isdir(above) and above != os.path.dirname(above):
         missing.append(above)
@@ -54,14 +71,10 @@ def check_folder(path: str) -> None:
                 os.mkdir(folder)
                 made.append(folder)
             except FileExistsError:
-                if not os.path.isdir(folder):  # or another process of the command made it
+                if not os.path.isdir(folder):  # or another process made it
                     raise UserError(f"{folder!r} is a file, not a folder to write to.") from None
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b" ")
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        hint = "; make room first" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise UserError(f"{path!r} can't be written to ({reason}){hint}.") from None
     finally:
         for folder in reversed(made):
             try:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fsq_jax.runtime import outputs
 from fsq_jax.runtime.user_error import UserError
 
 REFRESH_SECONDS = 5.0
@@ -27,12 +28,17 @@ WATCH_SECONDS = 3 * REFRESH_SECONDS  # in which another host's holder shows that
 def take(workdir: str) -> "WorkdirLock | None":
     """The lock of a workdir, which the first process of a run holds for all of them.
 
+    The first makes the workdir, too, before others look at it: what one makes and removes to see
+    whether it may write, another would miss.
+
     Raises:
-      UserError: in every process, where another training has the workdir.
+      UserError: in every process, where another training has the workdir, or it can't be written
+        to.
     """
     lock = refused = None
     if jax.process_index() == 0:
         try:
+            outputs.check_folder(workdir)
             lock = WorkdirLock(workdir)
         except (UserError, OSError) as error:
             refused = error

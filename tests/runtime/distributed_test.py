@@ -75,6 +75,7 @@ def run(config, tmp_path_factory):
     # Nothing is written yet but the config: the step is being compiled.
     while not (workdir / "config.json").exists() and processes[0].returncode is None:
         time.sleep(0.05)
+    assert processes[0].returncode is None, processes[0].said()
     processes[1].send_signal(signal.SIGTERM)
     stopped = finish(processes)
     middle = checkpoint.load_weights(str(workdir))[0]

@@ -1,6 +1,7 @@
 """Where nothing can be written, that is said before anything is computed."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -48,3 +49,18 @@ def test_pictures(tmp_path):
         ".webp, for example."
     )
     assert "(.xcf)" in said(outputs.check_picture, tmp_path / "grid.xcf")
+
+
+def test_a_folder_that_another_process_has_removed_is_made_again(tmp_path, monkeypatch):
+    """Two that look at once: one makes it, the other finds it there, the first removes it."""
+    path, write, looked = tmp_path / "run", tempfile.TemporaryFile, []
+
+    def removed_twice(dir):
+        looked.append(dir)
+        if len(looked) < 3:
+            os.rmdir(dir)
+        return write(dir=dir)
+
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", removed_twice)
+    outputs.check_folder(str(path))
+    assert looked == 3 * [str(path)] and not path.exists()
