@@ -137,21 +137,6 @@ def runs(options: Options) -> list[Run]:
     return made
 
 
-def comparable(found: Sequence[Entry]) -> list[Entry]:
-    """The entries, but for tokenizers of seeds that another method still lacks at their size.
-
-    A seed moves the distances of all methods alike, and by more than methods differ (the third of
-    Figure 3's by 6 to 25), so that means over other seeds say nothing of methods.
-    """
-    seeds: dict[int, dict[str, set[int]]] = {}
-    tokenizers = [e for e in found if e["stage"] == "tokenizer" and "swept" not in e]
-    for entry in tokenizers:
-        of = seeds.setdefault(entry["bits"], {})
-        of.setdefault(entry["method"], set()).add(entry["seed"])
-    common = {bits: set.intersection(*of.values()) for bits, of in seeds.items()}
-    return [e for e in found if e not in tokenizers or e["seed"] in common[e["bits"]]]
-
-
 def figure(found: Sequence[Entry]) -> Figure:
     """Usage, PSNR, distance and bits per token over the size of the codebook, a line per method."""
     panels = {
@@ -189,7 +174,6 @@ def figure(found: Sequence[Entry]) -> Figure:
 def write(found: Sequence[Entry], out: str, options: Options) -> None:
     """Writes the figure, the tables and the claims of the entries to `out`."""
     sizes = SIZES[options.scale]
-    found = comparable(found)
     rows = {f"{m} 2^{bits}": group(found, m, bits) for bits in sizes for m in METHODS}
     beside_fsq = {
         f"{m} 2^{bits}": (group(found, m, bits), group(found, "fsq", bits))

@@ -12,8 +12,19 @@ ALL = 0.99  # the share of codes in use that counts as all of them
 
 
 def group(found: Sequence[Entry], method: str, bits: int) -> list[Entry]:
-    """A method's entries at one size, with its authors' weights."""
-    return [e for e in entries.select(found, method=method, bits=bits) if "swept" not in e]
+    """A method's entries at one size, with its authors' weights, but for tokenizers of seeds that
+    another method still lacks at this size.
+
+    A seed moves the distances of all methods alike, and by more than methods differ (the third of
+    Figure 3's by 7 to 25), so that means over other seeds say nothing of methods.
+    """
+    at_size = [e for e in entries.select(found, bits=bits) if "swept" not in e]
+    seeds: dict[str, set[int]] = {}
+    for entry in entries.select(at_size, stage="tokenizer"):
+        seeds.setdefault(entry["method"], set()).add(entry["seed"])
+    common = set.intersection(*seeds.values()) if seeds else set()
+    own = entries.select(at_size, method=method)
+    return [e for e in own if e["stage"] != "tokenizer" or e["seed"] in common]
 
 
 def spreads(found: Sequence[Entry], method: str, metric: str) -> dict[int, entries.Spread]:

@@ -17,7 +17,7 @@ from fsq_jax.pretrained import initialize
 from fsq_jax.runs import frozen, inputs
 from fsq_jax.runs.config import resolve_config
 from fsq_jax.runs.predictor import compiled
-from fsq_jax.runtime import checkpoint, liveness, outputs, sharding, workdir_lock
+from fsq_jax.runtime import checkpoint, liveness, sharding, workdir_lock
 from fsq_jax.runtime.batch_random_init import batch_random_init
 from fsq_jax.runtime.compiler import compiler_options, no_garbage_collection
 from fsq_jax.runtime.progress import log
@@ -83,7 +83,6 @@ def begin(config: ml_collections.ConfigDict, workdir: str) -> Training:
     with contextlib.ExitStack() as resources:
         if lock := workdir_lock.take(workdir):
             resources.callback(lock.close)
-        outputs.check_folder(workdir)  # every process writes its part of a checkpoint
         training = _begin(config, workdir, resources)
         training.resources = resources.pop_all()
     return training

@@ -48,6 +48,8 @@ def take(workdir: str) -> "WorkdirLock | None":
             refused = UserError(f"{workdir!r} can't be trained in; process 0 says why.")
     if refused is not None:
         raise refused
+    if lock is None:  # every process writes its part of a checkpoint
+        outputs.check_folder(workdir)
     return lock
 
 

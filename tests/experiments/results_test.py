@@ -303,15 +303,21 @@ def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
         if (e["method"], e["bits"], e["seed"]) not in {("lfq", 8, 2), ("bsq", 10, 0)}
     ]
     swept = {**found[0], "swept": {"entropy_weight": 1}, "seed": 2, "bits": 8}
-    kept = quantizers.comparable([*found, swept])
-    seeds = {(e["bits"], e["seed"]) for e in kept if "swept" not in e}
-    assert {s for b, s in seeds if b == 8} == {0, 1} and {s for b, s in seeds if b == 10} == {1, 2}
-    assert {s for b, s in seeds if b == 12} == {0, 1, 2} and kept[-1] == swept
+
+    def seeds(entries, bits):
+        groups = (quantizers.group(entries, method, bits) for method in quantizers.METHODS)
+        return [{e["seed"] for e in group} for group in groups]
+
+    of_all = len(quantizers.METHODS)
+    assert seeds([*found, swept], 8) == of_all * [{0, 1}]
+    assert seeds([*found, swept], 10) == of_all * [{1, 2}]
+    assert seeds([*found, swept], 12) == of_all * [{0, 1, 2}]
     stage_2 = [{**e, "stage": "transformer"} for e in found]
-    assert quantizers.comparable(stage_2) == stage_2
-    quantizers.write(found, str(tmp_path), OPTIONS)
+    assert sum(map(len, seeds(stage_2, 8))) == 3 * of_all - 1
+    quantizers.write([*found, swept], str(tmp_path), OPTIONS)
     rows = (tmp_path / "table_paired.md").read_text()
     assert "vq 2^8" in rows and "| fsq 2^8" not in rows
+    assert "entropy_weight=1" in (tmp_path / "table_swept.md").read_text()
 
 
 def test_a_method_has_runs_of_its_own_and_shares_fig3s():
