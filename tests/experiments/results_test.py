@@ -30,6 +30,7 @@ from fsq_jax.launcher import plan
 from fsq_jax.runtime.image_grid import image_grid
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_config, save_results
+from tests import tiny
 
 OPTIONS = Options(workdir="runs/x")
 
@@ -396,3 +397,8 @@ def test_the_list_of_figures_comes_from_results_alone(tmp_path):
 def test_an_unknown_experiment_is_named():
     with pytest.raises(UserError, match="did you mean 'fig3_tradeoff'"):
         launcher.experiment("fig3_tradeof")
+
+
+def test_the_readme_of_the_results_is_that_of_the_files_beside_it():
+    out = tiny.ROOT / "experiments" / "results"
+    assert reproduce.readme(str(out)) == (out / "README.md").read_text()
