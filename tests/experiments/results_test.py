@@ -290,6 +290,8 @@ def test_quantizers_are_judged_by_their_own_papers_claims():
     by_text = {c.paper: c.judge(found).verdict for c in quantizers.CLAIMS}
     assert by_text.pop(next(t for t in by_text if t.startswith("SimVQ reconstructs"))) == REFUTED
     assert set(by_text.values()) == {CONFIRMED}
+    bsq = next(c.judge(found).measured for c in quantizers.CLAIMS if c.paper.startswith("BSQ"))
+    assert bsq.endswith("as claimed in 15 of 15 pairs of one size and seed")
     other = [c.judge(trade_off(better=-1.0)).verdict for c in quantizers.CLAIMS]
     assert other.count(REFUTED) >= 8
     swept = [e | {"swept": {"entropy_weight": 1}, "codebook/usage": 0.0} for e in found]
@@ -327,7 +329,9 @@ def test_a_method_has_runs_of_its_own_and_shares_fig3s():
     plain = {r.facts["method"] for name, r in runs.items() if name in shared and r.facts}
     assert plain == {"fsq", "vq"}
     tokenizers = [r for r in runs.values() if r.facts.get("stage") == "tokenizer"]
-    assert len([r for r in tokenizers if "swept" not in r.facts]) == 13 * 5 * 3
+    assert len([r for r in tokenizers if "swept" not in r.facts]) == 15 * 5 * 3
+    transformers = [r for r in runs.values() if r.facts.get("stage") == "transformer"]
+    assert len(transformers) == 13 * 2 * 3
     assert all(0.9 < r.facts["size"] / 2 ** r.facts["bits"] < 1.1 for r in tokenizers)
 
 
