@@ -81,9 +81,14 @@ class Pool:
                 return
             left = plan.commands_left(self._workdir, run, run.name in self._wanted)
             self.waiting.remove(run)
-            self._free[gpu] -= places
             job = Job(run, gpu, places, left)
-            self._start(job)
+            try:
+                self._start(job)
+            except UserError as locked:
+                self.failed[run.name] = str(locked)
+                log(self.failed[run.name])
+                continue
+            self._free[gpu] -= places
             self.jobs.append(job)
 
     def _start(self, job: Job) -> None:

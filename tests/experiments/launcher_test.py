@@ -15,7 +15,6 @@ from experiments import carry, launcher, maskgit_runs
 from experiments.options import Options
 from fsq_jax.launcher import gpus, plan, pool
 from fsq_jax.launcher.plan import Run
-from fsq_jax.runtime.user_error import UserError
 from tests import programs, tiny
 
 
@@ -66,10 +65,12 @@ def test_a_training_can_lock_the_folder_that_it_is_started_in(start, tmp_path):
     assert finished == ["a"], (tmp_path / "a" / "log.txt").read_text()
 
 
-def test_a_run_that_another_launcher_is_at_is_named_in_one_sentence(start, tmp_path):
+def test_a_run_that_another_launcher_is_at_is_named_and_stops_no_other(start, tmp_path):
     (tmp_path / "a").mkdir()
-    with pool._locked(str(tmp_path / "a")), pytest.raises(UserError, match="a' already; end it"):
-        start([run(tmp_path, "a")])
+    with pool._locked(str(tmp_path / "a")):
+        places, finished = start([run(tmp_path, "a"), *(run(tmp_path, name) for name in "bcd")])
+    assert set(finished) == set("bcd")
+    assert list(places.failed) == ["a"] and "a' already; end it" in places.failed["a"]
 
 
 def test_needs_come_first_and_a_failure_stops_only_what_needs_it(start, tmp_path):
