@@ -3,10 +3,11 @@
 python -m experiments.launcher --experiments=fig3_tradeoff,fig10_levels --per_gpu=4 --seconds=540
 python -m experiments.launcher --experiments=table2_uvim --scale=paper --commands
 
-What is done is not done again, a run that fails stops none but those that need it, and results
-are written as runs finish. After --seconds nothing new is begun and what runs is asked to save a
-checkpoint, so that any lease of a machine is filled. With --pack=FOLDER, what another machine
-needs to go on is put there in pieces at the end; --unpack=FOLDER takes it from there at the start.
+What is done is not done again, a run that fails stops none but those that need it (unless as many
+in a row as there are places fail with one error), and results are written as runs finish. After
+--seconds nothing new is begun and what runs is asked to save a checkpoint, so that any lease of a
+machine is filled. With --pack=FOLDER, what another machine needs to go on is put there in pieces at
+the end; --unpack=FOLDER takes it from there at the start.
 Where small runs share a GPU, NVIDIA's MPS, if started before, lets them work at the same time and
 not in turns: 330 steps a second of eleven tokenizers on an H200, where seven without it made 196.
 What follows "--" goes to every training run ("-- --config.data.workers=2"), or to those of one

@@ -19,6 +19,7 @@ from fsq_jax.runtime.user_error import UserError
 
 GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
 LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
+ALIKE = 5  # runs in a row that fail with one error, at least, after which none is begun
 _LAUNCHES = "launches.jsonl"
 _LAUNCH = {"status": int, "error?": str}  # what is read of a line
 _LOCK = "launch.lock"  # of whatever runs there; a training takes its workdir's own beside it
@@ -64,6 +65,7 @@ class Pool:
         self._processes = per_gpu * len(self._free)
         self.jobs: list[Job] = []
         self.failed: dict[str, str] = {}
+        self._errors: list[str] = []  # of runs that failed, since one was last finished
 
     def begin(self) -> None:
         """Begins what can be begun. Nothing overtakes a run that waits for several places."""
@@ -125,11 +127,23 @@ class Pool:
             self.jobs.remove(job)
             self._free[job.gpu] += job.places
             if done and not status:
+                self._errors.clear()
                 if not rest:
                     finished.append(job.run)
             elif not stopping:
                 self._failed(job, status)
         return finished
+
+    def give_up(self) -> None:
+        """Begins nothing more where as many runs in a row as there are places failed with one
+        error, such as a missing file that all of them read."""
+        errors = self._errors[-max(ALIKE, self._processes) :]
+        if len(errors) < max(ALIKE, self._processes) or len(set(errors)) > 1 or not errors[0]:
+            return
+        if self.waiting:
+            log(f"{len(errors)} runs in a row failed alike, and no other is begun: {errors[0]}")
+            self.failed |= {run.name: f"{run.name} was not begun." for run in self.waiting}
+            self.waiting.clear()
 
     def _failed(self, job: Job, status: int) -> None:
         """Puts a run that came further than before at the end of the queue; gives up others."""
@@ -141,6 +155,7 @@ class Pool:
             return
         self.failed[job.run.name] = f"{failure}; see {os.path.join(path, 'log.txt')}."
         log(self.failed[job.run.name])
+        self._errors.append(_last_error(os.path.join(path, "log.txt")))
 
     def _note(self, job: Job, status: int) -> None:
         """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU."""
@@ -234,6 +249,7 @@ def work(pool: Pool, seconds: float, on_finished: Callable[[Run], None]) -> None
                 done += 1
                 log(f"[{now - begin:.0f} s, {done} of {total}] {run.name}")
                 on_finished(run)
+            pool.give_up()
             if not pool.jobs and (stopping or not _can_begin(pool, end - LEAST)):
                 break
             time.sleep(0.1)

@@ -89,6 +89,17 @@ def test_needs_come_first_and_a_failure_stops_only_what_needs_it(start, tmp_path
     assert again == []  # what is finished is not run again
 
 
+def test_where_all_fail_alike_the_rest_is_not_begun(start, tmp_path, capfd):
+    alike = [run(tmp_path, f"a{i}", "raise ValueError('no such file')") for i in range(9)]
+    places, finished = start(alike)
+    begun = [name for name, text in places.failed.items() if "exit status" in text]
+    assert not finished and pool.ALIKE <= len(begun) < 9 and len(places.failed) == 9
+    assert "failed alike, and no other is begun: ValueError: no such file" in capfd.readouterr().err
+    other = [run(tmp_path, f"b{i}", f"raise ValueError({i})") for i in range(9)]
+    places, _ = start(other)
+    assert all("exit status" in text for text in places.failed.values())
+
+
 def test_a_run_that_came_further_before_it_failed_is_begun_again(start, tmp_path):
     code = "steps = pathlib.Path('checkpoints', '7')\nif not steps.exists():\n"
     code += "    steps.mkdir(parents=True); print('SomeError: no luck'); exit(4)"
