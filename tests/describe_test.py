@@ -31,7 +31,6 @@ def facts(stage: str, quantizer: str) -> dict:
     [
         ("tokenizer", "vq", {"tokenizer": 54_515_587, "discriminator": 23_998_017}),
         ("tokenizer", "fsq", {"tokenizer": 52_962_951, "discriminator": 23_998_017}),
-        ("transformer", "vq", {"transformer": 172_457_193}),
         ("transformer", "fsq", {"transformer": 172_438_737}),
     ],
 )
@@ -42,19 +41,17 @@ def test_parameters_are_the_published_ones(stage, quantizer, parameters):
 
 
 @pytest.mark.parametrize(
-    "module, task, count, records",
+    "module, task, records",
     [
-        (uvim_base, "depth", 232_249_600, 47_584),
-        (uvim_base, "colorization", 132_701_184, 1_277_071),
-        (uvim_base, "panoptic", 223_593_984, 114_191),
-        (uvim_lm, "depth", 715_729_921, 47_584),
+        (uvim_base, "depth", 47_584),
+        (uvim_base, "colorization", 1_277_071),
+        (uvim_base, "panoptic", 114_191),
+        (uvim_lm, "depth", 47_584),
     ],
 )
-def test_uvim_has_the_published_parameters_and_the_papers_data(module, task, count, records):
-    config = module.get_config(f"scale=paper,task={task},quantizer=vq_ema")
-    _, state, _ = costs.shapes_of(config)
-    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == count
-    assert describe.count_records(config) == records
+def test_uvim_has_the_papers_data(module, task, records):
+    """Its parameters are counted where the networks are tested, of the same configs."""
+    assert describe.count_records(module.get_config(f"scale=paper,task={task}")) == records
 
 
 def test_modules_of_the_tokenizer():
@@ -104,32 +101,42 @@ def test_flops_of_the_transformer_alone():
     # 6 x parameters x tokens, and the attention's products, which have no parameters:
     # 6 x 24 layers x 2 x 257 x 257 x 768.
     config = maskgit_transformer.get_config("scale=paper,quantizer=vq")
+    assert config.model.depth == 24
     batch = {"tokens": jnp.zeros((256, 256), jnp.int32), "label": jnp.zeros(256, jnp.int32)}
-    measured = flops_of_an_image(config, jax.eval_shape(lambda: batch))
+    of_depth = []
+    for config.model.depth in (1, 2):  # layers cost alike, and to trace all of them takes seconds
+        of_depth.append(flops_of_an_image(config, jax.eval_shape(lambda: batch)))
+    measured = of_depth[0] + 23 * (of_depth[1] - of_depth[0])
     products = 6 * (172_457_193 - 257 * 768) * 257 + 6 * 24 * 2 * 257**2 * 768
     assert measured == pytest.approx(0.28, rel=0.1)
     assert measured == pytest.approx(products / 1e12, rel=0.1)
 
 
-def test_flops_count_what_is_recomputed_once():
+@functools.cache
+def plain():
+    """(config, batch, FLOPs of a step) of a tiny transformer; the config is not to be changed."""
     config = tiny.transformer("", {"num_classes": 3})
     _, _, batch = costs.shapes_of(config)
-    plain = costs.training_flops(config, batch)
+    return config, batch, costs.training_flops(config, batch)
+
+
+def test_flops_count_what_is_recomputed_once():
+    config, batch, flops = plain()
+    config = config.copy_and_resolve_references()
     config.model.remat = "full"
     config.accumulate = 2
-    assert costs.training_flops(config, batch) == plain
+    assert costs.training_flops(config, batch) == flops
 
 
 def test_the_share_of_the_peak_is_counted_once_on_devices_that_are_known(monkeypatch):
-    config = tiny.transformer("", {"num_classes": 3})
-    _, _, batch = costs.shapes_of(config)
+    config, batch, flops = plain()
     mesh = sharding.make_mesh(2)
     assert costs.Utilization(config, batch, mesh)(1.0) is None  # of a CPU
     monkeypatch.setitem(costs.PEAK_FLOPS, mesh.devices.flat[0].device_kind, 1e12)
     share = costs.Utilization(config, batch, mesh)
     while share(5.0) is None:
         time.sleep(0.01)
-    assert share(5.0) == costs.training_flops(config, batch) * 5 / 2e12
+    assert share(5.0) == flops * 5 / 2e12
 
 
 def test_both_stages_of_uvim_are_described():
@@ -169,6 +176,7 @@ def test_json_of_the_program():
         "--images_per_second=10",
         "--config=configs/maskgit_transformer.py:scale=smoke,quantizer=vq,codebook_size=64",
         "--config.steps=100",
+        "--config.model.depth=1",  # traced sooner
     )
     assert done.returncode == 0, done.stderr
     described = json.loads(done.stdout)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.maskgit_transformer import get_config
 from fsq_jax.models.layers import lookup
 from fsq_jax.models.maskgit_transformer import MaskedTransformer
 
@@ -24,7 +25,9 @@ def _apply(model, variables, **options):
 
 @pytest.mark.parametrize("rows,expected", [(2025, 172_457_193), (2001, 172_438_737)])
 def test_paper_size_has_the_published_parameter_count(rows, expected):
-    model = MaskedTransformer(vocab_size=rows, num_positions=257)
+    model = MaskedTransformer(vocab_size=rows, num_positions=257, dtype="float32")
+    paper = get_config("scale=paper").model
+    assert model == MaskedTransformer(vocab_size=rows, num_positions=257, **paper)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 257), jnp.int32))
     leaves = jax.tree.leaves(shapes)
     assert sum(leaf.size for leaf in leaves) == expected

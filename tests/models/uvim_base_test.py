@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from configs.uvim_base import get_config
 from fsq_jax import quantizers
 from fsq_jax.models.uvim_base import LabelAutoencoder, kept_codes
+from fsq_jax.stages.uvim_base import make_model
 from tests.tiny import random_variables
 
 SMALL = dict(
@@ -36,18 +38,19 @@ def with_vq(**options):
 
 
 @pytest.mark.parametrize(
-    "kinds, expected",
+    "task, kinds, expected",
     [
-        ({"depth": 256}, 232_249_600),
-        ({"color": 3}, 132_701_184),
-        ({"semantics": 134, "instances": 100}, 223_593_984),
+        ("depth", {"depth": 256}, 232_249_600),
+        ("colorization", {"color": 3}, 132_701_184),
+        ("panoptic", {"semantics": 134, "instances": 100}, 223_593_984),
     ],
     ids=["depth", "colorization", "panoptic"],
 )
-def test_paper_size_has_the_published_tree(kinds, expected):
+def test_paper_size_has_the_published_tree(task, kinds, expected):
     real = "color" in kinds
     quantizer = quantizers.make("vq_ema", codebook_size=4096, channels=768)
-    model = LabelAutoencoder(quantizer, kinds, real)
+    model = make_model(get_config(f"scale=paper,task={task},quantizer=vq_ema"))
+    assert model == LabelAutoencoder(quantizer, kinds, real, dtype="float32")
     shape = (1, 1024, 3, 256) if real else (1, 1024, 256)
     labels = {kind: jnp.zeros(shape, jnp.float32 if real else jnp.int32) for kind in kinds}
     variables = jax.eval_shape(model.init, jax.random.key(0), labels, jnp.zeros((1, 512, 512, 3)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from configs.uvim_lm import get_config
 from fsq_jax.models.uvim_decode import decoding
 from fsq_jax.models.uvim_lm import CodeLanguageModel
 from fsq_jax.sampling import autoregressive
@@ -35,7 +36,8 @@ def drawn():
 
 
 def test_paper_size_has_the_published_tree():
-    model = CodeLanguageModel(vocab_size=4097)
+    model = CodeLanguageModel(vocab_size=4097, dtype="float32")
+    assert model == CodeLanguageModel(vocab_size=4097, **get_config("scale=paper").model)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 512, 512, 3)), jnp.zeros((1, 256), jnp.int32)
     )

@@ -65,6 +65,11 @@ def test_codes_and_classes_must_be_told_apart(shared):
 
 def shapes(model, *inputs):
     """Parameters as arrays that have a shape but take no memory."""
+    return _shapes(model, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs))
+
+
+@functools.cache
+def _shapes(model, *inputs):
     tree = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     return jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), tree)
 
@@ -167,7 +172,8 @@ def test_full_size_transformer_is_read_from_its_shapes(positions, count):
 @pytest.mark.parametrize("shortcut", ["output", "input"])
 def test_sizes_of_any_tokenizer_are_inferred(multipliers, blocks, shortcut):
     sizes = dict(channel_multipliers=multipliers, num_res_blocks=blocks, shortcut=shortcut)
-    params = shapes(Tokenizer(FSQ((8, 5, 5)), filters=8, **sizes), IMAGE)
+    told = dict(filters=8, num_groups=4, dtype="float32")  # as they are in the config
+    params = shapes(Tokenizer(FSQ((8, 5, 5)), **told, **sizes), IMAGE)
     config = maskgit.tokenizer_config("file", params, (8, 5, 5), 4)
     assert config.model.num_groups == 4
     model = Tokenizer(FSQ((8, 5, 5)), **config.model)
