@@ -513,16 +513,9 @@ def three_steps(config) -> list[dict]:
     return metrics
 
 
+# In float32, with and without the discriminator, FSQ and VQ train in tests/stages.
 @pytest.mark.parametrize(
-    "quantizer, dtype",
-    [
-        ("fsq", "float32"),
-        ("vq", "float32"),
-        ("vq_ema", "float32"),
-        ("simvq", "float32"),
-        ("lfq", "float32"),
-        ("fsq", "bfloat16"),
-    ],
+    "quantizer, dtype", [("simvq", "float32"), ("lfq", "float32"), ("fsq", "bfloat16")]
 )
 def test_smoke_tokenizer_trains(quantizer, dtype):
     changes = {"model.dtype": dtype, "discriminator.dtype": dtype, "optim.learning_rate": 1e-3}
@@ -532,14 +525,13 @@ def test_smoke_tokenizer_trains(quantizer, dtype):
     assert metrics[2]["reconstruction"] < metrics[0]["reconstruction"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_smoke_transformer_trains(dtype):
-    changes = {"model.dtype": dtype, "num_classes": 0, "optim.learning_rate": 1e-2}
+# In float32, and with every task and quantizer, these train in tests/stages.
+def test_smoke_transformer_trains_in_bfloat16():
+    changes = {"model.dtype": "bfloat16", "num_classes": 0, "optim.learning_rate": 1e-2}
     metrics = three_steps(describe.with_classes(tiny.transformer("", changes)))
     assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
-# In float32, and with every task and quantizer, they train in tests/stages.
 def test_smoke_label_autoencoder_trains_in_bfloat16():
     changes = {"model.dtype": "bfloat16", "optim.learning_rate": 1e-2}
     metrics = three_steps(tiny.label_coder(changes))

@@ -70,7 +70,7 @@ def transformer(workdir, changes=None) -> ml_collections.ConfigDict:
 
 
 def label_coder(changes=None, task="depth", quantizer="fsq") -> ml_collections.ConfigDict:
-    """UViM's stage I of 8 x 8 pixels and 2 x 2 codes."""
+    """UViM's stage I of 8 x 8 pixels and 2 x 2 codes, with the optimiser that compiles sooner."""
     config = uvim_base.get_config(f"scale=smoke,size=8,task={task},{_codebook(quantizer)}")
     config.update(_COMMON)
     if "channels" in config.quantizer:
@@ -78,7 +78,7 @@ def label_coder(changes=None, task="depth", quantizer="fsq") -> ml_collections.C
     if task == "depth":
         config.task.num_bins = 16
     config.model.update(patch=2, width=16, num_heads=2, mlp_dim=32, code_side=2)
-    config.optim.warmup_steps = 0
+    config.optim.update(name="adam", warmup_steps=0)
     config.data.update(train_split="train[:80]", eval_split="validation[:12]")
     config.evals = dict(codebook=dict(every=12))
     config.best = "codebook/perplexity"

@@ -9,6 +9,7 @@ from tests.stages import reference_steps as steps
 BATCH, BINS = 8, 16
 RATE, DECAY, STEPS, CAP = 2e-2, 0.02, 10, 0.5
 OPTIM = {
+    "optim.name": "adafactor",
     "optim.learning_rate": RATE,
     "optim.b1": 0.75,
     "optim.b2": CAP,
