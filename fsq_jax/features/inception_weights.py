@@ -76,6 +76,7 @@ def load(
     Raises:
       UserError: no file, one that is damaged, or of another network; a name that does not exist.
     """
+    _check(resize, scaling, dtype)
     path = find_weights(path)
     state = read(path)
     try:
@@ -86,14 +87,18 @@ def load(
 
 def load_random(*, resize: str = "tf1", scaling: str = "128", dtype: str = "float32") -> Network:
     """What `load` gives, with random weights, for tests and benchmarks: no FID."""
+    _check(resize, scaling, dtype)  # before they are drawn, which takes a second
     return _ready(random_state_dict(), resize, scaling, dtype)
 
 
-def _ready(state, resize, scaling, dtype):
+def _check(resize, scaling, dtype) -> None:
     choices = ((resize, METHODS), (scaling, model.SCALINGS), (dtype, model.DTYPES))
     for value, known in choices:
         if value not in known:
             raise UserError(f"Inception's {value!r} is not one of {known}.")
+
+
+def _ready(state, resize, scaling, dtype) -> Network:
     digest = checksum(state)
     module, params = convert(dict(state))
     module = module.clone(dtype=dtype)
