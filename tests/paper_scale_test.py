@@ -49,7 +49,7 @@ def base_config(data_dir, task, more=""):
     return config
 
 
-def lm_config(data_dir, task, base, more=",encoder=none"):
+def lm_config(data_dir, task, base, more):
     config = shrink(
         uvim_lm.get_config(f"scale=paper,task={task},size=16,data_dir={data_dir},base={base}{more}")
     )
@@ -76,25 +76,30 @@ def test_every_task_reads_its_data_as_it_stands_in_the_paper(data_dir, task):
         assert inputs.eval_dataset(config, "eval").meta["things"] == list(range(1, 81))
 
 
-def test_a_language_model_asks_for_its_encoder(data_dir, tmp_path, monkeypatch):
-    base = tiny.untrained(base_config(data_dir, "depth"), tmp_path / "base")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError) as error:
-        runs.begin(lm_config(data_dir, "depth", base, more=""), str(tmp_path / "lm"))
-    message = str(error.value)
-    assert "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz" in message
-    assert "encoder=PATH" in message and "encoder=none" in message and message.count(". ") == 0
-    assert not (tmp_path / "lm").exists()
-    run = runs.begin(lm_config(data_dir, "depth", base), str(tmp_path / "scratch"))
-    assert run.first == 0 and run.config.optim.rate_multipliers == ()
-    run.batches.close()
-    run.checkpoints.close()
-
-
 @pytest.fixture(scope="module")
 def colour(data_dir, tmp_path_factory):
     """The workdir of a base of colours, before its first step."""
     return tiny.untrained(base_config(data_dir, "colorization"), tmp_path_factory.mktemp("colour"))
+
+
+def test_a_language_model_asks_for_its_encoder(colour, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def config(more):
+        config = lm_config(data_dir, "colorization", colour, more)
+        config.evals = {}  # which want more images than there are
+        return config
+
+    with pytest.raises(ValueError) as error:
+        runs.begin(config(""), str(tmp_path / "lm"))
+    message = str(error.value)
+    assert "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0.npz" in message
+    assert "encoder=PATH" in message and "encoder=none" in message and message.count(". ") == 0
+    assert not (tmp_path / "lm").exists()
+    run = runs.begin(config(",encoder=none"), str(tmp_path / "scratch"))
+    assert run.first == 0 and run.config.optim.rate_multipliers == ()
+    run.batches.close()
+    run.checkpoints.close()
 
 
 def test_the_images_of_fid_5k_are_those_of_a_list_or_of_tfds_order(

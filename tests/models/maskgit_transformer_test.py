@@ -13,6 +13,7 @@ SMALL = dict(vocab_size=22, num_positions=17, width=32, depth=2, num_heads=4, ml
 TOKENS = np.random.default_rng(0).integers(0, 22, (3, 17)).astype(np.int32)
 
 
+@functools.cache
 def _params(**changes):
     model = MaskedTransformer(**{**SMALL, **changes})
     return model, jax.jit(model.init)(jax.random.key(0), TOKENS)

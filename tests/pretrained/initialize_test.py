@@ -13,6 +13,7 @@ from fsq_jax.pretrained import initialize, weights
 from fsq_jax.runs import startup
 from fsq_jax.runs.frozen import make_stage
 from fsq_jax.runtime import sharding
+from fsq_jax.runtime.batch_random_init import batch_random_init
 from fsq_jax.runtime.workdir import load_config
 from tests import tiny
 
@@ -41,7 +42,8 @@ def started(config, path, workdir):
     batch = {"image": images, "label": jax.numpy.zeros(8, int)}
     shapes = startup.abstract_state(config, stage, batch)
     shardings = sharding.state_shardings(shapes, sharding.make_mesh(), fsdp=config.fsdp)
-    state = jax.jit(stage.init, out_shardings=shardings)(jax.random.key(0), batch)
+    init = jax.jit(batch_random_init(stage.init), out_shardings=shardings)
+    state = init(jax.random.key(0), batch)
     start = startup.initial_weights(config, str(workdir), shapes)
     return state, start.apply_to(state, shardings, str(workdir)), start
 
