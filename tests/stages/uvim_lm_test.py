@@ -29,25 +29,30 @@ def begun(base):
     return stage, state.replace(frozen=stage.frozen), batch
 
 
-def test_facts_and_frozen_stage(begun, base):
+@pytest.fixture(scope="module")
+def codes(begun):
+    """The codes of the batch, which no option of these tests has a say in."""
     stage, state, batch = begun
+    return jax.jit(stage.predict["indices"])(state, batch, jax.random.key(0))["indices"]
+
+
+def test_facts_and_frozen_stage(begun, base, codes):
+    stage, _, batch = begun
     assert stage.facts.codebook_size == 12 and stage.facts.levels == (4, 3)
     assert stage.facts.downsampling == 4
     assert stage.recorded["stage_1.fingerprint"] == stage.facts.stage_1
     # The oracle's codes are those that stage I gives, whatever the key: nothing is dropped.
-    ours = jax.jit(stage.predict["indices"])(state, batch, jax.random.key(0))["indices"]
     trained = load_stage_1(base)
     theirs = jax.jit(trained.encode)(trained.variables, batch)
-    np.testing.assert_array_equal(ours, theirs)
-    assert ours.shape == (4, 4)
+    np.testing.assert_array_equal(codes, theirs)
+    assert codes.shape == (4, 4)
 
 
-def test_it_learns_one_batch_and_reads_a_cache_alike(base, begun):
+def test_it_learns_one_batch_and_reads_a_cache_alike(base, begun, codes):
     config = tiny.code_model(base, {"optim.learning_rate": 1e-2, "steps": 200})
     stage, (_, state, batch) = make_stage(config), begun
     update, first, losses = jax.jit(stage.update), state, []
-    tokens = jax.jit(stage.predict["indices"])(state, batch, None)["indices"]
-    cached = {"tokens": tokens, "image": batch["image"], "label": batch["label"]}
+    cached = {"tokens": codes, "image": batch["image"], "label": batch["label"]}
     loss = jax.jit(stage.predict["loss"])
     ours, theirs = (loss(state, b, None)["loss"] for b in (batch, cached))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
@@ -62,7 +67,7 @@ def test_it_learns_one_batch_and_reads_a_cache_alike(base, begun):
     predict = jax.jit(lambda *a: {name: fn(*a) for name, fn in stage.predict.items()})(
         state, batch, jax.random.key(0)
     )
-    assert (predict["sample"]["indices"] == tokens).mean() > 0.8
+    assert (predict["sample"]["indices"] == codes).mean() > 0.8
     assert predict["loss"]["loss"].shape == (4,) and predict["loss"]["accuracy"].mean() > 0.8
     assert predict["prediction"]["depth"].shape == (4, 8, 8)
     assert predict["preview"]["prediction"].shape == (4, 8, 24, 3)
