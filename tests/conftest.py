@@ -95,6 +95,14 @@ def shared() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture
+def without_page(monkeypatch):
+    """Runs write no page of theirs: to draw one takes longer than the few steps of a test."""
+    from fsq_jax.reports import run
+
+    monkeypatch.setattr(run, "write", lambda workdir: None)
+
+
 @pytest.fixture(scope="session")
 def trained():
     """Workdirs `tokenizer` (16 pixels, 4 x 4 tokens of 15) and `transformer` of two tiny runs.
@@ -158,7 +166,10 @@ def _train(folder: pathlib.Path, patch: pytest.MonkeyPatch) -> None:
     for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
         workdir = str(folder / name)
         config.evals = {}  # left to the tests that want them
-        train.train(config, workdir)
+        with pytest.MonkeyPatch.context() as pages:
+            if name == "tokenizer":  # whose page no test looks at
+                pages.setattr(train.run_page, "write", lambda workdir: None)
+            train.train(config, workdir)
         config = load_config(workdir)
         config.evals = evals[name]
         save_config(workdir, config)

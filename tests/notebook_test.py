@@ -25,7 +25,7 @@ def pictures(cell: dict) -> int:
     return sum("image/png" in output.get("data", {}) for output in cell["outputs"])
 
 
-def test_it_runs_from_start_to_end_on_a_given_checkpoint(trained, monkeypatch):
+def test_it_runs_from_start_to_end_on_a_given_checkpoint(trained, monkeypatch, without_page):
     book = json.loads(PATH.read_text())
     monkeypatch.setenv("FSQ_JAX_NOTEBOOK_SCALE", "0.001")
     monkeypatch.setenv("FSQ_JAX_NOTEBOOK_CHECKPOINT", trained.tokenizer)

@@ -217,7 +217,7 @@ def on_cache(trained, cache, **changes):
     return config
 
 
-def test_training_on_a_cache(trained, cache, tmp_path):
+def test_training_on_a_cache(trained, cache, tmp_path, without_page):
     workdir = str(tmp_path)
     train.train(on_cache(trained, cache), workdir)
     assert [line["step"] for line in tiny.lines(workdir, "train")] == [1, 2]

@@ -116,7 +116,7 @@ def test_weights_of_which_nothing_fits_are_refused_before_the_workdir_is_made(tr
     assert not workdir.exists()
 
 
-def test_training_starts_there_and_resumes_from_its_own(vq, tmp_path, monkeypatch):
+def test_training_starts_there_and_resumes_from_its_own(vq, tmp_path, monkeypatch, without_page):
     monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
     config = tiny.tokenizer(
         {

@@ -190,7 +190,7 @@ def test_same_metrics_on_one_device_and_on_eight(name, tokenizer_run, label_code
         assert cut_leaves(state.frozen)
 
 
-def test_fsdp_run_is_saved_and_resumed(tmp_path, monkeypatch):
+def test_fsdp_run_is_saved_and_resumed(tmp_path, monkeypatch, without_page):
     monkeypatch.setattr(
         sharding, "state_shardings", functools.partial(sharding.state_shardings, min_size=MIN_SIZE)
     )
