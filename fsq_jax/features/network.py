@@ -4,6 +4,7 @@ B batch  H W image height, width  h w map height, width  C channels  F features
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,7 @@ def load_perceptual(name: str, path: str | Path | None = None) -> Network:
     return Network(_last_map(library, module), variables, name, digest, "bilinear 224 px")
 
 
+@functools.cache  # `describe` asks twice, and to trace it takes half a second
 def perceptual_shapes(name: str) -> Network:
     """What `load_perceptual` gives, with shapes for weights: no file is needed, none read."""
     library = _library(name)
