@@ -16,6 +16,7 @@ SCALES = {"paper": "scale=paper,dtype=bfloat16", "smoke": "scale=smoke"}
 FLAGS = {
     "latency_hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
     "combine_none": _combine(0),
+    "combine_small": _combine(2**20),  # biases together, large arrays as they are, without copies
     "combine_all": _combine(2**33),
     "latency_hiding_combine_all": "--xla_gpu_enable_latency_hiding_scheduler=true "
     + _combine(2**33),
