@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.metrics import losses
+from fsq_jax.models.parameters import param
 from fsq_jax.runtime.user_error import UserError
 
 
@@ -72,11 +73,11 @@ class Affine(nn.Module):
     @nn.compact
     def __call__(self, values, scale_B=None):
         init = nn.initializers.xavier_uniform()
-        kernel = self.param("kernel", init, self.kernel_shape, jnp.float32).astype(self.dtype)
+        kernel = param(self, "kernel", init, self.kernel_shape, jnp.float32).astype(self.dtype)
         out = [self.product(x.astype(self.dtype), kernel) for x in values]
         if self.use_bias:
             width = self.kernel_shape[-1]
-            bias_C = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+            bias_C = param(self, "bias", nn.initializers.zeros, (width,), jnp.float32)
             scales = (None, scale_B)
             out = [add_bias(x, bias_C, s) for x, s in zip(out, scales, strict=False)]
         return tuple(out)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.models.parameters import param
 from fsq_jax.runtime.sharding import split_by_example
 
 
@@ -113,8 +114,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        scale_C = self.param("scale", nn.initializers.ones, x_BHWC.shape[-1:], jnp.float32)
-        bias_C = self.param("bias", nn.initializers.zeros, x_BHWC.shape[-1:], jnp.float32)
+        scale_C = param(self, "scale", nn.initializers.ones, x_BHWC.shape[-1:], jnp.float32)
+        bias_C = param(self, "bias", nn.initializers.zeros, x_BHWC.shape[-1:], jnp.float32)
         groups = math.gcd(self.num_groups, x_BHWC.shape[-1])
         x_BHWC = split_by_example(x_BHWC)  # lest it is cut as FSDP cuts the kernels around it
         return split_by_example(group_norm_swish(x_BHWC, scale_C, bias_C, groups, self.epsilon))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models.layers import float32_affine, float32_product
+from fsq_jax.models.parameters import param
 from fsq_jax.runtime.sharding import whole
 
 _CHUNK = 16  # pixels at a time, so that neither B P X D nor B P X C values ever exist
@@ -101,8 +102,8 @@ class LabelEmbedding(nn.Module):
     def __call__(self, label):
         shape = (self.channels, label.shape[-1], self.width)
         init = nn.initializers.lecun_normal(in_axis=(0, 1))
-        kernel_CXD = self.param("kernel", init, shape, jnp.float32)
-        bias_D = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        kernel_CXD = param(self, "kernel", init, shape, jnp.float32)
+        bias_D = param(self, "bias", nn.initializers.zeros, (self.width,), jnp.float32)
         if self.real:
             flat_BPI = label.reshape(*label.shape[:2], -1)
             x_BPD: Any = float32_product(flat_BPI, kernel_CXD.reshape(-1, self.width), self.dtype)
@@ -121,8 +122,8 @@ class LabelHead(nn.Module):
     @nn.compact
     def __call__(self, x_BPD):
         zeros, shape = nn.initializers.zeros, (self.channels, self.pixels)
-        kernel_DCX = self.param("kernel", zeros, (x_BPD.shape[-1], *shape), jnp.float32)
-        bias_CX = self.param("bias", zeros, shape, jnp.float32)
+        kernel_DCX = param(self, "kernel", zeros, (x_BPD.shape[-1], *shape), jnp.float32)
+        bias_CX = param(self, "bias", zeros, shape, jnp.float32)
         width, lead = x_BPD.shape[-1], x_BPD.shape[:2]
         if jnp.dtype(self.dtype) == jnp.float32:
             product: Any = float32_product(x_BPD, kernel_DCX.reshape(width, -1), self.dtype)

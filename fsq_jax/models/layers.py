@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fsq_jax.models.parameters import param
 from fsq_jax.runtime import compiler
 from fsq_jax.runtime.sharding import split_by_example
 
@@ -134,7 +135,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self):
         shape = (self.rows, self.width)
-        return self.param("embedding", self.initializer, shape, jnp.float32)
+        return param(self, "embedding", self.initializer, shape, jnp.float32)
 
 
 class Bias(nn.Module):
@@ -144,7 +145,7 @@ class Bias(nn.Module):
 
     @nn.compact
     def __call__(self):
-        return self.param("bias", nn.initializers.zeros, (self.size,), jnp.float32)
+        return param(self, "bias", nn.initializers.zeros, (self.size,), jnp.float32)
 
 
 class Dense(nn.Module):
@@ -192,10 +193,10 @@ def _affine(module, inputs, outputs):
     def kernel_init(key, shape, dtype):
         return module.kernel_init(key, flat, dtype).reshape(shape)
 
-    kernel = module.param("kernel", kernel_init, (*inputs, *outputs), jnp.float32)
+    kernel = param(module, "kernel", kernel_init, (*inputs, *outputs), jnp.float32)
     bias_O = None
     if module.use_bias:
-        bias = module.param("bias", module.bias_init, outputs, jnp.float32)
+        bias = param(module, "bias", module.bias_init, outputs, jnp.float32)
         bias_O = bias.reshape(-1).astype(module.dtype)
     return kernel.reshape(flat).astype(module.dtype), bias_O
 
@@ -228,8 +229,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        scale_D = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
-        bias_D = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        scale_D = param(self, "scale", nn.initializers.ones, (width,), jnp.float32)
+        bias_D = param(self, "bias", nn.initializers.zeros, (width,), jnp.float32)
         # As a matrix: XLA gives three axes layouts that it then has to transpose.
         normed: Any = layer_norm(x.reshape(-1, width), scale_D, bias_D, self.epsilon)
         return normed.reshape(x.shape)

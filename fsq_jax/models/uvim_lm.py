@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models.layers import LayerNorm, Table, float32_product, lookup
+from fsq_jax.models.parameters import param
 from fsq_jax.models.vit import (
     LN_EPSILON,
     EmbedPatches,
@@ -92,8 +93,8 @@ class Logits(nn.Module):
     @nn.compact
     def __call__(self, x):
         zeros, shape = nn.initializers.zeros, (x.shape[-1], self.features)
-        kernel = self.param("kernel", zeros, shape, jnp.float32)
-        bias = self.param("bias", zeros, shape[1:], jnp.float32)
+        kernel = param(self, "kernel", zeros, shape, jnp.float32)
+        bias = param(self, "bias", zeros, shape[1:], jnp.float32)
         logits: Any = float32_product(x, kernel, self.dtype)
         return logits + bias
 

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from fsq_jax.models import attention as attention_lib
 from fsq_jax.models.layers import Dense, LayerNorm, gelu
+from fsq_jax.models.parameters import param
 from fsq_jax.runtime.sharding import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
@@ -55,8 +56,8 @@ class EmbedPatches(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC):
         shape = (self.patch, self.patch, x_BHWC.shape[-1], self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        bias_D = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        kernel = param(self, "kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias_D = param(self, "bias", nn.initializers.zeros, (self.width,), jnp.float32)
         patches_BPXC = patchify(x_BHWC.astype(self.dtype), self.patch)
         patches_BPI = patches_BPXC.reshape(*patches_BPXC.shape[:2], -1)
         kernel_ID = kernel.reshape(-1, self.width).astype(self.dtype)
@@ -84,7 +85,7 @@ class Positions(nn.Module):
                 )
         init = nn.initializers.normal(self.width**-0.5)
         shape = (1, num_tokens, self.width)
-        return self.param(self.parameter, init, shape, jnp.float32).astype(self.dtype)
+        return param(self, self.parameter, init, shape, jnp.float32).astype(self.dtype)
 
 
 class MultiHeadAttention(nn.Module):
