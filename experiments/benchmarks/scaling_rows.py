@@ -203,6 +203,7 @@ def rows(num_gpus: int, scale: str = "paper", images: int = 50_000) -> list[Row]
         found += steps(("uvim_lm", "tokenizer"), flag=flag)
     for flag in FLAGS:
         found += steps(("transformer",), "fsdp", flag=flag)
+    found += steps(("transformer",), flag="combine_small")
     found += steps(("uvim_base",), numbers=(1, *sizes))
     found += steps(("transformer", "tokenizer"), "data", "strong", numbers=sizes)
     found += steps(("uvim_lm", "uvim_base"), scaling="strong", numbers=sizes)
