@@ -117,3 +117,9 @@ def select(found: Iterable[Entry], **facts) -> list[Entry]:
 def values(found: Iterable[Entry], metric: str) -> list[float]:
     """A metric of all entries that have it."""
     return [e[metric] for e in found if metric in e]
+
+
+def differences(ours: Iterable[Entry], theirs: Iterable[Entry], metric: str) -> list[float]:
+    """A metric of the first entries minus the second's of the same seed, for seeds of both."""
+    first, second = ({e["seed"]: e[metric] for e in g if metric in e} for g in (ours, theirs))
+    return [first[seed] - second[seed] for seed in sorted(set(first) & set(second))]

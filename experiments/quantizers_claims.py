@@ -50,22 +50,11 @@ def against(found, method: str, other: str, metric: str, expected: int, least: i
     signs = [claims.compare(ours.get(b), theirs.get(b), single) for b in sizes]
     both = [b for b in sizes if b in ours and b in theirs]
     text = "; ".join(f"2^{b}: {ours[b].text()} against {theirs[b].text()}" for b in both)
-    if pairs := differences(found, method, other, metric, both):
+    groups = [(group(found, method, b), group(found, other, b)) for b in both]
+    if pairs := [d for pair in groups for d in entries.differences(*pair, metric)]:
         so = sum(expected * difference > 0 for difference in pairs)
         text += f"; as claimed in {so} of {len(pairs)} pairs of one size and seed"
     return claims.by_signs(signs if both else [], expected, text)
-
-
-def differences(found, method: str, other: str, metric: str, sizes: Sequence[int]) -> list[float]:
-    """A method's values minus another's, of the same size and seed."""
-    differing = []
-    for bits in sizes:
-        ours, theirs = (
-            {e["seed"]: e[metric] for e in group(found, name, bits) if metric in e}
-            for name in (method, other)
-        )
-        differing += [ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs]
-    return differing
 
 
 def closer(found: Sequence[Entry], method: str, other: str) -> Finding:

@@ -35,13 +35,9 @@ def paired(
     common, so that a part of what it does to a metric is the same in both.
     """
     rows = []
-    for name, pair in groups.items():
-        cells = []
-        for metric in metrics:
-            ours, theirs = ({e["seed"]: e[metric] for e in g if metric in e} for g in pair)
-            both = sorted(set(ours) & set(theirs))
-            cells.append(claims.text(entries.spread([ours[s] - theirs[s] for s in both])))
-        rows.append((name, *cells))
+    for name, (ours, theirs) in groups.items():
+        spreads = (entries.spread(entries.differences(ours, theirs, m)) for m in metrics)
+        rows.append((name, *map(claims.text, spreads)))
     return html.Table((head, *map(title, metrics)), rows)
 
 

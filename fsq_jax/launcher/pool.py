@@ -116,7 +116,7 @@ class Pool:
             status = job.process.poll()
             if status is None:
                 continue
-            self._note(job, status)
+            error = self._note(job, status)
             file = job.left[0][0]
             rest = plan.commands_left(self._workdir, job.run, job.run.name in self._wanted)
             done = file not in [name for name, _ in rest]
@@ -131,21 +131,21 @@ class Pool:
                 if not rest:
                     finished.append(job.run)
             elif not stopping:
-                self._failed(job, status)
+                self._failed(job, status, error)
         return finished
 
     def give_up(self) -> None:
         """Begins nothing more where as many runs in a row as there are places failed with one
         error, such as a missing file that all of them read."""
-        errors = self._errors[-max(ALIKE, self._processes) :]
-        if len(errors) < max(ALIKE, self._processes) or len(set(errors)) > 1 or not errors[0]:
-            return
-        if self.waiting:
-            log(f"{len(errors)} runs in a row failed alike, and no other is begun: {errors[0]}")
+        enough = max(ALIKE, self._processes)
+        errors = self._errors[-enough:]
+        alike = len(errors) == enough and len(set(errors)) == 1 and errors[0]
+        if alike and self.waiting:
+            log(f"{enough} runs in a row failed alike, and no other is begun: {errors[0]}")
             self.failed |= {run.name: f"{run.name} was not begun." for run in self.waiting}
             self.waiting.clear()
 
-    def _failed(self, job: Job, status: int) -> None:
+    def _failed(self, job: Job, status: int, error: str) -> None:
         """Puts a run that came further than before at the end of the queue; gives up others."""
         path = plan.folder(self._workdir, job.run)
         failure = f"{job.run.name} failed with exit status {status}"
@@ -155,10 +155,13 @@ class Pool:
             return
         self.failed[job.run.name] = f"{failure}; see {os.path.join(path, 'log.txt')}."
         log(self.failed[job.run.name])
-        self._errors.append(_last_error(os.path.join(path, "log.txt")))
+        self._errors.append(error)
 
-    def _note(self, job: Job, status: int) -> None:
-        """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU."""
+    def _note(self, job: Job, status: int) -> str:
+        """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU.
+
+        Returns the error that it ended with, "" for none.
+        """
         line = {
             "file": job.left[0][0],
             "seconds": round(time.monotonic() - job.begin, 1),
@@ -170,6 +173,7 @@ class Pool:
         if status:
             line["error"] = _last_error(os.path.join(folder, "log.txt"))
         append_json_line(os.path.join(folder, _LAUNCHES), line)
+        return line.get("error", "")
 
     def signal(self, number: int) -> None:
         """Sends a signal to all that is at work."""
