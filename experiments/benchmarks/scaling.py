@@ -33,7 +33,7 @@ from fsq_jax.runtime.files import written_whole
 from fsq_jax.runtime.user_error import UserError
 
 AT_ONCE = 4  # rows of a wave
-TURN = 25.0  # seconds that are kept for each row of a wave, once it has compiled
+TURN = 15.0  # seconds that are kept for each row of a wave, once it has compiled
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Look-ups in codebooks of any size: nearest codes, their vectors, and sums over their tokens.
 
-A matrix of tokens by codes is made whole where it has at most `MAX_ELEMENTS` elements; beyond that
-codes are walked through in blocks, and sums are taken over sorted tokens. Either way the same
-call gives the same result on every run, on one device and on several.
+A matrix of tokens by codes is made whole where it has at most `MAX_ELEMENTS` elements on a device;
+beyond that codes are walked through in blocks, and sums are taken over sorted tokens, those of a
+device first. Either way the same call gives the same result on every run.
 
 Legend: N tokens  K codes  k codes of a block  D channels  G groups of examples.
 """
@@ -11,8 +11,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-MAX_ELEMENTS = 2**26  # of a matrix of tokens by codes: 256 MiB in float32
+from fsq_jax.runtime.sharding import mesh_of_rows
+
+MAX_ELEMENTS = 2**26  # of a device's tokens by codes: 256 MiB in float32
 _MANY_TOKENS = 2**12  # what an unknown number of tokens (of a function that is exported) counts as
 _FAR = 1e15  # in each channel of a code that fills up a block: never the nearest
 
@@ -49,7 +52,7 @@ def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, jax.Arr
         at_N = jnp.argmin(distances_Nk, axis=1).astype(jnp.int32)
         return at_N, jnp.take_along_axis(distances_Nk, at_N[:, None], axis=1)[:, 0]
 
-    if is_whole(z_ND.shape[0], codebook_KD.shape[0]):
+    if is_whole(z_ND, codebook_KD.shape[0]):
         return of(codebook_KD)
 
     def body(best, block):
@@ -60,7 +63,7 @@ def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, jax.Arr
         index_N = jnp.where(is_nearer_N, start + at_N, index_N)
         return (index_N, jnp.where(is_nearer_N, least_N, distance_N)), None
 
-    blocks = in_blocks(codebook_KD, z_ND.shape[0])
+    blocks = in_blocks(codebook_KD, z_ND)
     starts = jnp.arange(blocks.shape[0], dtype=jnp.int32) * blocks.shape[1]
     first = jnp.zeros(z_ND.shape[:1], jnp.int32), jnp.full(z_ND.shape[:1], jnp.inf)
     return jax.lax.scan(body, first, (blocks, starts))[0]
@@ -73,14 +76,14 @@ def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
     GPU gives the same sum on every run, and which a compiler can shard over the tokens. Of a large
     one by a gather, whose gradient is `sums`.
     """
-    if is_whole(indices_N.shape[0], codebook_KD.shape[0]):
+    if is_whole(indices_N, codebook_KD.shape[0]):
         return matmul(jax.nn.one_hot(indices_N, codebook_KD.shape[0]), codebook_KD)
     return _gather(codebook_KD.shape[0], codebook_KD, indices_N)
 
 
 def counts(indices_N: jax.Array, num_codes: int) -> jax.Array:
     """Returns how many tokens chose each code, float32 [K], exact below 2**24."""
-    if is_whole(indices_N.shape[0], num_codes):
+    if is_whole(indices_N, num_codes):
         return jax.nn.one_hot(indices_N, num_codes).sum(axis=0)
     return jnp.bincount(indices_N, length=num_codes).astype(jnp.float32)
 
@@ -89,10 +92,25 @@ def sums(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> jax.Array:
     """Returns the sum of the rows of x with each index, [K, D].
 
     By a product, or, where tokens by codes don't fit, over tokens that are sorted by their index:
-    a segmented sum, whose order is fixed, where a scatter on a GPU adds in any.
+    a segmented sum, whose order is fixed, where a scatter on a GPU adds in any. Each device of a
+    mesh sorts its own tokens, since a sort of all would bring all of them to every device.
     """
-    if is_whole(indices_N.shape[0], num_codes):
+    if is_whole(indices_N, num_codes):
         return matmul(jax.nn.one_hot(indices_N, num_codes).T, x_ND)
+    mesh = mesh_of_rows(indices_N)
+    if mesh is None:
+        return _sums_of_sorted(x_ND, indices_N, num_codes)
+
+    def of_a_device(x_nD, indices_n):
+        return jax.lax.psum(_sums_of_sorted(x_nD, indices_n, num_codes), mesh.axis_names)
+
+    cut = P(mesh.axis_names)
+    return jax.shard_map(of_a_device, mesh=mesh, in_specs=(cut, cut), out_specs=P())(
+        x_ND, indices_N
+    )
+
+
+def _sums_of_sorted(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> jax.Array:
     order_N = jnp.argsort(indices_N)
     sorted_N = indices_N[order_N]
     is_first_N1 = jnp.append(True, sorted_N[1:] != sorted_N[:-1])[:, None]
@@ -121,7 +139,7 @@ def entropy_loss_in_blocks(
     `least_N` are the distances of the nearest codes, which `nearest` has found.
     The gradient computes each block again, so that nothing of size N K is kept.
     """
-    blocks = in_blocks(codebook_KD, z_ND.shape[0])
+    blocks = in_blocks(codebook_KD, z_ND)
 
     def logits(z_ND, words_kD):
         return -squared_distances(z_ND, words_kD) / temperature
@@ -156,17 +174,22 @@ def mean_choices(p_NK: jax.Array, num_groups: int, examples: int) -> jax.Array:
     return p_NK.reshape(rows).mean(axis=(0, 2))
 
 
-def in_blocks(codebook_KD: jax.Array, num_tokens: int) -> jax.Array:
+def in_blocks(codebook_KD: jax.Array, z_ND: jax.Array) -> jax.Array:
     """Returns the codebook as [blocks, k, D], filled up with codes that are far off."""
-    size = min(block_size(num_tokens, codebook_KD.shape[0]), codebook_KD.shape[0])
+    size = block_size(_rows_of_a_device(z_ND), codebook_KD.shape[0])
     missing = -codebook_KD.shape[0] % size
     padded = jnp.pad(codebook_KD, ((0, missing), (0, 0)), constant_values=_FAR)
     return padded.reshape(-1, size, codebook_KD.shape[1])
 
 
-def is_whole(num_tokens: int, num_codes: int) -> bool:
-    """Whether tokens by codes fit."""
-    return block_size(num_tokens, num_codes) == num_codes
+def is_whole(x: jax.Array, num_codes: int) -> bool:
+    """Whether tokens by codes fit; x has a row per token."""
+    return block_size(_rows_of_a_device(x), num_codes) == num_codes
+
+
+def _rows_of_a_device(x: jax.Array) -> int:
+    mesh = mesh_of_rows(x)
+    return x.shape[0] // (mesh.size if mesh else 1)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:

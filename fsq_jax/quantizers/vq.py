@@ -100,7 +100,7 @@ class VectorQuantizer(Codebook):
         if not self.entropy_weight:
             return {}
         options = self.entropy_temperature, self._entropy_groups(shape, train), shape[0]
-        if nearest.is_whole(z_ND.shape[0], self.codebook_size):
+        if nearest.is_whole(z_ND, self.codebook_size):
             distances_NK = nearest.squared_distances(z_ND, codebook_KD)
             return {"entropy_loss": entropy_loss(distances_NK, *options)}
         in_blocks = nearest.entropy_loss_in_blocks(z_ND, codebook_KD, least_N, *options)

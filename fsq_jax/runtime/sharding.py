@@ -146,14 +146,20 @@ def state_shardings(shapes: PyTree, mesh: Mesh, *, fsdp: bool, min_size: int = 2
     return jax.tree.map(shard, shapes)
 
 
+def mesh_of_rows(x: jax.Array) -> Any:
+    """The mesh that x is on, where its first axis can be cut over more than one device; or None."""
+    mesh = jax.typeof(x).sharding.mesh
+    return None if mesh.empty or mesh.size == 1 or x.shape[0] % mesh.size else mesh
+
+
 def split_by_example(x: jax.Array) -> jax.Array:
     """x, and its gradient, cut along the first axis alone where it is on a mesh.
 
     For activations in a model: under FSDP XLA would else cut some of them along their width, and
     send activations around rather than weights, which are smaller.
     """
-    mesh = jax.typeof(x).sharding.mesh
-    if mesh.empty or mesh.size == 1 or x.shape[0] % mesh.size:
+    mesh = mesh_of_rows(x)
+    if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(mesh.axis_names)))
 
