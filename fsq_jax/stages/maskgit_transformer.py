@@ -154,7 +154,7 @@ def _make_update(models: MaskGIT, optimizer, config):
         grads, _, metrics = optim.accumulate(gradients, config.accumulate)(
             state.params, inputs, key_dropout
         )
-        state = next_state(state, grads, optimizer, config.ema_decay, state.model_state)
+        state = next_state(state, grads, optimizer, config.ema_decay)
         return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return update

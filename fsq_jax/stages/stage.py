@@ -100,7 +100,6 @@ def next_state(
     grads: PyTree,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
-    model_state: PyTree,
 ) -> TrainState:
     """The state after an update with these gradients; `ema_decay` 0 averages nothing."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -110,5 +109,4 @@ def next_state(
         params=params,
         opt_state=opt_state,
         ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
-        model_state=model_state,
     )

@@ -179,7 +179,8 @@ def _make_update(config, coder: LabelCoder, optimizer):
         model_state = quantizers.after_step(
             coder.model.quantizer, state.model_state, sums, key_codebook
         )
-        state = next_state(state, grads, optimizer, config.ema_decay, model_state)
+        state = next_state(state, grads, optimizer, config.ema_decay)
+        state = state.replace(model_state=model_state)
         return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return update
