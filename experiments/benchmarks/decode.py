@@ -7,7 +7,8 @@ python -m experiments.benchmarks.decode --out=decode.jsonl --batches=1,8,64 \
 A variant is a config, then KEY=VALUE over it ("sampling.num_steps=8"). Each is compiled and timed
 for each batch size, in a process of its own: from images to all tokens of a label (UViM), from
 classes to images (MaskGIT). Seconds are medians; the peak of memory is the process's own. With
---kernels a line also lists the GPU's kernels in one batch, and what each takes in all.
+--kernels a line also lists the GPU's kernels in one batch, what each takes in all, and where the
+GPU waits for the next.
 """
 
 import json
@@ -65,7 +66,7 @@ def measure(variant: str, size: int) -> dict:
         "compile_seconds": compile_seconds,
     }
     if flags.FLAGS.kernels:
-        result["kernels"] = kernels.listed(lambda: sample(state, batch, key))
+        result |= kernels.traced(lambda: sample(state, batch, key))
     return result
 
 

@@ -10,9 +10,9 @@ what they are made of, as from a token cache. The step is the one that fsq_jax.t
 optimiser, the moving averages and the frozen network (its weights random). A variant that fails is
 recorded with its error, and the next one runs. Seconds are medians over blocks of steps; FLOPs are
 those that XLA counts in the program with no recomputation; the peak of memory is the process's own.
-With --kernels a line also lists the GPU's kernels in one step, and what each takes in all; with
---collectives, what a step sends between the devices; with --losses=3, the losses of the first
-three steps.
+With --kernels a line also lists the GPU's kernels in one step, what each takes in all, and where
+the GPU waits for the next; with --collectives, what a step sends between the devices; with
+--losses=3, the losses of the first three steps.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ _TIME = flags.DEFINE_bool("time", True, "Time the step.")
 _FLOPS = flags.DEFINE_bool("flops", True, "Count a step's FLOPs, on the CPU, after it was timed.")
 _COLLECTIVES = flags.DEFINE_bool("collectives", False, "Count what devices send each other.")
 _LOSSES = flags.DEFINE_integer("losses", 0, "First steps whose losses are listed.", lower_bound=0)
-_KERNELS = flags.DEFINE_bool("kernels", False, "List the kernels of a step or a batch.")
+_KERNELS = flags.DEFINE_bool("kernels", False, "List the kernels of a step or a batch, and gaps.")
 _ONE = flags.DEFINE_bool("one", False, "Measure the one variant given, in this process.")
 
 
@@ -138,7 +138,7 @@ def measure(variant: str) -> dict:
     if _COLLECTIVES.value:
         result["collectives"] = collectives.of_program(update.as_text(), mesh.size)
     if _KERNELS.value:
-        result["kernels"] = kernels.listed(lambda: update(state, batch, key))
+        result |= kernels.traced(lambda: update(state, batch, key))
     return result
 
 
