@@ -9,11 +9,31 @@ from experiments.fig3_claims import distance
 
 BITS = (8, 10, 12, 14, 16)
 ALL = 0.99  # the share of codes in use that counts as all of them
+SHORT = "_short_average"  # of a method whose weights are averaged over 100 steps, and not 1,000
+NORM = "residual_fsq_layer_norm"  # which is trained so alone
+
+
+def is_short(method: str) -> bool:
+    """Whether a method's weights are averaged over 100 steps."""
+    return method.endswith(SHORT) or method == NORM
+
+
+def averaged(found: Sequence[Entry], methods: Sequence[str]) -> list[str]:
+    """The names of methods that are compared: averaged over 100 steps, where each of them was so
+    run at all sizes that it was run at otherwise."""
+
+    def sizes(method: str) -> set[int]:
+        return {e["bits"] for e in entries.select(found, method=method, stage="tokenizer")}
+
+    short = [m if is_short(m) else m + SHORT for m in methods]
+    pairs = zip(methods, short, strict=True)
+    complete = all(sizes(s) and sizes(s) >= sizes(m) for m, s in pairs)
+    return short if complete else list(methods)
 
 
 def group(found: Sequence[Entry], method: str, bits: int) -> list[Entry]:
     """A method's entries at one size, with its authors' weights, but for tokenizers of seeds that
-    another method still lacks at this size.
+    another method, averaged alike, still lacks at this size.
 
     A seed moves the distances of all methods alike, and by more than methods differ (the third of
     Figure 3's by 7 to 25), so that means over other seeds say nothing of methods.
@@ -21,7 +41,8 @@ def group(found: Sequence[Entry], method: str, bits: int) -> list[Entry]:
     at_size = [e for e in entries.select(found, bits=bits) if "swept" not in e]
     seeds: dict[str, set[int]] = {}
     for entry in entries.select(at_size, stage="tokenizer"):
-        seeds.setdefault(entry["method"], set()).add(entry["seed"])
+        if is_short(entry["method"]) == is_short(method):
+            seeds.setdefault(entry["method"], set()).add(entry["seed"])
     common = set.intersection(*seeds.values()) if seeds else set()
     own = entries.select(at_size, method=method)
     return [e for e in own if e["stage"] != "tokenizer" or e["seed"] in common]
@@ -33,9 +54,9 @@ def spreads(found: Sequence[Entry], method: str, metric: str) -> dict[int, entri
     return {bits: spread for bits, spread in made.items() if spread is not None}
 
 
-def deviation(found: Sequence[Entry], metric: str) -> float | None:
-    """The largest deviation of a metric over seeds, among all methods and sizes."""
-    methods = {e["method"] for e in found}
+def deviation(found: Sequence[Entry], metric: str, short: bool) -> float | None:
+    """The largest deviation of a metric over seeds, among methods averaged alike and all sizes."""
+    methods = {e["method"] for e in found if is_short(e["method"]) == short}
     return claims.largest_deviation([group(found, m, b) for m in methods for b in BITS], metric)
 
 
@@ -44,9 +65,10 @@ def against(found, method: str, other: str, metric: str, expected: int, least: i
 
     A size at which one of the two was not run is undecided.
     """
+    method, other = averaged(found, (method, other))
     ours, theirs = spreads(found, method, metric), spreads(found, other, metric)
     sizes = [b for b in BITS if b >= least]
-    single = deviation(found, metric)
+    single = deviation(found, metric, is_short(method))
     signs = [claims.compare(ours.get(b), theirs.get(b), single) for b in sizes]
     both = [b for b in sizes if b in ours and b in theirs]
     text = "; ".join(f"2^{b}: {ours[b].text()} against {theirs[b].text()}" for b in both)
@@ -54,7 +76,12 @@ def against(found, method: str, other: str, metric: str, expected: int, least: i
     if pairs := [d for pair in groups for d in entries.differences(*pair, metric)]:
         so = sum(expected * difference > 0 for difference in pairs)
         text += f"; as claimed in {so} of {len(pairs)} pairs of one size and seed"
-    return claims.by_signs(signs if both else [], expected, text)
+    return claims.by_signs(signs if both else [], expected, _noted(method, text))
+
+
+def _noted(method: str, text: str) -> str:
+    """What was measured, with how it was averaged where that is not Figure 3's way."""
+    return f"averaged over 100 steps, {text}" if text and is_short(method) else text
 
 
 def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
@@ -64,18 +91,20 @@ def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
 
 def grows(found: Sequence[Entry], method: str) -> Finding:
     """A method's reconstruction distance from each size to the next."""
-    metric = distance(found, "reconstruction")
-    means, single = spreads(found, method, metric), deviation(found, metric)
+    metric, (method,) = distance(found, "reconstruction"), averaged(found, (method,))
+    means, single = spreads(found, method, metric), deviation(found, metric, is_short(method))
     pairs = zip(BITS, BITS[1:], strict=False)
     signs = [claims.compare(means.get(large), means.get(small), single) for small, large in pairs]
     text = "; ".join(f"2^{bits}: {mean.text()}" for bits, mean in means.items())
-    return claims.by_signs(signs if len(means) > 1 else [], -1, text)
+    return claims.by_signs(signs if len(means) > 1 else [], -1, _noted(method, text))
 
 
 def uses_all(found: Sequence[Entry], method: str) -> Finding:
     """The share of a method's codes in use at each size."""
+    (method,) = averaged(found, (method,))
     means = spreads(found, method, "codebook/usage")
     text = "; ".join(f"2^{bits}: {mean.text('{:.1%}')}" for bits, mean in means.items())
+    text = _noted(method, text)
     if set(means) != set(BITS):
         return Finding(claims.NOT_RUN, text)
     if all(mean.mean >= ALL for mean in means.values()):
@@ -131,7 +160,7 @@ CLAIMS = (
     Claim(
         "An invertible layer norm makes residual FSQ better (2508.15860, section 4)",
         _CLOSER,
-        lambda found: closer(found, "residual_fsq_layer_norm", "residual_fsq_short_average"),
+        lambda found: closer(found, NORM, "residual_fsq"),
     ),
     Claim(
         "Noise in training makes FSQ's reconstructions better (not claimed; measured)",

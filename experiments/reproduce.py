@@ -76,6 +76,7 @@ ITEMS = {
         "each has a paper of its own, with other networks and data",
     ),
 }
+_NAMED = 4  # runs without results that are named one by one
 VERDICTS = (CONFIRMED, REFUTED, OPEN, NOT_RUN)
 
 
@@ -85,9 +86,13 @@ def folder(item: Item, scale: str, out: str) -> str:
 
 
 def absent(item: Item, scale: str, out: str) -> str:
-    """A sentence that names the runs without results and why they have none; "" for none."""
+    """A sentence that names the runs without results and why they have none, or counts them where
+    they are many; "" for none."""
     lacking = entries.missing(folder(item, scale, out))
-    named = "; ".join(f"`{one['run']}` ({one['why']})" for one in lacking)
+    named = "; ".join(f"`{one['run']}` ({one['why']})" for one in lacking[:_NAMED])
+    more = len(lacking) - _NAMED
+    if more > 0:
+        named += f"; and {more} more, see `{item.module}/missing.json`"
     return f"Missing: {named}." if lacking else ""
 
 

@@ -269,9 +269,10 @@ def trade_off(better=1.0):
     used = {"vq_cosine", "vq_projected", "vq_rotation", "vq_reseed"}
     found = []
     for method in quantizers.METHODS:
+        name = method.removesuffix(quantizers_claims.SHORT)
         for bits in quantizers_claims.BITS:
-            usage = 1.0 if method == "simvq" else (0.5 + 0.2 * better * (method in used)) * 0.9
-            value = 30 - better * (bits + 3 * (method in ahead)) + (5 if method == "simvq" else 0)
+            usage = 1.0 if name == "simvq" else (0.5 + 0.2 * better * (name in used)) * 0.9
+            value = 30 - better * (bits + 3 * (name in ahead)) + (5 if name == "simvq" else 0)
             found += [
                 quantizers.codebook(method, bits)
                 | {
@@ -299,6 +300,26 @@ def test_quantizers_are_judged_by_their_own_papers_claims():
     assert set(verdicts(quantizers, [])) == {NOT_RUN}
 
 
+NORM = quantizers_claims.NORM
+LONG = [m for m in quantizers.METHODS if not quantizers_claims.is_short(m)]
+
+
+def test_methods_are_compared_as_averaged_over_100_steps_where_all_of_them_were():
+    found = trade_off()
+    short = {e["method"]: e for e in found if quantizers_claims.is_short(e["method"])}
+    assert len(short) == len(LONG) + 1 and NORM in short
+    for lacking, expected in (
+        (set(), ["bsq_short_average", "lfq_short_average"]),
+        ({("lfq_short_average", 8)}, ["bsq", "lfq"]),
+        ({("simvq_short_average", 8)}, ["bsq_short_average", "lfq_short_average"]),
+    ):
+        rest = [e for e in found if (e["method"], e["bits"]) not in lacking]
+        assert quantizers_claims.averaged(rest, ("bsq", "lfq")) == expected
+        finding = quantizers_claims.closer(rest, "bsq", "lfq")
+        assert finding.measured.startswith("averaged over 100") == ("short" in expected[0])
+    assert quantizers_claims.averaged(found, (NORM,)) == [NORM]
+
+
 def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
     found = [
         e
@@ -308,13 +329,15 @@ def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
     swept = {**found[0], "swept": {"entropy_weight": 1}, "seed": 2, "bits": 8}
 
     def seeds(entries, bits):
-        groups = (quantizers.group(entries, method, bits) for method in quantizers.METHODS)
+        groups = (quantizers.group(entries, method, bits) for method in LONG)
         return [{e["seed"] for e in group} for group in groups]
 
-    of_all = len(quantizers.METHODS)
+    of_all = len(LONG)
     assert seeds([*found, swept], 8) == of_all * [{0, 1}]
     assert seeds([*found, swept], 10) == of_all * [{1, 2}]
     assert seeds([*found, swept], 12) == of_all * [{0, 1, 2}]
+    # Seeds of methods that are averaged otherwise say nothing of these.
+    assert [len(quantizers.group(found, NORM, bits)) for bits in (8, 10, 12)] == [3, 3, 3]
     stage_2 = [{**e, "stage": "transformer"} for e in found]
     assert sum(map(len, seeds(stage_2, 8))) == 3 * of_all - 1
     quantizers.write([*found, swept], str(tmp_path), OPTIONS)
@@ -329,7 +352,7 @@ def test_a_method_has_runs_of_its_own_and_shares_fig3s():
     plain = {r.facts["method"] for name, r in runs.items() if name in shared and r.facts}
     assert plain == {"fsq", "vq"}
     tokenizers = [r for r in runs.values() if r.facts.get("stage") == "tokenizer"]
-    assert len([r for r in tokenizers if "swept" not in r.facts]) == 15 * 5 * 3
+    assert len([r for r in tokenizers if "swept" not in r.facts]) == (2 * 12 + 1) * 5 * 3
     transformers = [r for r in runs.values() if r.facts.get("stage") == "transformer"]
     assert len(transformers) == 13 * 2 * 3
     assert all(0.9 < r.facts["size"] / 2 ** r.facts["bits"] < 1.1 for r in tokenizers)
