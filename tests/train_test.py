@@ -256,3 +256,9 @@ def test_arguments_are_not_swallowed():
     main = cli._called(train.main, takes_arguments=False)
     with pytest.raises(ValueError, match="'--workdri'"):
         main(["train", "--workdri"])
+
+
+def test_an_average_that_keeps_much_of_random_weights_is_remarked_on():
+    remark = startup.on_average(0.999, 3_000)
+    assert "5% of the averaged weights" in remark and "--config.ema_decay=0.99 averages" in remark
+    assert not any(startup.on_average(*run) for run in ((0.999, 5_000), (0.0, 300), (0.999, 20)))

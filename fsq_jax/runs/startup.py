@@ -122,6 +122,8 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     else:
         state = jax.jit(batch_random_init(stage.init), out_shardings=shardings)(key, batch)
         state = start.apply_to(state, shardings, workdir)
+        if not config.init_from and (remark := on_average(config.ema_decay, config.steps)):
+            log(remark)
     frozen_shardings = sharding.state_shardings(stage.frozen, mesh, fsdp=config.fsdp)
     state = state.replace(frozen=sharding.put(stage.frozen, frozen_shardings))
     update = compiled_update(config, stage, mesh, shardings.replace(frozen=frozen_shardings))
@@ -145,6 +147,19 @@ def _begin(config, workdir: str, resources: contextlib.ExitStack) -> Training:
     if 0 < first < config.steps:
         training.next_batch()
     return training
+
+
+def on_average(ema_decay: float, steps: int) -> str:
+    """What is to be said of an average that begins with random weights and keeps too much of them;
+    "" where it doesn't, and of trials of less than 100 steps."""
+    left = ema_decay**steps
+    if steps < 100 or left < 0.01:
+        return ""
+    return (
+        f"{ema_decay=} over {steps=}: at the end {left:.0%} of the averaged weights, which are "
+        "evaluated, is still the random initial ones; "
+        f"--config.ema_decay={1 - 30 / steps:.3g} averages over a thirtieth of the steps."
+    )
 
 
 def compiled_update(config, stage: Stage, mesh: jax.sharding.Mesh, shardings: TrainState):
