@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from fsq_jax.runtime import compiler
-from fsq_jax.runtime.sharding import split_by_example
+from fsq_jax.runtime.placement import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
 IMPLEMENTATIONS = ("auto", "fused", "cudnn", "xla")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.models.parameters import param
-from fsq_jax.runtime.sharding import split_by_example
+from fsq_jax.runtime.placement import split_by_example
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

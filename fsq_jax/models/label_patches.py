@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from fsq_jax.models.layers import float32_affine, float32_product
 from fsq_jax.models.parameters import param
-from fsq_jax.runtime.sharding import whole
+from fsq_jax.runtime.placement import whole
 
 _CHUNK = 16  # pixels at a time, so that neither B P X D nor B P X C values ever exist
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from fsq_jax.models.parameters import param
 from fsq_jax.runtime import compiler
-from fsq_jax.runtime.sharding import split_by_example
+from fsq_jax.runtime.placement import split_by_example
 
 INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two standard deviations
 

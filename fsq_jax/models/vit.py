@@ -16,7 +16,7 @@ from flax import linen as nn
 from fsq_jax.models import attention as attention_lib
 from fsq_jax.models.layers import Dense, LayerNorm, gelu
 from fsq_jax.models.parameters import param
-from fsq_jax.runtime.sharding import split_by_example
+from fsq_jax.runtime.placement import split_by_example
 from fsq_jax.runtime.user_error import UserError
 
 LN_EPSILON = 1e-6

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from fsq_jax.runtime.sharding import mesh_of_rows
+from fsq_jax.runtime.placement import mesh_of_rows
 
 MAX_ELEMENTS = 2**26  # of a device's tokens by codes: 256 MiB in float32
 _MANY_TOKENS = 2**12  # what an unknown number of tokens (of a function that is exported) counts as

@@ -146,33 +146,6 @@ def state_shardings(shapes: PyTree, mesh: Mesh, *, fsdp: bool, min_size: int = 2
     return jax.tree.map(shard, shapes)
 
 
-def mesh_of_rows(x: jax.Array) -> Any:
-    """The mesh that x is on, where its first axis can be cut over more than one device; or None."""
-    mesh = jax.typeof(x).sharding.mesh
-    return None if mesh.empty or mesh.size == 1 or x.shape[0] % mesh.size else mesh
-
-
-def split_by_example(x: jax.Array) -> jax.Array:
-    """x, and its gradient, cut along the first axis alone where it is on a mesh.
-
-    For activations in a model: under FSDP XLA would else cut some of them along their width, and
-    send activations around rather than weights, which are smaller.
-    """
-    mesh = mesh_of_rows(x)
-    if mesh is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(mesh.axis_names)))
-
-
-def whole(x: jax.Array) -> jax.Array:
-    """x on every device of the mesh that it is on, if it is on one: a weight that FSDP has cut, for
-    operations in which XLA would else leave it cut and send activations around."""
-    mesh = jax.typeof(x).sharding.mesh
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, replicated(mesh))
-
-
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch on the mesh, from this host's rows of it."""
     sharding = split_batch(mesh)

@@ -250,6 +250,11 @@ PLANTED = {
                 "rows = (num_groups, examples // num_groups, -1, p_NK.shape[1])",
             ),
             "blocks are kept for the gradient": ("@jax.checkpoint", ""),
+            "all devices' tokens are taken for one's": (
+                "x.shape[0] // (mesh.size if mesh else 1)",
+                "x.shape[0]",
+            ),
+            "every device sorts all tokens": ("if mesh is None:", "if True:"),
         },
     ),
     "fsq_jax/quantizers/estimators.py": (

@@ -138,10 +138,7 @@ PLANTED = {
             ),
             "trained without code dropout": ("train=True", "train=False"),
             "one key for all steps": ("jax.random.fold_in(key, state.step)", "key"),
-            "the codebook stays": (
-                "optimizer, config.ema_decay, model_state)",
-                "optimizer, config.ema_decay, state.model_state)",
-            ),
+            "the codebook stays": ("state = state.replace(model_state=model_state)", ""),
             "context in [0, 1] in training": (
                 "labels, context = coder.task.to_inputs(batch) labels = coder.patches(labels)",
                 "labels, context = coder.task.to_inputs(batch); context = context / 2 + 0.5; "

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fsq_jax.quantizers import nearest, vq
+from fsq_jax.runtime.sharding import make_mesh
 
 N, K, D = 48, 40, 6
 
@@ -109,9 +110,8 @@ def test_a_quantizer_of_blocks_is_the_quantizer(make, monkeypatch):
 
 
 def test_blocks_on_eight_devices(small_blocks, monkeypatch):
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = make_mesh()
+    assert mesh.size == 8
     z, codebook = arrays()
 
     def losses(z, codebook):
@@ -134,3 +134,17 @@ def test_blocks_on_eight_devices(small_blocks, monkeypatch):
     )
     text = eight.as_text()
     assert "sort(" in text and "all-gather" not in text  # no device has all tokens
+
+
+def test_a_device_of_a_shard_map_has_its_part_already(small_blocks):
+    mesh = make_mesh()
+    (z, codebook), parts = arrays(), P("data")
+    indices, _ = jax.jit(nearest.nearest)(z, codebook)
+
+    def of_a_device(z, indices):
+        return jax.lax.psum(nearest.sums(z, indices, K), "data")
+
+    together = jax.shard_map(of_a_device, mesh=mesh, in_specs=(parts, parts), out_specs=P())
+    rows = [np.tile(x, (8, *(1,) * (x.ndim - 1))) for x in (z, np.asarray(indices))]
+    once = jax.jit(nearest.sums, static_argnums=2)(z, indices, K)
+    np.testing.assert_allclose(jax.jit(together)(*rows), 8 * once, atol=1e-4)
