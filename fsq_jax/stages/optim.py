@@ -98,11 +98,43 @@ def scale_by_adafactor(momentum: float, decay_cap: float) -> optax.GradientTrans
         return jnp.minimum(decay_cap, 1.0 - (step + 1.0) ** -exponent)
 
     return optax.chain(
-        optax.scale_by_factored_rms(
-            decay_rate=0.8, min_dim_size_to_factor=32, epsilon=1e-30, decay_rate_fn=decay
+        _without_placeholders(
+            optax.scale_by_factored_rms(
+                decay_rate=0.8, min_dim_size_to_factor=32, epsilon=1e-30, decay_rate_fn=decay
+            )
         ),
         optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16),
     )
+
+
+def _without_placeholders(factored: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Factored second moments whose state holds those alone that a parameter has.
+
+    optax keeps an array of one zero in the place of rows and columns, or of the whole. A step
+    would write each of them anew, some 500 of UViM's, in a copy of its own.
+    """
+
+    def init(params):
+        return drop(factored.init(params))
+
+    def update(updates, state, params=None):
+        put = lambda x: jnp.zeros(1) if isinstance(x, optax.MaskedNode) else x  # noqa: E731
+        is_leaf = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+        state = jax.tree.map(put, state, is_leaf=is_leaf)
+        updates, state = factored.update(updates, state, params)
+        return updates, drop(state)
+
+    def drop(state):
+        # Rows and columns are of 32 numbers and more, if they are there.
+        has = jax.tree.map(lambda row: row.size > 1, state.v_row)
+        keep = lambda has, x: x if has else optax.MaskedNode()  # noqa: E731
+        return state._replace(
+            v_row=jax.tree.map(keep, has, state.v_row),
+            v_col=jax.tree.map(keep, has, state.v_col),
+            v=jax.tree.map(lambda has, x: keep(not has, x), has, state.v),
+        )
+
+    return optax.GradientTransformation(init, update)
 
 
 def scale_by_path(
