@@ -1,6 +1,7 @@
 """Quantizers that return the same `Quantized`, by name; docs/quantizers.md compares them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +62,14 @@ def part_of_step(rows_b: jax.Array, num_rows: int, key: jax.Array) -> dict:
     return {PART: {"quantizer": {"present": present_B, "key": key}}}
 
 
-def after_step(quantizer: nn.Module, model_state: Mapping, batch: Mapping, key: jax.Array) -> dict:
+def after_step(
+    quantizer: nn.Module, model_state: Mapping, batch: Mapping, key: jax.Array, rest: Any
+) -> dict:
     """Returns what a model carries besides parameters, after one step of all its microbatches.
+
+    It is computed after the rest of the step. While idle words are split, the host of a GPU must
+    see when they all are, and can't queue what comes after that; on several GPUs XLA would else
+    leave half of a step's operations for then.
 
     Args:
       quantizer: the model's.
@@ -70,9 +77,11 @@ def after_step(quantizer: nn.Module, model_state: Mapping, batch: Mapping, key: 
       batch: the sum over the microbatches of what they left in the collection `BATCH`; {} of a
         quantizer that leaves nothing there, whose state is none.
       key: of this step.
+      rest: arrays that the step computes besides.
     """
     if BATCH not in batch:
         return dict(model_state)
+    batch, _ = jax.lax.optimization_barrier((batch, rest))
     moved = {
         name: quantizer.after_step(model_state[vq.STATE][name], seen, key)
         for name, seen in batch[BATCH].items()

@@ -143,16 +143,19 @@ def _make_update(config, model, optimizers, loss):
                 metrics["fake_logit"],
                 config.loss.lecam_decay,
             )
-        return state.replace(
+        state = state.replace(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
             ema_params=optax.incremental_update(
                 params["tokenizer"], state.ema_params, 1 - config.ema_decay
             ),
-            model_state=quantizers.after_step(model.quantizer, state.model_state, sums, key),
             train_only=train_only,
-        ), metrics
+        )
+        model_state = quantizers.after_step(
+            model.quantizer, state.model_state, sums, key, rest=state
+        )
+        return state.replace(model_state=model_state), metrics
 
     return update
 

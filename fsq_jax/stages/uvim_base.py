@@ -176,10 +176,10 @@ def _make_update(config, coder: LabelCoder, optimizer):
         grads, sums, metrics = optim.accumulate(gradients, config.accumulate)(
             state.params, batch | {"row": jnp.arange(size)}, key_dropout
         )
-        model_state = quantizers.after_step(
-            coder.model.quantizer, state.model_state, sums, key_codebook
-        )
         state = next_state(state, grads, optimizer, config.ema_decay)
+        model_state = quantizers.after_step(
+            coder.model.quantizer, state.model_state, sums, key_codebook, rest=state
+        )
         state = state.replace(model_state=model_state)
         return state, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
