@@ -6,8 +6,9 @@ python -m experiments.benchmarks.compile_h100 --gpus=1,2 --out=compiled.jsonl \
 
 A variant is as in `train_step`. Needs JAX's CUDA plugin and minutes of a CPU for each. One JSON
 line per variant and number of GPUs: peak_gib of each GPU and state_gib, its part of weights and
-optimiser, and what the GPUs send each other in a step (`collectives`); or the error. Nothing is
-tried out on the way, so that XLA may choose other kernels than on a GPU, and other workspaces.
+optimiser, what the GPUs send each other in a step (`collectives`), and how much of it the host can
+queue in advance (`operations`); or the error. Nothing is tried out on the way, so that XLA may
+choose other kernels than on a GPU, and other workspaces.
 """
 
 import json
@@ -16,7 +17,7 @@ import time
 import jax
 from absl import app, flags
 
-from experiments.benchmarks import apart, collectives, train_step
+from experiments.benchmarks import apart, collectives, operations, train_step
 from fsq_jax import stages
 from fsq_jax.runs import costs
 from fsq_jax.runtime import absent_gpus
@@ -35,8 +36,9 @@ def measure(variant: str, gpus: int) -> dict:
     return {
         "peak_gib": costs.peak_bytes(compiled) / 2**30,
         "state_gib": memory.argument_size_in_bytes / 2**30,
-        "collectives": collectives.of_program(compiled.as_text(), gpus),
         "compile_seconds": time.perf_counter() - begin,
+        "collectives": collectives.of_program(compiled.as_text(), gpus),
+        **operations.of_program(compiled.as_text()),
     }
 
 
