@@ -112,7 +112,9 @@ def tokenizer(options: Options, method: str, bits: int, seed: int, **swept) -> R
     """A method's tokenizer, or one with another value of an argument."""
     changes = {**METHODS[method].changes, **swept}
     facts = codebook(method, bits) | ({"swept": dict(swept)} if swept else {})
-    if method.startswith("vq_reseed"):  # a quarter of what a word gets where all are used alike
+    if (
+        method.removesuffix(SHORT) == "vq_reseed"
+    ):  # a quarter of what a word gets where all are used alike
         changes["reseed_threshold"] = min(2.0, TOKENS / facts["size"] / 4)
     suffix = "" if method == METHODS[method].quantizer else f"_{method}"
     suffix += "".join(f"_{name}-{value}" for name, value in swept.items())
@@ -184,29 +186,30 @@ def figure(found: Sequence[Entry], short: bool) -> Figure:
 
 
 def write(found: Sequence[Entry], out: str, options: Options) -> None:
-    """Writes the figure, the tables and the claims of the entries to `out`."""
+    """Writes figures and tables of either average, and the claims of the entries, to `out`."""
     written: dict[str, html.Table] = {}
+    figures = {}
     for short in (False, True):
         methods = [m for m in METHODS if is_short(m) == short]
-        of = SHORT if short else ""
+        average = SHORT if short else ""
         pairs = [(m, bits) for bits in SIZES[options.scale] for m in methods]
         rows = {f"{m} 2^{bits}": group(found, m, bits) for m, bits in pairs}
         beside_fsq = {
-            f"{m} 2^{bits}": (group(found, m, bits), group(found, f"fsq{of}", bits))
+            f"{m} 2^{bits}": (group(found, m, bits), group(found, f"fsq{average}", bits))
             for m, bits in pairs
-            if m != f"fsq{of}"
+            if m != f"fsq{average}"
         }
-        written[f"table{of}"] = tables.by_group(rows, SHOWN)
-        written[f"table{of}_paired"] = tables.paired(
+        written[f"table{average}"] = tables.by_group(rows, SHOWN)
+        written[f"table{average}_paired"] = tables.paired(
             "minus FSQ, same seed", beside_fsq, reconstruction(found)
         )
+        figures[f"figure{average}"] = figure(found, short)
     swept = {}
     for entry in (e for e in found if "swept" in e):
         values = ", ".join(f"{name}={value}" for name, value in entry["swept"].items())
         swept.setdefault(f"{entry['method']} 2^{entry['bits']}: {values}", []).append(entry)
     written["table_swept"] = tables.by_group(swept, SHOWN)
     written["claims"] = claims.table(CLAIMS, found)
-    figures = {f"figure{SHORT if short else ''}": figure(found, short) for short in (False, True)}
     tables.write(out, written, figures)
 
 

@@ -86,8 +86,8 @@ def folder(item: Item, scale: str, out: str) -> str:
 
 
 def absent(item: Item, scale: str, out: str) -> str:
-    """A sentence that names the runs without results and why they have none, or counts them where
-    they are many; "" for none."""
+    """A sentence that names the first runs without results, why they have none, and how many more
+    there are; "" for none."""
     lacking = entries.missing(folder(item, scale, out))
     named = "; ".join(f"`{one['run']}` ({one['why']})" for one in lacking[:_NAMED])
     more = len(lacking) - _NAMED

@@ -32,13 +32,14 @@ def measure(variant: str, gpus: int) -> dict:
     batch = jax.eval_shape(lambda: train_step.random_batch(config, stage, tokens))
     begin = time.perf_counter()
     compiled = costs.compile_step(config, batch, absent_gpus.h100(gpus))
-    memory = compiled.memory_analysis()
+    seconds = time.perf_counter() - begin
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     return {
         "peak_gib": costs.peak_bytes(compiled) / 2**30,
         "state_gib": memory.argument_size_in_bytes / 2**30,
-        "compile_seconds": time.perf_counter() - begin,
-        "collectives": collectives.of_program(compiled.as_text(), gpus),
-        **operations.of_program(compiled.as_text()),
+        "compile_seconds": seconds,
+        "collectives": collectives.of_program(text, gpus),
+        **operations.of_program(text),
     }
 
 

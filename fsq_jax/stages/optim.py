@@ -113,14 +113,14 @@ def _without_placeholders(factored: optax.GradientTransformation) -> optax.Gradi
     optax keeps an array of one zero in the place of rows and columns, or of the whole. A step
     would write each of them anew, some 500 of UViM's, in a copy of its own.
     """
+    is_gone = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
 
     def init(params):
         return drop(factored.init(params))
 
     def update(updates, state, params=None):
-        put = lambda x: jnp.zeros(1) if isinstance(x, optax.MaskedNode) else x  # noqa: E731
-        is_leaf = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-        state = jax.tree.map(put, state, is_leaf=is_leaf)
+        put = lambda x: jnp.zeros(1) if is_gone(x) else x  # noqa: E731
+        state = jax.tree.map(put, state, is_leaf=is_gone)
         updates, state = factored.update(updates, state, params)
         return updates, drop(state)
 

@@ -308,6 +308,10 @@ def test_methods_are_compared_as_averaged_over_100_steps_where_all_of_them_were(
     found = trade_off()
     short = {e["method"]: e for e in found if quantizers_claims.is_short(e["method"])}
     assert len(short) == len(LONG) + 1 and NORM in short
+    assert all(
+        quantizers_claims.is_short(name) == (method.config == quantizers.SHORT_AVERAGE)
+        for name, method in quantizers.METHODS.items()
+    )
     for lacking, expected in (
         (set(), ["bsq_short_average", "lfq_short_average"]),
         ({("lfq_short_average", 8)}, ["bsq", "lfq"]),
