@@ -40,25 +40,29 @@ def squared_distances(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
     return z_squared_N1 - 2 * matmul(z_ND, codebook_KD.T) + codebook_squared_K
 
 
-def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns each token's nearest code, int32 [N], and its squared distance, [N].
+def scores(z_ND: jax.Array, codebook_KD: jax.Array, squared_K: jax.Array) -> jax.Array:
+    """Returns 2 z c - |c|^2, [N, K], of codewords and their squared lengths: |z|^2 less the squared
+    distance, the larger the nearer.
 
-    Of equally near codes the lowest. Has no gradient.
+    For softmaxes and their gradients, to which |z|^2 adds nothing but its rounding. That grows with
+    |z|, is divided by the temperature, and its part in the gradient is multiplied by |z| again.
     """
+    return matmul(2 * z_ND, codebook_KD.T) - squared_K
+
+
+def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
+    """Returns each token's nearest code, int32 [N], of equally near ones the lowest."""
     z_ND, codebook_KD = jax.lax.stop_gradient((z_ND, codebook_KD))
 
-    def of(words_kD):
-        distances_Nk = squared_distances(z_ND, words_kD)
-        at_N = jnp.argmin(distances_Nk, axis=1).astype(jnp.int32)
-        return at_N, jnp.take_along_axis(distances_Nk, at_N[:, None], axis=1)[:, 0]
-
     if is_whole(z_ND, codebook_KD.shape[0]):
-        return of(codebook_KD)
+        return jnp.argmin(squared_distances(z_ND, codebook_KD), axis=1).astype(jnp.int32)
 
     def body(best, block):
         index_N, distance_N = best
         words_kD, start = block
-        at_N, least_N = of(words_kD)
+        distances_Nk = squared_distances(z_ND, words_kD)
+        at_N = jnp.argmin(distances_Nk, axis=1).astype(jnp.int32)
+        least_N = distances_Nk.min(axis=1)
         is_nearer_N = least_N < distance_N
         index_N = jnp.where(is_nearer_N, start + at_N, index_N)
         return (index_N, jnp.where(is_nearer_N, least_N, distance_N)), None
@@ -66,7 +70,8 @@ def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, jax.Arr
     blocks = in_blocks(codebook_KD, z_ND)
     starts = jnp.arange(blocks.shape[0], dtype=jnp.int32) * blocks.shape[1]
     first = jnp.zeros(z_ND.shape[:1], jnp.int32), jnp.full(z_ND.shape[:1], jnp.inf)
-    return jax.lax.scan(body, first, (blocks, starts))[0]
+    (index_N, _), _ = jax.lax.scan(body, first, (blocks, starts))
+    return index_N
 
 
 def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
@@ -128,42 +133,110 @@ def _sums_of_sorted(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> ja
 def entropy_loss_in_blocks(
     z_ND: jax.Array,
     codebook_KD: jax.Array,
-    least_N: jax.Array,
     temperature: float,
     num_groups: int = 1,
     examples: int = 1,
 ) -> jax.Array:
-    """Returns what `vq.entropy_loss` does of `squared_distances`, in two walks over the codes.
+    """Returns what `vq.entropy_loss` does of `scores`, in two walks over the codes.
 
     The first takes each token's normaliser and entropy, the second the mean choice of each code.
-    `least_N` are the distances of the nearest codes, which `nearest` has found.
-    The gradient computes each block again, so that nothing of size N K is kept.
+    The gradient takes two more, so that nothing of size N K is kept.
+
+    With p a token's soft choice and a the slope of the second term in its group's mean choice, the
+    gradient by a logit is p (v - mean v) / N, where v = a - log p and the mean over the codes is
+    weighted by p. These add up to 0 over the codes only if all walks find the same p. At a low
+    temperature the last bit of a logit of hundreds is several percent of p, and compilers round
+    differently from walk to walk. Hence a logit is a product less one number of its code and one of
+    its token, made once for all walks; what is left to round is small wherever p is not.
     """
-    blocks = in_blocks(codebook_KD, z_ND)
+    return _entropy(z_ND, codebook_KD, temperature, num_groups, examples)
 
-    def logits(z_ND, words_kD):
-        return -squared_distances(z_ND, words_kD) / temperature
 
-    # Shifts what is exponentiated and no result, so that it takes no gradient.
-    max_N1 = jax.lax.stop_gradient(-least_N[:, None] / temperature)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _entropy(z_ND, codebook_KD, temperature, num_groups, examples):
+    return _entropy_fwd(z_ND, codebook_KD, temperature, num_groups, examples)[0]
 
-    @jax.checkpoint
-    def moments(z_ND, words_kD):
-        shifted_Nk = logits(z_ND, words_kD) - max_N1
-        weights_Nk = jnp.exp(shifted_Nk)
-        return weights_Nk.sum(axis=1), (weights_Nk * shifted_Nk).sum(axis=1)
 
-    @jax.checkpoint
-    def of_mean_choice(z_ND, log_sum_N1, words_kD):
-        p_Nk = jnp.exp(logits(z_ND, words_kD) - max_N1 - log_sum_N1)
-        mean_p_Gk = mean_choices(p_Nk, num_groups, examples)
-        return (mean_p_Gk * jnp.log(mean_p_Gk + 1e-5)).sum(axis=1)
+def _entropy_fwd(z_ND, codebook_KD, temperature, num_groups, examples):
+    words_bkD = in_blocks(codebook_KD, z_ND)
+    blocks = words_bkD, (words_bkD**2).sum(axis=2)
 
-    sum_N, weighted_N = _total(lambda words: moments(z_ND, words), blocks)
-    log_sum_N = jnp.log(sum_N)
-    token_entropy = jnp.mean(log_sum_N - weighted_N / sum_N)
-    choices_G = _total(lambda words: of_mean_choice(z_ND, log_sum_N[:, None], words), blocks)
-    return token_entropy + choices_G.mean()
+    def add(moments, block):
+        best_N1, sum_N1, weighted_N1 = moments
+        score_Nk = scores(z_ND, *block)
+        better_N1 = jnp.maximum(best_N1, score_Nk.max(axis=1, keepdims=True))
+        shift_N1 = (best_N1 - better_N1) / temperature
+        logit_Nk = (score_Nk - better_N1) / temperature
+        weight_Nk = jnp.exp(logit_Nk)
+        sum_here_N1 = weight_Nk.sum(axis=1, keepdims=True)
+        weighted_here_N1 = (weight_Nk * logit_Nk).sum(axis=1, keepdims=True)
+        weighted_N1 = jnp.exp(shift_N1) * (weighted_N1 + shift_N1 * sum_N1) + weighted_here_N1
+        return (better_N1, jnp.exp(shift_N1) * sum_N1 + sum_here_N1, weighted_N1), None
+
+    zeros_N1 = jnp.zeros_like(z_ND[:, :1])
+    first = zeros_N1 - _FAR, zeros_N1, zeros_N1  # finite: it is multiplied by a sum of 0
+    (best_N1, sum_N1, weighted_N1), _ = jax.lax.scan(add, first, blocks)
+    token_entropy = jnp.mean(jnp.log(sum_N1) - weighted_N1 / sum_N1)
+    normaliser = best_N1, jnp.log(sum_N1)
+
+    def mean_choice(_, block):
+        p_Nk = jnp.exp(_log_choices(z_ND, block, normaliser, temperature))
+        return None, mean_choices(p_Nk, num_groups, examples)
+
+    mean_p_bGk = jax.lax.scan(mean_choice, None, blocks)[1]
+    choices_G = (mean_p_bGk * jnp.log(mean_p_bGk + 1e-5)).sum(axis=(0, 2))
+    return token_entropy + choices_G.mean(), (z_ND, codebook_KD, blocks, normaliser, mean_p_bGk)
+
+
+def _entropy_bwd(temperature, num_groups, examples, kept, gradient):
+    z_ND, codebook_KD, blocks, normaliser, mean_p_bGk = kept
+    slope_bGk = jnp.log(mean_p_bGk + 1e-5) + mean_p_bGk / (mean_p_bGk + 1e-5)
+    scale = gradient / z_ND.shape[0] * 2 / temperature  # a score is 2 z c - |c|^2
+
+    def choices(block, slope_Gk):
+        """p and v of a block's codes, [N, k]."""
+        log_p_Nk = _log_choices(z_ND, block, normaliser, temperature)
+        return jnp.exp(log_p_Nk), _of_each_token(slope_Gk, z_ND, examples) - log_p_Nk
+
+    def add_mean(sums, block):
+        p_Nk, v_Nk = choices(*block)
+        here = p_Nk.sum(axis=1, keepdims=True), (p_Nk * v_Nk).sum(axis=1, keepdims=True)
+        return jax.tree.map(jnp.add, sums, here), None
+
+    zeros_N1 = jnp.zeros_like(z_ND[:, :1])
+    (sum_N1, weighted_N1), _ = jax.lax.scan(add_mean, (zeros_N1, zeros_N1), (blocks, slope_bGk))
+    mean_v_N1 = weighted_N1 / sum_N1
+
+    def add_gradient(z_gradient_ND, block):
+        p_Nk, v_Nk = choices(*block)
+        g_Nk = scale * p_Nk * (v_Nk - mean_v_N1)
+        words_kD = block[0][0]
+        words_gradient_kD = matmul(g_Nk.T, z_ND) - g_Nk.sum(axis=0)[:, None] * words_kD
+        return z_gradient_ND + matmul(g_Nk, words_kD), words_gradient_kD
+
+    z_gradient_ND, words_gradient_bkD = jax.lax.scan(
+        add_gradient, jnp.zeros_like(z_ND), (blocks, slope_bGk)
+    )
+    shape = codebook_KD.shape
+    return z_gradient_ND, words_gradient_bkD.reshape(-1, shape[1])[: shape[0]]
+
+
+_entropy.defvjp(_entropy_fwd, _entropy_bwd)
+
+
+def _log_choices(z_ND, block, normaliser, temperature):
+    """The logarithm of each token's soft choice of the codes of a block, [N, k]."""
+    best_N1, log_sum_N1 = normaliser
+    return (scores(z_ND, *block) - best_N1) / temperature - log_sum_N1
+
+
+def _of_each_token(x_Gk, z_ND, examples):
+    """What each group of examples has, of each of its tokens: the transpose of `mean_choices`."""
+    groups, codes = x_Gk.shape
+    if groups == 1:
+        return x_Gk
+    rows = (examples // groups, groups, z_ND.shape[0] // examples, codes)
+    return jnp.broadcast_to(x_Gk[:, None], rows).reshape(-1, codes)
 
 
 def mean_choices(p_NK: jax.Array, num_groups: int, examples: int) -> jax.Array:
@@ -195,15 +268,6 @@ def _rows_of_a_device(x: jax.Array) -> int:
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """A product in float32 on every device."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _total(function, blocks):
-    """The sum of what a function gives of each block. As nothing but a sum is carried along, its
-    gradient keeps nothing of the blocks but themselves."""
-    shapes = jax.eval_shape(function, jax.eval_shape(lambda b: b[0], blocks))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    body = lambda total, block: (jax.tree.map(jnp.add, total, function(block)), None)  # noqa: E731
-    return jax.lax.scan(body, zeros, blocks)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

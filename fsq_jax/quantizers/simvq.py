@@ -51,7 +51,7 @@ class SimVQ(Codebook):
         """
         del train
         z_ND, codebook_KD = self.tokens(z), self.codewords()
-        indices_N, _ = nearest.nearest(z_ND, codebook_KD)
+        indices_N = nearest.nearest(z_ND, codebook_KD)
         q_ND = nearest.look_up(codebook_KD, indices_N)
         metrics = {
             "codebook_loss": jnp.mean((q_ND - jax.lax.stop_gradient(z_ND)) ** 2),

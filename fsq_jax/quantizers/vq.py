@@ -30,6 +30,7 @@ def entropy_loss(
 
     Low when every token is sure of its codeword and all codewords are chosen alike; at least
     -log K. The choice is softmax(-distance / temperature); 1e-5 keeps the outer log finite.
+    Distances are squared ones, or these less any number of each token's own (`nearest.scores`).
 
     With `num_groups` G the mean choice is one of each group, and the loss the groups' mean, as
     where each of G devices takes it over its own tokens. The rows are those of `examples` examples
@@ -78,8 +79,8 @@ class VectorQuantizer(Codebook):
         z_ND, codebook_KD = self.tokens(z), self.codewords()
         if self.normalize:
             z_ND = unit(z_ND)
-        indices_N, least_N = nearest.nearest(z_ND, codebook_KD)
-        entropy = self._entropy_loss(z_ND, codebook_KD, least_N, z.shape, train)
+        indices_N = nearest.nearest(z_ND, codebook_KD)
+        entropy = self._entropy_loss(z_ND, codebook_KD, z.shape, train)
         q_ND = nearest.look_up(codebook_KD, indices_N)
 
         metrics = {
@@ -96,14 +97,14 @@ class VectorQuantizer(Codebook):
     def codewords(self) -> jax.Array:
         return unit(self.codebook) if self.normalize else self.codebook
 
-    def _entropy_loss(self, z_ND, codebook_KD, least_N, shape, train: bool) -> dict[str, jax.Array]:
+    def _entropy_loss(self, z_ND, codebook_KD, shape, train: bool) -> dict[str, jax.Array]:
         if not self.entropy_weight:
             return {}
         options = self.entropy_temperature, self._entropy_groups(shape, train), shape[0]
         if nearest.is_whole(z_ND, self.codebook_size):
-            distances_NK = nearest.squared_distances(z_ND, codebook_KD)
-            return {"entropy_loss": entropy_loss(distances_NK, *options)}
-        in_blocks = nearest.entropy_loss_in_blocks(z_ND, codebook_KD, least_N, *options)
+            scores_NK = nearest.scores(z_ND, codebook_KD, (codebook_KD**2).sum(axis=1))
+            return {"entropy_loss": entropy_loss(-scores_NK, *options)}
+        in_blocks = nearest.entropy_loss_in_blocks(z_ND, codebook_KD, *options)
         return {"entropy_loss": in_blocks}
 
     def _entropy_groups(self, shape: tuple[int, ...], train: bool) -> int:
@@ -187,7 +188,7 @@ class EMAVectorQuantizer(Codebook):
             z_ND = standardize(z_ND)
         if self.normalize:
             z_ND = unit(z_ND)
-        indices_N, _ = nearest.nearest(z_ND, codebook_KD)
+        indices_N = nearest.nearest(z_ND, codebook_KD)
         q_ND = codebook_KD[indices_N]
         if train and not self.is_initializing():
             self._learn(

@@ -213,8 +213,8 @@ PLANTED = {
                 "self.quantized(z, jax.lax.stop_gradient(z_ND), q_ND",
             ),
             "the furthest word": (
-                "indices_N, least_N = nearest.nearest(z_ND, codebook_KD)",
-                "indices_N, least_N = nearest.nearest(-z_ND, codebook_KD)",
+                "        indices_N = nearest.nearest(z_ND, codebook_KD)\n        entropy",
+                "        indices_N = nearest.nearest(-z_ND, codebook_KD)\n        entropy",
             ),
             "tokens are not standardised": ("if self.standardize: z_ND", "if False: z_ND"),
             "words are not of unit length": (
@@ -249,7 +249,23 @@ PLANTED = {
                 "rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])",
                 "rows = (num_groups, examples // num_groups, -1, p_NK.shape[1])",
             ),
-            "blocks are kept for the gradient": ("@jax.checkpoint", ""),
+            "the length of tokens is in the logits": (
+                "return matmul(2 * z_ND, codebook_KD.T) - squared_K",
+                "return matmul(2 * z_ND, codebook_KD.T) - squared_K - (z_ND**2).sum(1)[:, None]",
+            ),
+            "the mean over codes isn't taken from the gradient": ("v_Nk - mean_v_N1", "v_Nk"),
+            "a better block doesn't lessen the sums before it": (
+                "jnp.exp(shift_N1) * sum_N1 + sum_here_N1",
+                "sum_N1 + sum_here_N1",
+            ),
+            "words' own lengths have no gradient": (
+                " - g_Nk.sum(axis=0)[:, None] * words_kD",
+                "",
+            ),
+            "all groups have the first one's slope": (
+                "jnp.broadcast_to(x_Gk[:, None], rows)",
+                "jnp.broadcast_to(x_Gk[:1, None], rows)",
+            ),
             "all devices' tokens are taken for one's": (
                 "x.shape[0] // (mesh.size if mesh else 1)",
                 "x.shape[0]",
