@@ -4,8 +4,10 @@ python -m experiments.quantizers --data_dir=DIR --per_gpu=4 --seconds=540
 
 One tokenizer's architecture, data, optimiser and length for all (`experiments.maskgit_runs`); each
 method with its authors' loss weights, and a few others at 2^10 codes where a method depends on
-them. A tokenizer for each method, size and seed; on the first seed's a masked transformer with each
-seed, at 2^10 and 2^14. FSQ's and VQ's runs are those of `experiments.fig3_tradeoff`.
+them. A tokenizer for each method, size and seed, of weights averaged over 100 steps: of these are
+the figure, the table and the claims. A tokenizer each also as Figure 3's are, averaged over 1,000
+steps (FSQ's and VQ's are that experiment's own); on the first seed's a masked transformer with each
+seed, at 2^10 and 2^14.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from experiments import claims, launcher, maskgit_runs, tables
+from experiments import claims, entries, launcher, maskgit_runs, tables
 from experiments.entries import Entry
 from experiments.fig3_claims import distance, reconstruction
 from experiments.fig3_tradeoff import SHOWN, guides
@@ -53,8 +55,8 @@ class Method:
     transformers: bool = True
 
 
-# Weights averaged over 100 steps, as many as residual FSQ's running norm can follow. Figure 3's are
-# averaged over 1,000 of its 3,000, which is worse, and less alike over seeds: see docs/results.md.
+# Over 100 steps, as many as residual FSQ's running norm can follow. Figure 3's average, over 1,000
+# of its 3,000, is worse and less alike over seeds: see docs/results.md.
 SHORT_AVERAGE = {"ema_decay": 0.99}
 TOKENS = 128 * 8 * 8  # of a step at scale=bench
 METHODS = {
@@ -150,20 +152,21 @@ def runs(options: Options) -> list[Run]:
     return made
 
 
-def figure(found: Sequence[Entry], short: bool) -> Figure:
-    """Usage, PSNR, distance and bits per token over the size of the codebook, a line per method, of
-    those whose weights are averaged over 100 steps or of the others."""
+def figure(found: Sequence[Entry]) -> Figure:
+    """Usage, PSNR, distance and bits per token over the size of the codebook, a line per method."""
     panels = {
         "codes used": "codebook/used",
         "reconstruction PSNR, dB": "reconstruction/psnr",
         "reconstruction distance": distance(found, "reconstruction"),
-        "compression cost, bits per token": "compression/bits_per_token",
+        "bits per token, of tokenizers of the longer average": "compression/bits_per_token",
     }
     drawn, axes = html.panels(len(panels), 2, (5.8, 4.0))
     colours = colormaps["tab20"].colors
     for axis, (title, metric) in zip(axes, panels.items(), strict=True):
-        for number, method in enumerate(m for m in METHODS if is_short(m) == short):
-            if means := spreads(found, method, metric):
+        is_stage_2 = metric.startswith("compression")
+        for number, method in enumerate(filter(is_short, METHODS)):
+            shown = method if METHODS[method].transformers else method.removesuffix(SHORT)
+            if means := spreads(found, shown if is_stage_2 else method, metric):
                 axis.errorbar(
                     list(means),
                     [mean.mean for mean in means.values()],
@@ -186,31 +189,46 @@ def figure(found: Sequence[Entry], short: bool) -> Figure:
 
 
 def write(found: Sequence[Entry], out: str, options: Options) -> None:
-    """Writes figures and tables of either average, and the claims of the entries, to `out`."""
+    """Writes the figure, tables of either average and of transformers, and the claims to `out`."""
     written: dict[str, html.Table] = {}
-    figures = {}
-    for short in (False, True):
-        methods = [m for m in METHODS if is_short(m) == short]
-        average = SHORT if short else ""
-        pairs = [(m, bits) for bits in SIZES[options.scale] for m in methods]
-        rows = {f"{m} 2^{bits}": group(found, m, bits) for m, bits in pairs}
-        beside_fsq = {
-            f"{m} 2^{bits}": (group(found, m, bits), group(found, f"fsq{average}", bits))
-            for m, bits in pairs
-            if m != f"fsq{average}"
+    of_tokenizers = entries.select(found, stage="tokenizer")
+    for name, short in (("table", True), ("table_long_average", False)):
+        groups = {
+            (method, bits): group(of_tokenizers, method, bits)
+            for bits in SIZES[options.scale]
+            for method in METHODS
+            if is_short(method) == short
         }
-        written[f"table{average}"] = tables.by_group(rows, SHOWN)
-        written[f"table{average}_paired"] = tables.paired(
+        fsq = f"fsq{SHORT}" if short else "fsq"
+        beside_fsq = {
+            label(m, bits): (runs, groups[fsq, bits])
+            for (m, bits), runs in groups.items()
+            if m != fsq
+        }
+        written[name] = tables.by_group({label(*key): g for key, g in groups.items()}, SHOWN)
+        written[f"{name}_paired"] = tables.paired(
             "minus FSQ, same seed", beside_fsq, reconstruction(found)
         )
-        figures[f"figure{average}"] = figure(found, short)
+    of_transformers = entries.select(found, stage="transformer")
+    transformers = {
+        label(method, bits): group(of_transformers, method, bits)
+        for bits in STAGE_2
+        for method in METHODS
+        if METHODS[method].transformers
+    }
+    written["table_transformers"] = tables.by_group(transformers, SHOWN)
     swept = {}
     for entry in (e for e in found if "swept" in e):
         values = ", ".join(f"{name}={value}" for name, value in entry["swept"].items())
         swept.setdefault(f"{entry['method']} 2^{entry['bits']}: {values}", []).append(entry)
     written["table_swept"] = tables.by_group(swept, SHOWN)
     written["claims"] = claims.table(CLAIMS, found)
-    tables.write(out, written, figures)
+    tables.write(out, written, {"figure": figure(found)})
+
+
+def label(method: str, bits: int) -> str:
+    """A row's name in tables, each of which is of one average."""
+    return f"{method.removesuffix(SHORT)} 2^{bits}"
 
 
 if __name__ == "__main__":

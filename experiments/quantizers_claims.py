@@ -1,4 +1,7 @@
-"""What the quantizers' own papers say of them, and the rules that decide it in this protocol."""
+"""What the quantizers' own papers say of them, and the rules that decide it in this protocol.
+
+Claims are judged by tokenizers whose weights are averaged over 100 steps.
+"""
 
 from collections.abc import Sequence
 
@@ -18,17 +21,9 @@ def is_short(method: str) -> bool:
     return method.endswith(SHORT) or method == NORM
 
 
-def averaged(found: Sequence[Entry], methods: Sequence[str]) -> list[str]:
-    """The names of methods that are compared: averaged over 100 steps, where each of them was so
-    run at all sizes that it was run at otherwise."""
-
-    def sizes(method: str) -> set[int]:
-        return {e["bits"] for e in entries.select(found, method=method, stage="tokenizer")}
-
-    short = [m if is_short(m) else m + SHORT for m in methods]
-    pairs = zip(methods, short, strict=True)
-    complete = all(sizes(s) and sizes(s) >= sizes(m) for m, s in pairs)
-    return short if complete else list(methods)
+def short(method: str) -> str:
+    """The name of a method with weights averaged over 100 steps."""
+    return method if is_short(method) else method + SHORT
 
 
 def group(found: Sequence[Entry], method: str, bits: int) -> list[Entry]:
@@ -54,9 +49,9 @@ def spreads(found: Sequence[Entry], method: str, metric: str) -> dict[int, entri
     return {bits: spread for bits, spread in made.items() if spread is not None}
 
 
-def deviation(found: Sequence[Entry], metric: str, short: bool) -> float | None:
-    """The largest deviation of a metric over seeds, among methods averaged alike and all sizes."""
-    methods = {e["method"] for e in found if is_short(e["method"]) == short}
+def deviation(found: Sequence[Entry], metric: str) -> float | None:
+    """The largest deviation of a metric over seeds, among all methods and sizes."""
+    methods = {e["method"] for e in found if is_short(e["method"])}
     return claims.largest_deviation([group(found, m, b) for m in methods for b in BITS], metric)
 
 
@@ -65,10 +60,10 @@ def against(found, method: str, other: str, metric: str, expected: int, least: i
 
     A size at which one of the two was not run is undecided.
     """
-    method, other = averaged(found, (method, other))
+    method, other = short(method), short(other)
     ours, theirs = spreads(found, method, metric), spreads(found, other, metric)
     sizes = [b for b in BITS if b >= least]
-    single = deviation(found, metric, is_short(method))
+    single = deviation(found, metric)
     signs = [claims.compare(ours.get(b), theirs.get(b), single) for b in sizes]
     both = [b for b in sizes if b in ours and b in theirs]
     text = "; ".join(f"2^{b}: {ours[b].text()} against {theirs[b].text()}" for b in both)
@@ -76,12 +71,7 @@ def against(found, method: str, other: str, metric: str, expected: int, least: i
     if pairs := [d for pair in groups for d in entries.differences(*pair, metric)]:
         so = sum(expected * difference > 0 for difference in pairs)
         text += f"; as claimed in {so} of {len(pairs)} pairs of one size and seed"
-    return claims.by_signs(signs if both else [], expected, _noted(method, text))
-
-
-def _noted(method: str, text: str) -> str:
-    """What was measured, with how it was averaged where that is not Figure 3's way."""
-    return f"averaged over 100 steps, {text}" if text and is_short(method) else text
+    return claims.by_signs(signs if both else [], expected, text)
 
 
 def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
@@ -91,20 +81,18 @@ def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
 
 def grows(found: Sequence[Entry], method: str) -> Finding:
     """A method's reconstruction distance from each size to the next."""
-    metric, (method,) = distance(found, "reconstruction"), averaged(found, (method,))
-    means, single = spreads(found, method, metric), deviation(found, metric, is_short(method))
+    metric = distance(found, "reconstruction")
+    means, single = spreads(found, short(method), metric), deviation(found, metric)
     pairs = zip(BITS, BITS[1:], strict=False)
     signs = [claims.compare(means.get(large), means.get(small), single) for small, large in pairs]
     text = "; ".join(f"2^{bits}: {mean.text()}" for bits, mean in means.items())
-    return claims.by_signs(signs if len(means) > 1 else [], -1, _noted(method, text))
+    return claims.by_signs(signs if len(means) > 1 else [], -1, text)
 
 
 def uses_all(found: Sequence[Entry], method: str) -> Finding:
     """The share of a method's codes in use at each size."""
-    (method,) = averaged(found, (method,))
-    means = spreads(found, method, "codebook/usage")
+    means = spreads(found, short(method), "codebook/usage")
     text = "; ".join(f"2^{bits}: {mean.text('{:.1%}')}" for bits, mean in means.items())
-    text = _noted(method, text)
     if set(means) != set(BITS):
         return Finding(claims.NOT_RUN, text)
     if all(mean.mean >= ALL for mean in means.values()):

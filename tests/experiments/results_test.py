@@ -302,26 +302,20 @@ def test_quantizers_are_judged_by_their_own_papers_claims():
 
 NORM = quantizers_claims.NORM
 LONG = [m for m in quantizers.METHODS if not quantizers_claims.is_short(m)]
+SHORT = set(quantizers.METHODS) - set(LONG)
 
 
-def test_methods_are_compared_as_averaged_over_100_steps_where_all_of_them_were():
-    found = trade_off()
-    short = {e["method"]: e for e in found if quantizers_claims.is_short(e["method"])}
-    assert len(short) == len(LONG) + 1 and NORM in short
+def test_claims_are_judged_as_averaged_over_100_steps():
+    assert {quantizers_claims.short(m) for m in quantizers.METHODS} == SHORT
     assert all(
-        quantizers_claims.is_short(name) == (method.config == quantizers.SHORT_AVERAGE)
+        (name in SHORT) == (method.config == quantizers.SHORT_AVERAGE)
         for name, method in quantizers.METHODS.items()
     )
-    for lacking, expected in (
-        (set(), ["bsq_short_average", "lfq_short_average"]),
-        ({("lfq_short_average", 8)}, ["bsq", "lfq"]),
-        ({("simvq_short_average", 8)}, ["bsq_short_average", "lfq_short_average"]),
-    ):
-        rest = [e for e in found if (e["method"], e["bits"]) not in lacking]
-        assert quantizers_claims.averaged(rest, ("bsq", "lfq")) == expected
-        finding = quantizers_claims.closer(rest, "bsq", "lfq")
-        assert finding.measured.startswith("averaged over 100") == ("short" in expected[0])
-    assert quantizers_claims.averaged(found, (NORM,)) == [NORM]
+    found = trade_off()
+    longer = [e | {"codebook/usage": 0.0} for e in found if e["method"] in LONG]
+    judged = [e for e in found if e["method"] in SHORT]
+    assert verdicts(quantizers, longer + judged) == verdicts(quantizers, found)
+    assert set(verdicts(quantizers, longer)) == {NOT_RUN}
 
 
 def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
@@ -345,8 +339,11 @@ def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
     stage_2 = [{**e, "stage": "transformer"} for e in found]
     assert sum(map(len, seeds(stage_2, 8))) == 3 * of_all - 1
     quantizers.write([*found, swept], str(tmp_path), OPTIONS)
-    rows = (tmp_path / "table_paired.md").read_text()
-    assert "vq 2^8" in rows and "| fsq 2^8" not in rows
+    for name in ("table_paired", "table_long_average_paired"):
+        rows = (tmp_path / f"{name}.md").read_text()
+        assert "| vq 2^8 " in rows and "| fsq 2^8 " not in rows
+    rows = (tmp_path / "table_transformers.md").read_text()
+    assert rows.count("2^10") == len(LONG) + 1 and "2^8" not in rows
     assert "entropy_weight=1" in (tmp_path / "table_swept.md").read_text()
 
 

@@ -213,8 +213,8 @@ PLANTED = {
                 "self.quantized(z, jax.lax.stop_gradient(z_ND), q_ND",
             ),
             "the furthest word": (
-                "        indices_N = nearest.nearest(z_ND, codebook_KD)\n        entropy",
-                "        indices_N = nearest.nearest(-z_ND, codebook_KD)\n        entropy",
+                "nearest.nearest(z_ND, codebook_KD)\n        entropy",
+                "nearest.nearest(-z_ND, codebook_KD)\n        entropy",
             ),
             "tokens are not standardised": ("if self.standardize: z_ND", "if False: z_ND"),
             "words are not of unit length": (
