@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fsq_jax.quantizers.fsq import Quantized
+from fsq_jax.runtime.placement import automatic
 from fsq_jax.runtime.user_error import UserError
 
 _MAX_BITS = 31  # indices are int32
@@ -62,6 +63,7 @@ def token_entropy(logits_ND: jax.Array) -> jax.Array:
     return entropy_ND.sum(axis=1).mean()
 
 
+@automatic()
 def codebook_entropy(logits_ND: jax.Array, group_bits: int) -> jax.Array:
     """Returns the entropy of the mean of the tokens' soft choices, in nats, at most D log 2.
 

@@ -66,11 +66,7 @@ class Codebook(nn.Module):
 
     def indices_to_codes(self, indices: jax.Array) -> jax.Array:
         """Returns codes [..., C] of indices [...]; NaN where an index is outside [0, K)."""
-        # A negative index would count from the end.
-        indices = jnp.where(indices < 0, self.codebook_size, indices)
-        return self._back(
-            jnp.take(self.codewords(), indices, axis=0, mode="fill", fill_value=jnp.nan)
-        )
+        return self._back(nearest.take(self.codewords(), indices))
 
     def tokens(self, z: jax.Array) -> jax.Array:
         """Returns z, [..., C], as float32 tokens in the width of codewords, [N, D]."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from fsq_jax.runtime.placement import mesh_of_rows
+from fsq_jax.runtime.placement import automatic, mesh_of_rows
 
 MAX_ELEMENTS = 2**26  # of a device's tokens by codes: 256 MiB in float32
 _MANY_TOKENS = 2**12  # what an unknown number of tokens (of a function that is exported) counts as
@@ -50,6 +50,7 @@ def scores(z_ND: jax.Array, codebook_KD: jax.Array, squared_K: jax.Array) -> jax
     return matmul(2 * z_ND, codebook_KD.T) - squared_K
 
 
+@automatic(rows=0)
 def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
     """Returns each token's nearest code, int32 [N], of equally near ones the lowest."""
     z_ND, codebook_KD = jax.lax.stop_gradient((z_ND, codebook_KD))
@@ -74,6 +75,7 @@ def nearest(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
     return index_N
 
 
+@automatic(rows=1)
 def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
     """Returns the codewords of valid indices, [N, D], with a gradient that is the same every time.
 
@@ -86,6 +88,16 @@ def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
     return _gather(codebook_KD.shape[0], codebook_KD, indices_N)
 
 
+@automatic(rows=1)
+def take(codebook_KD: jax.Array, indices: jax.Array) -> jax.Array:
+    """Returns the codewords of indices of any shape, [..., D], by a gather; NaN where an index is
+    outside [0, K)."""
+    # A negative index would count from the end.
+    indices = jnp.where(indices < 0, codebook_KD.shape[0], indices)
+    return jnp.take(codebook_KD, indices, axis=0, mode="fill", fill_value=jnp.nan)
+
+
+@automatic()
 def counts(indices_N: jax.Array, num_codes: int) -> jax.Array:
     """Returns how many tokens chose each code, float32 [K], exact below 2**24."""
     if is_whole(indices_N, num_codes):
@@ -93,6 +105,7 @@ def counts(indices_N: jax.Array, num_codes: int) -> jax.Array:
     return jnp.bincount(indices_N, length=num_codes).astype(jnp.float32)
 
 
+@automatic()
 def sums(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> jax.Array:
     """Returns the sum of the rows of x with each index, [K, D].
 
@@ -130,6 +143,7 @@ def _sums_of_sorted(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> ja
     return jnp.where(counts_K[:, None] > 0, running_ND[last_K], 0.0)
 
 
+@automatic()
 def entropy_loss_in_blocks(
     z_ND: jax.Array,
     codebook_KD: jax.Array,

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fsq_jax.runtime.placement import automatic
+
 
 def after_step(
     state: Mapping[str, jax.Array],
@@ -81,6 +83,7 @@ def means(counts_K: jax.Array, sums_KD: jax.Array, momentum: float) -> jax.Array
     return sums_KD / smoothed_K[:, None]
 
 
+@automatic()
 def seeds(z_bTD: jax.Array, present_B: jax.Array, num_codes: int, key: Any) -> dict[str, jax.Array]:
     """Returns what each word would become if it were replaced, as far as one call of a step knows.
 

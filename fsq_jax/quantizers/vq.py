@@ -17,12 +17,14 @@ from flax import linen as nn
 from fsq_jax.quantizers import nearest, running_codebook
 from fsq_jax.quantizers.codebook import STATE, Codebook, perplexity, standardize, unit
 from fsq_jax.quantizers.fsq import Quantized
+from fsq_jax.runtime.placement import automatic
 from fsq_jax.runtime.user_error import UserError
 
 BATCH = "codebook_batch"  # collection in which EMAVectorQuantizer leaves what a step is made of
 PART = "codebook_part"  # collection that says which part of a step's batch a call sees
 
 
+@automatic()
 def entropy_loss(
     distances_NK: jax.Array, temperature: float, num_groups: int = 1, examples: int = 1
 ) -> jax.Array:
@@ -189,7 +191,7 @@ class EMAVectorQuantizer(Codebook):
         if self.normalize:
             z_ND = unit(z_ND)
         indices_N = nearest.nearest(z_ND, codebook_KD)
-        q_ND = codebook_KD[indices_N]
+        q_ND = nearest.take(codebook_KD, indices_N)
         if train and not self.is_initializing():
             self._learn(
                 jax.lax.stop_gradient(z_ND), indices_N, examples=z.shape[0] if z.ndim > 1 else 1

@@ -3,6 +3,8 @@
 Models never mention devices: outside a mesh, and on one device, all of this does nothing.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,3 +39,30 @@ def whole(x: jax.Array) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
+
+
+def automatic(rows: int | None = None) -> Callable:
+    """Decorates a function of arrays and constants, so that the compiler chooses how arrays in it
+    are cut on meshes of explicit axes, which `jax.make_mesh` makes by default, as on other meshes.
+
+    rows: number of the argument whose rows are those of the result, and cut as they are; without,
+      the result is whole on every device. The mesh is that of this argument, or of the first.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapped(*args, **constants):
+            cut = jax.typeof(args[rows or 0]).sharding
+            if not cut.mesh.explicit_axes:
+                return function(*args, **constants)
+            arrays = {i: a for i, a in enumerate(args) if isinstance(a, jax.Array)}
+
+            def of_arrays(arrays):
+                return function(*(arrays.get(i, a) for i, a in enumerate(args)), **constants)
+
+            out = NamedSharding(cut.mesh, P() if rows is None else P(cut.spec[0]))
+            return jax.sharding.auto_axes(of_arrays, out_sharding=out)(arrays)
+
+        return wrapped
+
+    return decorate

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fsq_jax import quantizers
 from fsq_jax.metrics import codebook
-from fsq_jax.runtime.sharding import make_mesh
 from tests.quantizers.cases import CASES
 
 KEY = jax.random.key(1)
@@ -96,8 +95,9 @@ def test_bfloat16_gives_the_indices_and_the_usage_of_its_float32_copy(name):
     assert usage[0] == usage[1] > 0
 
 
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])  # ours, and what jax.make_mesh makes
 @every_case
-def test_eight_devices_are_one(name):
+def test_eight_devices_are_one(name, axes):
     module, variables = variables_of(name)
 
     def step(variables, z):
@@ -114,13 +114,16 @@ def test_eight_devices_are_one(name):
             return result.loss + (result.codes**2).sum(), (result, left)
 
         params = {name: tree for name, tree in variables.items() if name == "params"}
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, z)
+        gradients, (result, left) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, z)
+        decoded = module.apply(variables, result.indices, method="indices_to_codes")
+        return gradients, (result, left, decoded)
 
-    z, mesh = inputs(module), make_mesh()
-    assert mesh.size == 8
+    z = inputs(module)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType[axes],))
     one = jax.jit(step)(variables, z)
     everywhere, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    eight = jax.jit(step)(jax.device_put(variables, everywhere), jax.device_put(z, by_example))
+    with jax.set_mesh(mesh):
+        eight = jax.jit(step)(jax.device_put(variables, everywhere), jax.device_put(z, by_example))
     assert len(eight[1][0].codes.sharding.device_set) == 8
     np.testing.assert_array_equal(one[1][0].indices, eight[1][0].indices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one, eight)

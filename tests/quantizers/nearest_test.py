@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fsq_jax.quantizers import nearest, vq
@@ -159,6 +159,15 @@ def test_blocks_on_eight_devices(small_blocks, monkeypatch):
     )
     text = eight.as_text()
     assert "sort(" in text and "all-gather" not in text  # no device has all tokens
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))):
+        arguments = jax.device_put(z, P("data")), jax.device_put(codebook, P())
+        explicit = jax.jit(lambda *args: step(*args)).lower(*arguments).compile()
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5),
+            one,
+            explicit(*arguments),
+        )
+    assert "sort(" in explicit.as_text() and "all-gather" not in explicit.as_text()
 
 
 def test_a_device_of_a_shard_map_has_its_part_already(small_blocks):
