@@ -4,7 +4,7 @@ A matrix of tokens by codes is made whole where it has at most `MAX_ELEMENTS` el
 beyond that codes are walked through in blocks, and sums are taken over sorted tokens, those of a
 device first. Either way the same call gives the same result on every run.
 
-Legend: N tokens  K codes  k codes of a block  D channels  G groups of examples.
+Legend: N tokens  K codes  k codes of a block  D channels.
 """
 
 import functools
@@ -17,7 +17,7 @@ from fsq_jax.runtime.placement import automatic, mesh_of_rows
 
 MAX_ELEMENTS = 2**26  # of a device's tokens by codes: 256 MiB in float32
 _MANY_TOKENS = 2**12  # what an unknown number of tokens (of a function that is exported) counts as
-_FAR = 1e15  # in each channel of a code that fills up a block: never the nearest
+FAR = 1e15  # in each channel of a code that fills up a block: never the nearest
 
 
 def block_size(num_tokens: int, num_codes: int) -> int:
@@ -143,129 +143,11 @@ def _sums_of_sorted(x_ND: jax.Array, indices_N: jax.Array, num_codes: int) -> ja
     return jnp.where(counts_K[:, None] > 0, running_ND[last_K], 0.0)
 
 
-@automatic()
-def entropy_loss_in_blocks(
-    z_ND: jax.Array,
-    codebook_KD: jax.Array,
-    temperature: float,
-    num_groups: int = 1,
-    examples: int = 1,
-) -> jax.Array:
-    """Returns what `vq.entropy_loss` does of `scores`, in two walks over the codes.
-
-    The first takes each token's normaliser and entropy, the second the mean choice of each code.
-    The gradient takes two more, so that nothing of size N K is kept.
-
-    With p a token's soft choice and a the slope of the second term in its group's mean choice, the
-    gradient by a logit is p (v - mean v) / N, where v = a - log p and the mean over the codes is
-    weighted by p. These add up to 0 over the codes only if all walks find the same p. At a low
-    temperature the last bit of a logit of hundreds is several percent of p, and compilers round
-    differently from walk to walk. Hence a logit is a product less one number of its code and one of
-    its token, made once for all walks; what is left to round is small wherever p is not.
-    """
-    return _entropy(z_ND, codebook_KD, temperature, num_groups, examples)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _entropy(z_ND, codebook_KD, temperature, num_groups, examples):
-    return _entropy_fwd(z_ND, codebook_KD, temperature, num_groups, examples)[0]
-
-
-def _entropy_fwd(z_ND, codebook_KD, temperature, num_groups, examples):
-    words_bkD = in_blocks(codebook_KD, z_ND)
-    blocks = words_bkD, (words_bkD**2).sum(axis=2)
-
-    def add(moments, block):
-        best_N1, sum_N1, weighted_N1 = moments
-        score_Nk = scores(z_ND, *block)
-        better_N1 = jnp.maximum(best_N1, score_Nk.max(axis=1, keepdims=True))
-        shift_N1 = (best_N1 - better_N1) / temperature
-        logit_Nk = (score_Nk - better_N1) / temperature
-        weight_Nk = jnp.exp(logit_Nk)
-        sum_here_N1 = weight_Nk.sum(axis=1, keepdims=True)
-        weighted_here_N1 = (weight_Nk * logit_Nk).sum(axis=1, keepdims=True)
-        weighted_N1 = jnp.exp(shift_N1) * (weighted_N1 + shift_N1 * sum_N1) + weighted_here_N1
-        return (better_N1, jnp.exp(shift_N1) * sum_N1 + sum_here_N1, weighted_N1), None
-
-    zeros_N1 = jnp.zeros_like(z_ND[:, :1])
-    first = zeros_N1 - _FAR, zeros_N1, zeros_N1  # finite: it is multiplied by a sum of 0
-    (best_N1, sum_N1, weighted_N1), _ = jax.lax.scan(add, first, blocks)
-    token_entropy = jnp.mean(jnp.log(sum_N1) - weighted_N1 / sum_N1)
-    normaliser = best_N1, jnp.log(sum_N1)
-
-    def mean_choice(_, block):
-        p_Nk = jnp.exp(_log_choices(z_ND, block, normaliser, temperature))
-        return None, mean_choices(p_Nk, num_groups, examples)
-
-    mean_p_bGk = jax.lax.scan(mean_choice, None, blocks)[1]
-    choices_G = (mean_p_bGk * jnp.log(mean_p_bGk + 1e-5)).sum(axis=(0, 2))
-    return token_entropy + choices_G.mean(), (z_ND, codebook_KD, blocks, normaliser, mean_p_bGk)
-
-
-def _entropy_bwd(temperature, num_groups, examples, kept, gradient):
-    z_ND, codebook_KD, blocks, normaliser, mean_p_bGk = kept
-    slope_bGk = jnp.log(mean_p_bGk + 1e-5) + mean_p_bGk / (mean_p_bGk + 1e-5)
-    scale = gradient / z_ND.shape[0] * 2 / temperature  # a score is 2 z c - |c|^2
-
-    def choices(block, slope_Gk):
-        """p and v of a block's codes, [N, k]."""
-        log_p_Nk = _log_choices(z_ND, block, normaliser, temperature)
-        return jnp.exp(log_p_Nk), _of_each_token(slope_Gk, z_ND, examples) - log_p_Nk
-
-    def add_mean(sums, block):
-        p_Nk, v_Nk = choices(*block)
-        here = p_Nk.sum(axis=1, keepdims=True), (p_Nk * v_Nk).sum(axis=1, keepdims=True)
-        return jax.tree.map(jnp.add, sums, here), None
-
-    zeros_N1 = jnp.zeros_like(z_ND[:, :1])
-    (sum_N1, weighted_N1), _ = jax.lax.scan(add_mean, (zeros_N1, zeros_N1), (blocks, slope_bGk))
-    mean_v_N1 = weighted_N1 / sum_N1
-
-    def add_gradient(z_gradient_ND, block):
-        p_Nk, v_Nk = choices(*block)
-        g_Nk = scale * p_Nk * (v_Nk - mean_v_N1)
-        words_kD = block[0][0]
-        words_gradient_kD = matmul(g_Nk.T, z_ND) - g_Nk.sum(axis=0)[:, None] * words_kD
-        return z_gradient_ND + matmul(g_Nk, words_kD), words_gradient_kD
-
-    z_gradient_ND, words_gradient_bkD = jax.lax.scan(
-        add_gradient, jnp.zeros_like(z_ND), (blocks, slope_bGk)
-    )
-    shape = codebook_KD.shape
-    return z_gradient_ND, words_gradient_bkD.reshape(-1, shape[1])[: shape[0]]
-
-
-_entropy.defvjp(_entropy_fwd, _entropy_bwd)
-
-
-def _log_choices(z_ND, block, normaliser, temperature):
-    """The logarithm of each token's soft choice of the codes of a block, [N, k]."""
-    best_N1, log_sum_N1 = normaliser
-    return (scores(z_ND, *block) - best_N1) / temperature - log_sum_N1
-
-
-def _of_each_token(x_Gk, z_ND, examples):
-    """What each group of examples has, of each of its tokens: the transpose of `mean_choices`."""
-    groups, codes = x_Gk.shape
-    if groups == 1:
-        return x_Gk
-    rows = (examples // groups, groups, z_ND.shape[0] // examples, codes)
-    return jnp.broadcast_to(x_Gk[:, None], rows).reshape(-1, codes)
-
-
-def mean_choices(p_NK: jax.Array, num_groups: int, examples: int) -> jax.Array:
-    """Returns the mean over the tokens of each group of examples, [G, K]; see `vq.entropy_loss`."""
-    if num_groups == 1:
-        return p_NK.mean(axis=0, keepdims=True)
-    rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])
-    return p_NK.reshape(rows).mean(axis=(0, 2))
-
-
 def in_blocks(codebook_KD: jax.Array, z_ND: jax.Array) -> jax.Array:
     """Returns the codebook as [blocks, k, D], filled up with codes that are far off."""
     size = block_size(_rows_of_a_device(z_ND), codebook_KD.shape[0])
     missing = -codebook_KD.shape[0] % size
-    padded = jnp.pad(codebook_KD, ((0, missing), (0, 0)), constant_values=_FAR)
+    padded = jnp.pad(codebook_KD, ((0, missing), (0, 0)), constant_values=FAR)
     return padded.reshape(-1, size, codebook_KD.shape[1])
 
 

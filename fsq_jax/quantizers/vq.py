@@ -14,43 +14,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fsq_jax.quantizers import nearest, running_codebook
+from fsq_jax.quantizers import entropy, nearest, running_codebook
 from fsq_jax.quantizers.codebook import STATE, Codebook, perplexity, standardize, unit
 from fsq_jax.quantizers.fsq import Quantized
-from fsq_jax.runtime.placement import automatic
 from fsq_jax.runtime.user_error import UserError
 
 BATCH = "codebook_batch"  # collection in which EMAVectorQuantizer leaves what a step is made of
 PART = "codebook_part"  # collection that says which part of a step's batch a call sees
 
 
-@automatic()
-def entropy_loss(
-    distances_NK: jax.Array, temperature: float, num_groups: int = 1, examples: int = 1
-) -> jax.Array:
-    """Returns the mean entropy of a token's soft choice less the entropy of the mean choice.
-
-    Low when every token is sure of its codeword and all codewords are chosen alike; at least
-    -log K. The choice is softmax(-distance / temperature); 1e-5 keeps the outer log finite.
-    Distances are squared ones, or these less any number of each token's own (`nearest.scores`).
-
-    With `num_groups` G the mean choice is one of each group, and the loss the groups' mean, as
-    where each of G devices takes it over its own tokens. The rows are those of `examples` examples
-    one after the other; group g has examples g, g + G, g + 2 G, ..., so that a batch has the same
-    groups whether it comes whole or in microbatches (`optim.accumulate` deals its rows in turn).
-    """
-    log_p_NK = jax.nn.log_softmax(-distances_NK / temperature)
-    p_NK = jnp.exp(log_p_NK)
-    token_entropy = -jnp.mean(jnp.sum(p_NK * log_p_NK, axis=1))
-    mean_p_GK = nearest.mean_choices(p_NK, num_groups, examples)
-    return token_entropy + jnp.sum(mean_p_GK * jnp.log(mean_p_GK + 1e-5), axis=1).mean()
-
-
 class VectorQuantizer(Codebook):
     """MaskGIT's quantizer: nearest codeword, codebook and encoder trained by three losses.
 
     codebook_weight, commitment_weight: of mean (codeword - sg(z))^2 and mean (sg(codeword) - z)^2.
-    entropy_weight, entropy_temperature: of `entropy_loss`; weight 0 leaves it out.
+    entropy_weight, entropy_temperature: of `entropy.loss`; weight 0 leaves it out.
     entropy_group: examples (rows of z) whose mean choice the entropy is of, 0 for all that come
       in one call. MaskGIT takes those of one device.
     normalize: compare and return vectors of unit length (MAGVIT's option; MaskGIT has it off): the
@@ -82,14 +59,14 @@ class VectorQuantizer(Codebook):
         if self.normalize:
             z_ND = unit(z_ND)
         indices_N = nearest.nearest(z_ND, codebook_KD)
-        entropy = self._entropy_loss(z_ND, codebook_KD, z.shape, train)
+        entropy_loss = self._entropy_loss(z_ND, codebook_KD, z.shape, train)
         q_ND = nearest.look_up(codebook_KD, indices_N)
 
         metrics = {
             "codebook_loss": jnp.mean((q_ND - jax.lax.stop_gradient(z_ND)) ** 2),
             "commitment_loss": jnp.mean((jax.lax.stop_gradient(q_ND) - z_ND) ** 2),
             "perplexity": perplexity(self.share(indices_N)),
-        } | entropy
+        } | entropy_loss
         loss = self.codebook_weight * metrics["codebook_loss"]
         loss += self.commitment_weight * metrics["commitment_loss"]
         if self.entropy_weight:
@@ -103,11 +80,7 @@ class VectorQuantizer(Codebook):
         if not self.entropy_weight:
             return {}
         options = self.entropy_temperature, self._entropy_groups(shape, train), shape[0]
-        if nearest.is_whole(z_ND, self.codebook_size):
-            scores_NK = nearest.scores(z_ND, codebook_KD, (codebook_KD**2).sum(axis=1))
-            return {"entropy_loss": entropy_loss(-scores_NK, *options)}
-        in_blocks = nearest.entropy_loss_in_blocks(z_ND, codebook_KD, *options)
-        return {"entropy_loss": in_blocks}
+        return {"entropy_loss": entropy.loss(z_ND, codebook_KD, *options)}
 
     def _entropy_groups(self, shape: tuple[int, ...], train: bool) -> int:
         """How many groups the examples of z make; those that don't make whole ones are one."""

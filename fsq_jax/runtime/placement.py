@@ -51,14 +51,14 @@ def automatic(rows: int | None = None) -> Callable:
 
     def decorate(function):
         @functools.wraps(function)
-        def wrapped(*args, **constants):
+        def wrapped(*args):
             cut = jax.typeof(args[rows or 0]).sharding
             if not cut.mesh.explicit_axes:
-                return function(*args, **constants)
+                return function(*args)
             arrays = {i: a for i, a in enumerate(args) if isinstance(a, jax.Array)}
 
             def of_arrays(arrays):
-                return function(*(arrays.get(i, a) for i, a in enumerate(args)), **constants)
+                return function(*(arrays.get(i, a) for i, a in enumerate(args)))
 
             out = NamedSharding(cut.mesh, P() if rows is None else P(cut.spec[0]))
             return jax.sharding.auto_axes(of_arrays, out_sharding=out)(arrays)

@@ -195,10 +195,6 @@ PLANTED = {
                 'loss += self.commitment_weight * metrics["commitment_loss"]',
                 'loss += 0.25 * metrics["commitment_loss"]',
             ),
-            "the entropy of the mean is added": (
-                "return token_entropy + jnp.sum(",
-                "return token_entropy - jnp.sum(",
-            ),
             "the entropy's weight is ignored": (
                 'self.entropy_weight * metrics["entropy_loss"]',
                 '0.1 * metrics["entropy_loss"]',
@@ -241,7 +237,7 @@ PLANTED = {
         {
             "the last of the nearest": ("least_N < distance_N", "least_N <= distance_N"),
             "indices within a block": ("start + at_N", "at_N"),
-            "a block is filled up with zeros": ("constant_values=_FAR", "constant_values=0.0"),
+            "a block is filled up with zeros": ("constant_values=FAR", "constant_values=0.0"),
             "sums run on into the next code": (
                 "jnp.where(is_first, x_right, x_left + x_right)",
                 "x_left + x_right",
@@ -250,6 +246,24 @@ PLANTED = {
                 "jnp.where(counts_K[:, None] > 0, running_ND[last_K], 0.0)",
                 "running_ND[last_K]",
             ),
+            "the length of tokens is in the logits": (
+                "return matmul(2 * z_ND, codebook_KD.T) - squared_K",
+                "return matmul(2 * z_ND, codebook_KD.T) - squared_K - (z_ND**2).sum(1)[:, None]",
+            ),
+            "all devices' tokens are taken for one's": (
+                "x.shape[0] // (mesh.size if mesh else 1)",
+                "x.shape[0]",
+            ),
+            "every device sorts all tokens": ("if mesh is None:", "if True:"),
+        },
+    ),
+    "fsq_jax/quantizers/entropy.py": (
+        VQ + NEAREST,
+        {
+            "the entropy of the mean is added": (
+                "return token_entropy + jnp.sum(mean",
+                "return token_entropy - jnp.sum(mean",
+            ),
             "the entropy of the mean is subtracted": (
                 "return token_entropy + choices_G.mean()",
                 "return token_entropy - choices_G.mean()",
@@ -257,10 +271,6 @@ PLANTED = {
             "groups of neighbours": (
                 "rows = (examples // num_groups, num_groups, -1, p_NK.shape[1])",
                 "rows = (num_groups, examples // num_groups, -1, p_NK.shape[1])",
-            ),
-            "the length of tokens is in the logits": (
-                "return matmul(2 * z_ND, codebook_KD.T) - squared_K",
-                "return matmul(2 * z_ND, codebook_KD.T) - squared_K - (z_ND**2).sum(1)[:, None]",
             ),
             "the mean over codes isn't taken from the gradient": ("v_Nk - mean_v_N1", "v_Nk"),
             "a better block doesn't lessen the sums before it": (
@@ -275,11 +285,6 @@ PLANTED = {
                 "jnp.broadcast_to(x_Gk[:, None], rows)",
                 "jnp.broadcast_to(x_Gk[:1, None], rows)",
             ),
-            "all devices' tokens are taken for one's": (
-                "x.shape[0] // (mesh.size if mesh else 1)",
-                "x.shape[0]",
-            ),
-            "every device sorts all tokens": ("if mesh is None:", "if True:"),
         },
     ),
     "fsq_jax/quantizers/estimators.py": (

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fsq_jax.quantizers import nearest, vq
+from fsq_jax.quantizers import entropy, nearest, vq
 from fsq_jax.runtime.sharding import make_mesh
 
 N, K, D = 48, 40, 6
@@ -69,10 +69,10 @@ def test_the_entropy_in_blocks_is_the_entropy(groups, temperature, small_blocks)
 
     def whole(z, codebook):
         distances = nearest.squared_distances(z, codebook)
-        return vq.entropy_loss(distances, temperature, groups, examples=8)
+        return entropy.of_distances(distances, temperature, groups, examples=8)
 
     def in_blocks(z, codebook):
-        return nearest.entropy_loss_in_blocks(z, codebook, temperature, groups, examples=8)
+        return entropy.loss(z, codebook, temperature, groups, 8)
 
     want, want_gradients = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(z, codebook)
     got, got_gradients = jax.jit(jax.value_and_grad(in_blocks, argnums=(0, 1)))(z, codebook)
@@ -101,7 +101,7 @@ def test_far_from_all_words_the_entropy_has_the_gradient_of_float64(elements, mo
 
     def plain(z, codebook):
         distances = ((z[:, None] - codebook) ** 2).sum(axis=2)
-        return module.entropy_weight * vq.entropy_loss(distances, module.entropy_temperature)
+        return module.entropy_weight * entropy.of_distances(distances, module.entropy_temperature)
 
     with jax.enable_x64(True):
         want = jax.grad(plain, argnums=(0, 1))(jnp.asarray(z), jnp.asarray(codebook))
@@ -142,7 +142,7 @@ def test_blocks_on_eight_devices(small_blocks, monkeypatch):
     def losses(z, codebook):
         indices = nearest.nearest(z, codebook)
         error = ((nearest.look_up(codebook, indices) - z) ** 2).mean()
-        return error + nearest.entropy_loss_in_blocks(z, codebook, 0.3), indices
+        return error + entropy.loss(z, codebook, 0.3), indices
 
     def step(z, codebook):
         return jax.value_and_grad(losses, argnums=(0, 1), has_aux=True)(z, codebook)

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fsq_jax import quantizers
-from fsq_jax.quantizers import running_codebook, vq
+from fsq_jax.quantizers import entropy, running_codebook, vq
 from tests import tiny
 from tests.compiled import apply, init
 
@@ -98,7 +98,7 @@ def test_vq_gradients():
 
 def test_entropy_loss_has_its_extremes():
     sure = 100.0 * (1 - np.eye(K))
-    loss = jax.jit(lambda d: vq.entropy_loss(d, 0.01))
+    loss = jax.jit(lambda d: entropy.of_distances(d, 0.01))
     np.testing.assert_allclose(loss(sure), -np.log(K), atol=1e-3)
     np.testing.assert_allclose(loss(np.zeros((30, K))), 0, atol=1e-3)
     gradient = jax.jit(jax.grad(loss))(sure)
