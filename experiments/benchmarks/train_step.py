@@ -11,8 +11,9 @@ optimiser, the moving averages and the frozen network (its weights random). A va
 recorded with its error, and the next one runs. Seconds are medians over blocks of steps; FLOPs are
 those that XLA counts in the program with no recomputation; the peak of memory is the process's own.
 With --kernels a line also lists the GPU's kernels in one step, what each takes in all, and where
-the GPU waits for the next; with --collectives, what a step sends between the devices; with
---losses=3, the losses of the first three steps.
+the GPU waits for the next, or with --traced=3 of three steps, and so between steps, too; with
+--collectives, what a step sends between the devices; with --losses=3, the losses of the first three
+steps.
 """
 
 import importlib.util
@@ -42,6 +43,7 @@ _FLOPS = flags.DEFINE_bool("flops", True, "Count a step's FLOPs, on the CPU, aft
 _COLLECTIVES = flags.DEFINE_bool("collectives", False, "Count what devices send each other.")
 _LOSSES = flags.DEFINE_integer("losses", 0, "First steps whose losses are listed.", lower_bound=0)
 _KERNELS = flags.DEFINE_bool("kernels", False, "List the kernels of a step or a batch, and gaps.")
+_TRACED = flags.DEFINE_integer("traced", 1, "Steps whose kernels are listed.", lower_bound=1)
 _ONE = flags.DEFINE_bool("one", False, "Measure the one variant given, in this process.")
 
 
@@ -138,7 +140,14 @@ def measure(variant: str) -> dict:
     if _COLLECTIVES.value:
         result["collectives"] = collectives.of_program(update.as_text(), mesh.size)
     if _KERNELS.value:
-        result |= kernels.traced(lambda: update(state, batch, key))
+
+        def steps():
+            nonlocal state
+            for _ in range(_TRACED.value):
+                state, metrics = update(state, batch, key)
+            return metrics
+
+        result |= {"traced": _TRACED.value} | kernels.traced(steps)
     return result
 
 
@@ -209,7 +218,7 @@ def main(argv) -> None:
     jax.config.update("jax_platforms", "cpu")  # the device is for the processes of the variants
     for variant in argv[1:]:
         options = ["--one", f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
-        options += ["--kernels"] if _KERNELS.value else []
+        options += ["--kernels", f"--traced={_TRACED.value}"] if _KERNELS.value else []
         result = {"variant": variant}
         if _TIME.value:
             result |= apart.run("train_step", options, _TIMEOUT.value)

@@ -38,6 +38,7 @@ def test_program_records_what_runs_and_what_fails(tmp_path):
         "experiments.benchmarks.train_step",
         "--blocks=1",
         "--kernels",
+        "--traced=2",
         "--steps=1",
         f"--out={out}",
         f"{TRANSFORMER} --tokens",
@@ -47,7 +48,7 @@ def test_program_records_what_runs_and_what_fails(tmp_path):
     assert done.returncode == 0, done.stderr
     good, bad = map(json.loads, out.read_text().splitlines())
     assert good["step_ms"] > 0 and good["images_per_second"] > 0 and good["tflops"] > 0
-    assert good["kernels"] == []  # a CPU has none
+    assert good["kernels"] == [] and good["traced"] == 2  # a CPU has no kernels
     assert "no multiple of num_heads=3" in bad["error"] and "step_ms" not in bad
 
 
