@@ -23,6 +23,7 @@ from absl import flags
 
 from experiments import carry, entries
 from experiments.options import Options
+from fsq_jax.features import efficientnet
 from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime import cli
@@ -48,7 +49,7 @@ def experiment(name: str):
 
 
 def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
-    """Runs what is left of the named experiments; returns a sentence for each run that failed."""
+    """Runs what is left of the named experiments; returns sentences of the runs that failed."""
     modules = {name: experiment(name) for name in names}
     of = {name: module.runs(options) for name, module in modules.items()}
     runs = plan.chosen(plan.merged(run for runs in of.values() for run in runs), flag_values.only)
@@ -68,6 +69,8 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
     failed = {}
     if not flag_values.collect:
         places = pool.Pool(options.workdir, runs, flag_values.per_gpu, environment)
+        if places.waiting:
+            check(options)
         log(f"{len(places.waiting)} of {len(runs)} runs are left.")
         pool.work(places, flag_values.seconds, on_finished)
         failed = places.failed
@@ -75,7 +78,14 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
         module.write(entries.write(options.workdir, of[name], out[name]), out[name], options)
     if flag_values.pack:
         carry.pack(options.workdir, runs, flag_values.pack, flag_values.pack_mib * 2**20)
-    return list(failed.values())
+    return pool.in_short(failed)
+
+
+def check(options: Options) -> None:
+    """Raises a UserError where the weights that runs of scale=bench are evaluated with aren't here,
+    before all of them end for it."""
+    if options.scale == "bench" and not any(".features=" in c for c in options.changes):
+        efficientnet.find_weights()
 
 
 def results_folder(name: str, options: Options, out: str) -> str:

@@ -153,7 +153,8 @@ class Pool:
             self.waiting.append(job.run)
             log(f"{failure}; it goes on from step {step} when the others have begun.")
             return
-        self.failed[job.run.name] = f"{failure}; see {os.path.join(path, 'log.txt')}."
+        says = f": {error}" if error else "."
+        self.failed[job.run.name] = f"{failure}; see {os.path.join(path, 'log.txt')}{says}"
         log(self.failed[job.run.name])
         self._errors.append(error)
 
@@ -180,6 +181,17 @@ class Pool:
         for job in self.jobs:
             with contextlib.suppress(ProcessLookupError):
                 job.process.send_signal(number)
+
+
+def in_short(failed: Mapping[str, str]) -> list[str]:
+    """The sentences of runs that failed, where they only differ in the runs' names one for all."""
+    alike: dict[str, list[str]] = {}
+    for name, sentence in failed.items():
+        alike.setdefault(sentence.replace(name, ""), []).append(name)
+    return [
+        failed[first] + (f" ({len(others)} others likewise.)" if others else "")
+        for first, *others in alike.values()
+    ]
 
 
 def _saved(path: str) -> int:

@@ -95,6 +95,9 @@ def test_where_all_fail_alike_the_rest_is_not_begun(start, tmp_path, capfd):
     begun = [name for name, text in places.failed.items() if "exit status" in text]
     assert not finished and pool.ALIKE <= len(begun) < 9 and len(places.failed) == 9
     assert "failed alike, and no other is begun: ValueError: no such file" in capfd.readouterr().err
+    first, rest = pool.in_short(places.failed)  # nine sentences, all but two the same
+    assert first.endswith(f"ValueError: no such file ({len(begun) - 1} others likewise.)")
+    assert rest.endswith(f" was not begun. ({9 - len(begun) - 1} others likewise.)")
     other = [run(tmp_path, f"b{i}", f"raise ValueError({i})") for i in range(9)]
     places, _ = start(other)
     assert all("exit status" in text for text in places.failed.values())
