@@ -8,6 +8,7 @@ folder, $FSQ_JAX_TESTS.
 import collections
 import functools
 import gc
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -20,11 +21,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them spin, and wait for each other
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-for _flag in (
+_flags = [
     "--xla_force_host_platform_device_count=8",
-    "--xla_cpu_use_fusion_emitters=false",  # what they emit takes longer to compile
     "--xla_cpu_parallel_codegen_split_count=1",  # many parts take longer than one, on few cores
-):
+]
+if importlib.metadata.version("jaxlib") < "0.11":  # XLA ends a process for a flag it has no more
+    _flags.append("--xla_cpu_use_fusion_emitters=false")  # what they emit takes longer to compile
+for _flag in _flags:
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 if "FSQ_JAX_TESTS" not in os.environ:  # as it is in a worker

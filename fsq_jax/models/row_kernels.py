@@ -211,8 +211,10 @@ def _rows_kernel(x_ref, weight_ref, *refs, rows, steps, names, gelu, epsilon):
     # What comes after the product is on its way early, too.
     vectors = {name: refs[name][...].astype(jnp.float32) for name in names if name != "residual"}
     residual_NT = 0.0
+    # Rows past the last are masked. JAX refuses to slice them where it knows that it would.
+    all_rows = pl.ds(0 * pl.program_id(0), padded)
     if "residual" in names:
-        residual_NT = load(refs["residual"].at[pl.ds(0, padded), :], inside_N1)
+        residual_NT = load(refs["residual"].at[all_rows, :], inside_N1)
         residual_NT = residual_NT.astype(jnp.float32)
 
     def body(i, carry):
@@ -241,7 +243,7 @@ def _rows_kernel(x_ref, weight_ref, *refs, rows, steps, names, gelu, epsilon):
     if gelu:
         out_NT = jax.nn.gelu(out_NT, approximate=True)
     out_NT = (out_NT + residual_NT).astype(out_ref.dtype)
-    plgpu.store(out_ref.at[pl.ds(0, padded), :], out_NT, mask=inside_N1)
+    plgpu.store(out_ref.at[all_rows, :], out_NT, mask=inside_N1)
 
 
 def _times(a_MC, b_NC):
