@@ -23,7 +23,6 @@ from absl import flags
 
 from experiments import carry, entries
 from experiments.options import Options
-from fsq_jax.features import efficientnet
 from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.runtime import cli
@@ -69,8 +68,6 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
     failed = {}
     if not flag_values.collect:
         places = pool.Pool(options.workdir, runs, flag_values.per_gpu, environment)
-        if places.waiting:
-            check(options)
         log(f"{len(places.waiting)} of {len(runs)} runs are left.")
         pool.work(places, flag_values.seconds, on_finished)
         failed = places.failed
@@ -79,13 +76,6 @@ def launch(names: Sequence[str], options: Options, flag_values) -> list[str]:
     if flag_values.pack:
         carry.pack(options.workdir, runs, flag_values.pack, flag_values.pack_mib * 2**20)
     return pool.in_short(failed)
-
-
-def check(options: Options) -> None:
-    """Raises a UserError where the weights that runs of scale=bench are evaluated with aren't here,
-    before all of them end for it."""
-    if options.scale == "bench" and not any(".features=" in c for c in options.changes):
-        efficientnet.find_weights()
 
 
 def results_folder(name: str, options: Options, out: str) -> str:

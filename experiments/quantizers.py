@@ -165,8 +165,8 @@ def figure(found: Sequence[Entry]) -> Figure:
     for axis, (title, metric) in zip(axes, panels.items(), strict=True):
         is_stage_2 = metric.startswith("compression")
         for number, method in enumerate(filter(is_short, METHODS)):
-            shown = method if METHODS[method].transformers else method.removesuffix(SHORT)
-            if means := spreads(found, shown if is_stage_2 else method, metric):
+            shown = method.removesuffix(SHORT) if is_stage_2 else method
+            if means := spreads(found, shown, metric):
                 axis.errorbar(
                     list(means),
                     [mean.mean for mean in means.values()],

@@ -85,13 +85,18 @@ def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
     """
     if is_whole(indices_N, codebook_KD.shape[0]):
         return matmul(jax.nn.one_hot(indices_N, codebook_KD.shape[0]), codebook_KD)
+    return gather(codebook_KD, indices_N)
+
+
+@automatic(rows=1)
+def gather(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
+    """Returns the codewords of valid indices, [N, D]; its gradient is `sums`."""
     return _gather(codebook_KD.shape[0], codebook_KD, indices_N)
 
 
 @automatic(rows=1)
 def take(codebook_KD: jax.Array, indices: jax.Array) -> jax.Array:
-    """Returns the codewords of indices of any shape, [..., D], by a gather; NaN where an index is
-    outside [0, K)."""
+    """Returns the codewords of indices of any shape, [..., D]; NaN where one is outside [0, K)."""
     # A negative index would count from the end.
     indices = jnp.where(indices < 0, codebook_KD.shape[0], indices)
     return jnp.take(codebook_KD, indices, axis=0, mode="fill", fill_value=jnp.nan)

@@ -164,7 +164,7 @@ class EMAVectorQuantizer(Codebook):
         if self.normalize:
             z_ND = unit(z_ND)
         indices_N = nearest.nearest(z_ND, codebook_KD)
-        q_ND = nearest.take(codebook_KD, indices_N)
+        q_ND = nearest.gather(codebook_KD, indices_N)
         if train and not self.is_initializing():
             self._learn(
                 jax.lax.stop_gradient(z_ND), indices_N, examples=z.shape[0] if z.ndim > 1 else 1
