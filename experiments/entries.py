@@ -99,9 +99,9 @@ def missing(out: str) -> list[dict[str, str]]:
     return _listed(os.path.join(out, "missing.json"))
 
 
-def read(out: str) -> list[dict[str, Any]]:
-    """The entries of OUT/results.json; none where there is no such file."""
-    return _listed(os.path.join(out, "results.json"))
+def read(out: str, name: str = "results.json") -> list[dict[str, Any]]:
+    """The entries of OUT/results.json, or of another file there; none where there is no such."""
+    return _listed(os.path.join(out, name))
 
 
 def _listed(path: str) -> list[dict[str, Any]]:

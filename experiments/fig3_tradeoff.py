@@ -140,8 +140,7 @@ def write(found: Sequence[Entry], out: str, options: Options) -> None:
             "table": tables.by_group(rows, SHOWN),
             "table_paired": paired(found),
             "claims": claims.table(CLAIMS, found),
-        }
-        | pictures.background(options.workdir, found, distance(found, "reconstruction")),
+        },
         {
             "figure": figure(found),
             "curves_tokenizer": curves.figure(out, found, "tokenizer", "reconstruction"),

@@ -16,7 +16,6 @@ from PIL import Image
 
 from experiments import figures
 from experiments.entries import Entry, select
-from fsq_jax.reports import html
 from fsq_jax.runtime.workdir import load_config
 
 BORDER = 2  # pixels between the images of `image_grid`
@@ -66,46 +65,6 @@ def samples(
             return {}
         rows[name] = images_NHWC
     return {"samples": figures.rows_figure(rows, num_images)} if rows else {}
-
-
-def background(workdir: str, found: Sequence[Entry], metric: str) -> dict[str, html.Table]:
-    """{"table_background": a row per seed}: a colour that reconstructions have and images don't.
-
-    Mean red, green and blue, of 255, of those pixels of the reconstructions in each tokenizer's
-    last picture that are black in the originals, beside the mean of a distance; and the
-    correlation over all tokenizers of that distance with the mean of the three. {} where a picture
-    lacks.
-    """
-    measured = []
-    for entry in select(found, stage="tokenizer"):
-        pairs_NHWC = last(workdir, entry["run"], "reconstruction")
-        if pairs_NHWC is None:
-            return {}
-        if metric in entry:
-            black_NHW = pairs_NHWC[::2].max(axis=-1) == 0
-            colour_C = 255 * pairs_NHWC[1::2][black_NHW].mean(axis=0)
-            measured.append((entry["seed"], entry[metric], *map(float, colour_C)))
-    if len(measured) < 2:
-        return {}
-    values = np.array(measured)
-    rows = []
-    for seed in sorted(set(values[:, 0])):
-        of_seed = values[values[:, 0] == seed]
-        means = of_seed[:, 1:].mean(axis=0)
-        rows.append(
-            (
-                f"seed {seed:.0f}, {len(of_seed)} tokenizers",
-                f"{means[0]:.1f}",
-                *(f"{mean:.2f}" for mean in means[1:]),
-            )
-        )
-    together = np.corrcoef(values[:, 1], values[:, 2:].mean(axis=1))[0, 1]
-    rows.append(("correlation with the distance", "", "", f"{together:.2f}", ""))
-    return {
-        "table_background": html.Table(
-            ("", "mean reconstruction distance", "red", "green", "blue"), rows
-        )
-    }
 
 
 def _first(found: Sequence[Entry], stage: str, sizes: Sequence[int]) -> Mapping[str, Entry]:

@@ -4,10 +4,8 @@ python -m experiments.quantizers --data_dir=DIR --per_gpu=4 --seconds=540
 
 One tokenizer's architecture, data, optimiser and length for all (`experiments.maskgit_runs`); each
 method with its authors' loss weights, and a few others at 2^10 codes where a method depends on
-them. A tokenizer for each method, size and seed, of weights averaged over 100 steps: of these are
-the figure, the table and the claims. A tokenizer each also as Figure 3's are, averaged over 1,000
-steps (FSQ's and VQ's are that experiment's own); on the first seed's a masked transformer with each
-seed, at 2^10 and 2^14.
+them. A tokenizer for each method, size and seed (FSQ's and VQ's are Figure 3's own); on the first
+seed's a masked transformer with each seed, at 2^10 and 2^14.
 """
 
 import dataclasses
@@ -23,7 +21,7 @@ from experiments.entries import Entry
 from experiments.fig3_claims import distance, reconstruction
 from experiments.fig3_tradeoff import SHOWN, guides
 from experiments.options import Options
-from experiments.quantizers_claims import BITS, CLAIMS, NORM, SHORT, group, is_short, spreads
+from experiments.quantizers_claims import BITS, CLAIMS, group, spreads
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
 
@@ -32,6 +30,9 @@ SIZES = {"paper": BITS, "bench": BITS, "smoke": (8,)}
 # Two equal stages of a residual quantizer that make about 2^bits codes.
 STAGES = {8: (4, 4), 10: (8, 4), 12: (8, 8), 14: (5, 5, 5), 16: (8, 8, 4)}
 SWEPT = 10  # bits, where other weights are tried
+# Beside results.json: entries of tokenizers whose weights were averaged over 1,000 of 3,000 steps,
+# before `maskgit_runs.TOKENIZER` said 100.
+LONG_AVERAGE = "long_average.json"
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,23 @@ class Method:
       changes: {argument of the quantizer: value} over the config's.
       swept: {argument: values} that are tried besides, one at a time.
       scalar: whether it has no list of codewords; solid lines in the figure.
-      config: {dotted key: value} of the tokenizer's config besides.
-      transformers: whether masked transformers are trained on its tokens.
     """
 
     quantizer: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     scalar: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
-    transformers: bool = True
 
 
-# Over 100 steps, as many as residual FSQ's running norm can follow. Figure 3's average, over 1,000
-# of its 3,000, is worse and less alike over seeds: see docs/results.md.
-SHORT_AVERAGE = {"ema_decay": 0.99}
 TOKENS = 128 * 8 * 8  # of a step at scale=bench
 METHODS = {
     "fsq": Method("fsq", scalar=True),
     "fsq_noise": Method("fsq", {"noise": 0.5}, scalar=True),
     "residual_fsq": Method("residual_fsq", scalar=True),
+    # Its running statistics are averaged over as many steps as the weights.
+    "residual_fsq_layer_norm": Method(
+        "residual_fsq", {"scaling": "layer_norm", "momentum": 0.99}, scalar=True
+    ),
     "lfq": Method("lfq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
     "bsq": Method("bsq", swept={"entropy_weight": (0.01, 1.0)}, scalar=True),
     "vq": Method("vq"),  # MaskGIT's
@@ -88,19 +86,6 @@ METHODS = {
     ),
     "simvq": Method("simvq"),
 }
-METHODS |= {
-    f"{name}{SHORT}": dataclasses.replace(
-        method, swept={}, config=SHORT_AVERAGE, transformers=False
-    )
-    for name, method in METHODS.items()
-} | {
-    NORM: Method(
-        "residual_fsq",
-        {"scaling": "layer_norm", "momentum": 0.99},
-        scalar=True,
-        config=SHORT_AVERAGE,
-    )
-}
 
 
 def codebook(method: str, bits: int) -> dict:
@@ -114,14 +99,11 @@ def tokenizer(options: Options, method: str, bits: int, seed: int, **swept) -> R
     """A method's tokenizer, or one with another value of an argument."""
     changes = {**METHODS[method].changes, **swept}
     facts = codebook(method, bits) | ({"swept": dict(swept)} if swept else {})
-    if (
-        method.removesuffix(SHORT) == "vq_reseed"
-    ):  # a quarter of what a word gets where all are used alike
+    if method == "vq_reseed":  # a quarter of what a word gets where all are used alike
         changes["reseed_threshold"] = min(2.0, TOKENS / facts["size"] / 4)
     suffix = "" if method == METHODS[method].quantizer else f"_{method}"
     suffix += "".join(f"_{name}-{value}" for name, value in swept.items())
     changes = {f"quantizer.{name}": value for name, value in changes.items()}
-    changes |= METHODS[method].config
     return maskgit_runs.tokenizer(options, facts, seed, changes, suffix)
 
 
@@ -132,7 +114,7 @@ def runs(options: Options) -> list[Run]:
         for method in METHODS:
             stage_1 = [tokenizer(options, method, bits, s) for s in range(options.repeats())]
             made += [dataclasses.replace(run, rank=10 * s) for s, run in enumerate(stage_1, 1)]
-            if bits in STAGE_2 and METHODS[method].transformers:
+            if bits in STAGE_2:
                 transformers = [
                     maskgit_runs.transformer(options, stage_1[0], seed)
                     for seed in range(options.repeats())
@@ -158,25 +140,23 @@ def figure(found: Sequence[Entry]) -> Figure:
         "codes used": "codebook/used",
         "reconstruction PSNR, dB": "reconstruction/psnr",
         "reconstruction distance": distance(found, "reconstruction"),
-        "bits per token, of tokenizers of the longer average": "compression/bits_per_token",
+        "bits per token": "compression/bits_per_token",
     }
     drawn, axes = html.panels(len(panels), 2, (5.8, 4.0))
     colours = colormaps["tab20"].colors
     for axis, (title, metric) in zip(axes, panels.items(), strict=True):
-        is_stage_2 = metric.startswith("compression")
-        for number, method in enumerate(filter(is_short, METHODS)):
-            shown = method.removesuffix(SHORT) if is_stage_2 else method
-            if means := spreads(found, shown, metric):
+        for number, (name, method) in enumerate(METHODS.items()):
+            if means := spreads(found, name, metric):
                 axis.errorbar(
                     list(means),
                     [mean.mean for mean in means.values()],
                     yerr=[mean.deviation or 0.0 for mean in means.values()],
-                    fmt="o-" if METHODS[method].scalar else "s--",
+                    fmt="o-" if method.scalar else "s--",
                     capsize=2,
                     linewidth=1.3,
                     markersize=3.5,
                     color=colours[number],
-                    label=method.removesuffix(SHORT).replace("_", " "),
+                    label=name.replace("_", " "),
                 )
         guides(axis, metric)
         axis.set(title=title, xlabel="codebook size", xlim=(BITS[0] - 0.5, BITS[-1] + 0.5))
@@ -189,46 +169,41 @@ def figure(found: Sequence[Entry]) -> Figure:
 
 
 def write(found: Sequence[Entry], out: str, options: Options) -> None:
-    """Writes the figure, tables of either average and of transformers, and the claims to `out`."""
-    written: dict[str, html.Table] = {}
-    of_tokenizers = entries.select(found, stage="tokenizer")
-    for name, short in (("table", True), ("table_long_average", False)):
-        groups = {
-            (method, bits): group(of_tokenizers, method, bits)
-            for bits in SIZES[options.scale]
-            for method in METHODS
-            if is_short(method) == short
-        }
-        fsq = f"fsq{SHORT}" if short else "fsq"
-        beside_fsq = {
-            label(m, bits): (runs, groups[fsq, bits])
-            for (m, bits), runs in groups.items()
-            if m != fsq
-        }
-        written[name] = tables.by_group({label(*key): g for key, g in groups.items()}, SHOWN)
-        written[f"{name}_paired"] = tables.paired(
-            "minus FSQ, same seed", beside_fsq, reconstruction(found)
-        )
-    of_transformers = entries.select(found, stage="transformer")
-    transformers = {
-        label(method, bits): group(of_transformers, method, bits)
-        for bits in STAGE_2
-        for method in METHODS
-        if METHODS[method].transformers
+    """Writes the figure, tables of tokenizers and of transformers, and the claims to `out`."""
+    stages = {stage: entries.select(found, stage=stage) for stage in ("tokenizer", "transformer")}
+    keys = [(method, bits) for bits in SIZES[options.scale] for method in METHODS]
+    tokenizers = {key: group(stages["tokenizer"], *key) for key in keys}
+    transformers = {key: group(stages["transformer"], *key) for key in keys if key[1] in STAGE_2}
+    beside_fsq = {
+        key: (made, tokenizers["fsq", key[1]])
+        for key, made in tokenizers.items()
+        if key[0] != "fsq"
     }
-    written["table_transformers"] = tables.by_group(transformers, SHOWN)
+    longer = entries.read(out, LONG_AVERAGE)
+    averages = {key: (tokenizers[key], others) for key in keys if (others := group(longer, *key))}
     swept = {}
     for entry in (e for e in found if "swept" in e):
         values = ", ".join(f"{name}={value}" for name, value in entry["swept"].items())
         swept.setdefault(f"{entry['method']} 2^{entry['bits']}: {values}", []).append(entry)
-    written["table_swept"] = tables.by_group(swept, SHOWN)
-    written["claims"] = claims.table(CLAIMS, found)
-    tables.write(out, written, {"figure": figure(found)})
+    metrics = reconstruction(found)
+    of_averages = tables.paired("100 steps minus 1,000, same seed", labelled(averages), metrics)
+    tables.write(
+        out,
+        {
+            "table": tables.by_group(labelled(tokenizers), SHOWN),
+            "table_paired": tables.paired("minus FSQ, same seed", labelled(beside_fsq), metrics),
+            "table_transformers": tables.by_group(labelled(transformers), SHOWN),
+            "table_swept": tables.by_group(swept, SHOWN),
+            "claims": claims.table(CLAIMS, found),
+        }
+        | ({"table_averages": of_averages} if averages else {}),
+        {"figure": figure(found)},
+    )
 
 
-def label(method: str, bits: int) -> str:
-    """A row's name in tables, each of which is of one average."""
-    return f"{method.removesuffix(SHORT)} 2^{bits}"
+def labelled(groups: Mapping[tuple[str, int], Any]) -> dict[str, Any]:
+    """{(method, bits): group} by the names of rows."""
+    return {f"{method} 2^{bits}": made for (method, bits), made in groups.items()}
 
 
 if __name__ == "__main__":

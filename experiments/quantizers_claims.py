@@ -1,7 +1,4 @@
-"""What the quantizers' own papers say of them, and the rules that decide it in this protocol.
-
-Claims are judged by tokenizers whose weights are averaged over 100 steps.
-"""
+"""What the quantizers' own papers say of them, and the rules that decide it in this protocol."""
 
 from collections.abc import Sequence
 
@@ -12,32 +9,16 @@ from experiments.fig3_claims import distance
 
 BITS = (8, 10, 12, 14, 16)
 ALL = 0.99  # the share of codes in use that counts as all of them
-SHORT = "_short_average"  # of a method whose weights are averaged over 100 steps, and not 1,000
-NORM = "residual_fsq_layer_norm"  # which is trained so alone
-
-
-def is_short(method: str) -> bool:
-    """Whether a method's weights are averaged over 100 steps."""
-    return method.endswith(SHORT) or method == NORM
-
-
-def short(method: str) -> str:
-    """The name of a method with weights averaged over 100 steps."""
-    return method if is_short(method) else method + SHORT
 
 
 def group(found: Sequence[Entry], method: str, bits: int) -> list[Entry]:
     """A method's entries at one size, with its authors' weights, but for tokenizers of seeds that
-    another method, averaged alike, still lacks at this size.
-
-    A seed moves the distances of all methods alike, and by more than methods differ (the third of
-    Figure 3's by 7 to 25), so that means over other seeds say nothing of methods.
+    another method still lacks at this size: a seed may move the distances of all methods alike.
     """
     at_size = [e for e in entries.select(found, bits=bits) if "swept" not in e]
     seeds: dict[str, set[int]] = {}
     for entry in entries.select(at_size, stage="tokenizer"):
-        if is_short(entry["method"]) == is_short(method):
-            seeds.setdefault(entry["method"], set()).add(entry["seed"])
+        seeds.setdefault(entry["method"], set()).add(entry["seed"])
     common = set.intersection(*seeds.values()) if seeds else set()
     own = entries.select(at_size, method=method)
     return [e for e in own if e["stage"] != "tokenizer" or e["seed"] in common]
@@ -51,7 +32,7 @@ def spreads(found: Sequence[Entry], method: str, metric: str) -> dict[int, entri
 
 def deviation(found: Sequence[Entry], metric: str) -> float | None:
     """The largest deviation of a metric over seeds, among all methods and sizes."""
-    methods = {e["method"] for e in found if is_short(e["method"])}
+    methods = {e["method"] for e in found}
     return claims.largest_deviation([group(found, m, b) for m in methods for b in BITS], metric)
 
 
@@ -60,7 +41,6 @@ def against(found, method: str, other: str, metric: str, expected: int, least: i
 
     A size at which one of the two was not run is undecided.
     """
-    method, other = short(method), short(other)
     ours, theirs = spreads(found, method, metric), spreads(found, other, metric)
     sizes = [b for b in BITS if b >= least]
     single = deviation(found, metric)
@@ -82,7 +62,7 @@ def closer(found: Sequence[Entry], method: str, other: str) -> Finding:
 def grows(found: Sequence[Entry], method: str) -> Finding:
     """A method's reconstruction distance from each size to the next."""
     metric = distance(found, "reconstruction")
-    means, single = spreads(found, short(method), metric), deviation(found, metric)
+    means, single = spreads(found, method, metric), deviation(found, metric)
     pairs = zip(BITS, BITS[1:], strict=False)
     signs = [claims.compare(means.get(large), means.get(small), single) for small, large in pairs]
     text = "; ".join(f"2^{bits}: {mean.text()}" for bits, mean in means.items())
@@ -91,7 +71,7 @@ def grows(found: Sequence[Entry], method: str) -> Finding:
 
 def uses_all(found: Sequence[Entry], method: str) -> Finding:
     """The share of a method's codes in use at each size."""
-    means = spreads(found, short(method), "codebook/usage")
+    means = spreads(found, method, "codebook/usage")
     text = "; ".join(f"2^{bits}: {mean.text('{:.1%}')}" for bits, mean in means.items())
     if set(means) != set(BITS):
         return Finding(claims.NOT_RUN, text)
@@ -148,7 +128,7 @@ CLAIMS = (
     Claim(
         "An invertible layer norm makes residual FSQ better (2508.15860, section 4)",
         _CLOSER,
-        lambda found: closer(found, NORM, "residual_fsq"),
+        lambda found: closer(found, "residual_fsq_layer_norm", "residual_fsq"),
     ),
     Claim(
         "Noise in training makes FSQ's reconstructions better (not claimed; measured)",

@@ -20,6 +20,10 @@ from fsq_jax.runtime.user_error import UserError
 GRACE = 35.0  # seconds that a run has to save its checkpoint, once it was asked to end
 LEAST = 40.0  # seconds below which nothing is begun: it would end before its first step
 ALIKE = 5  # runs in a row that fail with one error, at least, after which none is begun
+# JAX's words where CUDA gives a process no GPU. Of 22 that were started at once on two H200 nine
+# found none, while the others worked on the same two.
+NO_GPU = "Unable to initialize backend"
+STARTS = 3  # of a run that found no GPU
 _LAUNCHES = "launches.jsonl"
 _LAUNCH = {"status": int, "error?": str}  # what is read of a line
 _LOCK = "launch.lock"  # of whatever runs there; a training takes its workdir's own beside it
@@ -66,6 +70,7 @@ class Pool:
         self.jobs: list[Job] = []
         self.failed: dict[str, str] = {}
         self._errors: list[str] = []  # of runs that failed, since one was last finished
+        self._in_vain: dict[str, int] = {}  # starts of a run that found no GPU
 
     def begin(self) -> None:
         """Begins what can be begun. Nothing overtakes a run that waits for several places."""
@@ -146,7 +151,8 @@ class Pool:
             self.waiting.clear()
 
     def _failed(self, job: Job, status: int, error: str) -> None:
-        """Puts a run that came further than before at the end of the queue; gives up others."""
+        """Puts a run that came further than before, or found no GPU, at the end of the queue; gives
+        up others."""
         path = plan.folder(self._workdir, job.run)
         failure = f"{job.run.name} failed with exit status {status}"
         if (step := _saved(path)) > job.saved:
@@ -154,6 +160,12 @@ class Pool:
             log(f"{failure}; it goes on from step {step} when the others have begun.")
             return
         says = f": {error}" if error else "."
+        if NO_GPU in error:
+            starts = self._in_vain[job.run.name] = self._in_vain.get(job.run.name, 0) + 1
+            if starts < STARTS:
+                self.waiting.append(job.run)
+                log(f"{failure}: it found no GPU, and is begun again when the others have begun.")
+                return
         self.failed[job.run.name] = f"{failure}; see {os.path.join(path, 'log.txt')}{says}"
         log(self.failed[job.run.name])
         self._errors.append(error)

@@ -113,6 +113,22 @@ def test_a_run_that_came_further_before_it_failed_is_begun_again(start, tmp_path
     assert second["status"] == 0 and "error" not in second
 
 
+@pytest.mark.parametrize("free_at", [2, pool.STARTS + 1])
+def test_a_run_that_finds_no_gpu_is_begun_again_but_not_for_ever(start, tmp_path, free_at):
+    code = textwrap.dedent(f"""
+        starts = pathlib.Path('starts')
+        starts.write_text((starts.read_text() if starts.exists() else '') + 'x')
+        if len(starts.read_text()) < {free_at}:
+            raise RuntimeError("Unable to initialize backend 'cuda': no supported devices found")
+    """)
+    places, finished = start([run(tmp_path, "a", code), run(tmp_path, "b")])
+    starts = len((tmp_path / "a" / "starts").read_text())
+    if free_at == 2:
+        assert finished == ["b", "a"] and starts == 2 and not places.failed
+    else:
+        assert finished == ["b"] and starts == pool.STARTS and "no supported" in places.failed["a"]
+
+
 def test_runs_are_dealt_out_and_a_large_one_takes_two_places(start, tmp_path):
     note = "pathlib.Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'] + ' ' "
     note += "+ os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'all')); time.sleep(0.5)"

@@ -206,7 +206,6 @@ def test_pictures_of_runs_are_taken_apart(tmp_path):
             "run": quantizer,
             "stage": "tokenizer",
             "seed": 0,
-            "distance": 1 + green,
         }
         images = np.zeros((6, 8, 8, 3), np.float32)
         images[1::2, ..., 1] = green  # the reconstructions
@@ -218,13 +217,10 @@ def test_pictures_of_runs_are_taken_apart(tmp_path):
         np.testing.assert_allclose(
             pictures.last(str(tmp_path), quantizer, "reconstruction"), images, atol=1e-6
         )
-    (table,) = pictures.background(str(tmp_path), found, "distance").values()
-    assert table.rows[0][2:] == ("0.00", "5.00", "0.00") and table.rows[1][3] == "1.00"
     assert list(pictures.reconstructions(str(tmp_path), found, (4,), 3)) == ["reconstructions"]
     assert pictures.samples(str(tmp_path), found, (4,)) == {}
     # Of a run that isn't at hand there is none: what was drawn of all runs stays.
     found.append(found[0] | {"run": "elsewhere", "bits": 6})
-    assert pictures.background(str(tmp_path), found, "distance") == {}
     assert pictures.reconstructions(str(tmp_path), found, (4, 6), 3) == {}
 
 
@@ -269,10 +265,9 @@ def trade_off(better=1.0):
     used = {"vq_cosine", "vq_projected", "vq_rotation", "vq_reseed"}
     found = []
     for method in quantizers.METHODS:
-        name = method.removesuffix(quantizers_claims.SHORT)
         for bits in quantizers_claims.BITS:
-            usage = 1.0 if name == "simvq" else (0.5 + 0.2 * better * (name in used)) * 0.9
-            value = 30 - better * (bits + 3 * (name in ahead)) + (5 if name == "simvq" else 0)
+            usage = 1.0 if method == "simvq" else (0.5 + 0.2 * better * (method in used)) * 0.9
+            value = 30 - better * (bits + 3 * (method in ahead)) + (5 if method == "simvq" else 0)
             found += [
                 quantizers.codebook(method, bits)
                 | {
@@ -300,24 +295,6 @@ def test_quantizers_are_judged_by_their_own_papers_claims():
     assert set(verdicts(quantizers, [])) == {NOT_RUN}
 
 
-NORM = quantizers_claims.NORM
-LONG = [m for m in quantizers.METHODS if not quantizers_claims.is_short(m)]
-SHORT = set(quantizers.METHODS) - set(LONG)
-
-
-def test_claims_are_judged_as_averaged_over_100_steps():
-    assert {quantizers_claims.short(m) for m in quantizers.METHODS} == SHORT
-    assert all(
-        (name in SHORT) == (method.config == quantizers.SHORT_AVERAGE)
-        for name, method in quantizers.METHODS.items()
-    )
-    found = trade_off()
-    longer = [e | {"codebook/usage": 0.0} for e in found if e["method"] in LONG]
-    judged = [e for e in found if e["method"] in SHORT]
-    assert verdicts(quantizers, longer + judged) == verdicts(quantizers, found)
-    assert set(verdicts(quantizers, longer)) == {NOT_RUN}
-
-
 def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
     found = [
         e
@@ -327,24 +304,36 @@ def test_tokenizers_are_compared_over_the_seeds_that_all_methods_have(tmp_path):
     swept = {**found[0], "swept": {"entropy_weight": 1}, "seed": 2, "bits": 8}
 
     def seeds(entries, bits):
-        groups = (quantizers.group(entries, method, bits) for method in LONG)
+        groups = (quantizers.group(entries, method, bits) for method in quantizers.METHODS)
         return [{e["seed"] for e in group} for group in groups]
 
-    of_all = len(LONG)
+    of_all = len(quantizers.METHODS)
     assert seeds([*found, swept], 8) == of_all * [{0, 1}]
     assert seeds([*found, swept], 10) == of_all * [{1, 2}]
     assert seeds([*found, swept], 12) == of_all * [{0, 1, 2}]
-    # Seeds of methods that are averaged otherwise say nothing of these.
-    assert [len(quantizers.group(found, NORM, bits)) for bits in (8, 10, 12)] == [3, 3, 3]
     stage_2 = [{**e, "stage": "transformer"} for e in found]
     assert sum(map(len, seeds(stage_2, 8))) == 3 * of_all - 1
     quantizers.write([*found, swept], str(tmp_path), OPTIONS)
-    for name in ("table_paired", "table_long_average_paired"):
-        rows = (tmp_path / f"{name}.md").read_text()
-        assert "| vq 2^8 " in rows and "| fsq 2^8 " not in rows
+    rows = (tmp_path / "table_paired.md").read_text()
+    assert "| vq 2^8 " in rows and "| fsq 2^8 " not in rows
     rows = (tmp_path / "table_transformers.md").read_text()
-    assert rows.count("2^10") == len(LONG) + 1 and "2^8" not in rows
+    assert rows.count("2^10") == of_all and "2^8" not in rows
     assert "entropy_weight=1" in (tmp_path / "table_swept.md").read_text()
+    assert not (tmp_path / "table_averages.md").exists()
+
+
+def test_tokenizers_are_compared_with_those_of_the_longer_average(tmp_path):
+    found = trade_off()
+    longer = [
+        e | {"reconstruction/fd_efficientnet": 3 + e["reconstruction/fd_efficientnet"]}
+        for e in found
+        if (e["method"], e["bits"]) == ("lfq", 12)
+    ]
+    (tmp_path / quantizers.LONG_AVERAGE).write_text(json.dumps(longer))
+    quantizers.write(found, str(tmp_path), OPTIONS)
+    *_, row = (tmp_path / "table_averages.md").read_text().strip().splitlines()
+    cells = row.strip("| ").split("|")
+    assert cells[0].strip() == "lfq 2^12" and float(cells[1].split(" ± ")[0]) == -3
 
 
 def test_a_method_has_runs_of_its_own_and_shares_fig3s():
@@ -353,10 +342,12 @@ def test_a_method_has_runs_of_its_own_and_shares_fig3s():
     plain = {r.facts["method"] for name, r in runs.items() if name in shared and r.facts}
     assert plain == {"fsq", "vq"}
     tokenizers = [r for r in runs.values() if r.facts.get("stage") == "tokenizer"]
-    assert len([r for r in tokenizers if "swept" not in r.facts]) == (2 * 12 + 1) * 5 * 3
+    assert len([r for r in tokenizers if "swept" not in r.facts]) == 13 * 5 * 3
     transformers = [r for r in runs.values() if r.facts.get("stage") == "transformer"]
     assert len(transformers) == 13 * 2 * 3
     assert all(0.9 < r.facts["size"] / 2 ** r.facts["bits"] < 1.1 for r in tokenizers)
+    two = {(r.facts["stage"], r.facts["quantizer"]) for r in runs.values() if r.places == 2}
+    assert two == {("tokenizer", name) for name in maskgit_runs.CODEWORDS}
 
 
 @pytest.mark.parametrize("name", launcher.EXPERIMENTS)
