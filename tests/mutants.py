@@ -28,7 +28,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-LISTS = ("sampling", "training", "networks", "quantizers", "data")
+LISTS = ("sampling", "training", "networks", "quantizers", "data", "verdicts")
 HEAVY = (
     "jax",
     "flax.linen",

@@ -142,6 +142,15 @@ def test_runs_are_dealt_out_and_a_large_one_takes_two_places(start, tmp_path):
     assert launches(tmp_path / "big")[0]["share"] == "2 of 2"
 
 
+def test_nothing_overtakes_a_run_that_waits_for_several_places(start, tmp_path):
+    note = "pathlib.Path('begin').write_text(str(time.time())); time.sleep({})"
+    runs = [run(tmp_path, name, note.format(0.5)) for name in "xy"]  # one on each GPU
+    runs += [run(tmp_path, "big", note.format(0), places=2), run(tmp_path, "z", note.format(0))]
+    start(runs, per_gpu=2)
+    begun = {name: float((tmp_path / name / "begin").read_text()) for name in ("x", "big", "z")}
+    assert begun["big"] > begun["x"] + 0.5 and begun["z"] > begun["x"] + 0.5
+
+
 def test_a_lease_ends_in_time_and_the_next_goes_on(start, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "LEAST", 0.0)
     saves = textwrap.dedent("""

@@ -104,6 +104,23 @@ def test_figure_3_is_judged_by_its_rules():
     assert verdicts(fig3_tradeoff, single)[:2] == [OPEN, OPEN]  # no spread, no verdict
 
 
+@pytest.mark.parametrize(
+    "distances, verdict",
+    [
+        ((60, 40, 38), CONFIRMED),  # a tenth of what 2^8 to 2^12 brought
+        ((60, 40, 33), OPEN),
+        ((60, 40, 25), REFUTED),
+        ((40, 60, 75), REFUTED),  # nothing stops that never was
+    ],
+)
+def test_samples_stop_improving_only_where_they_had_improved(distances, verdict):
+    found = [
+        maskgit_runs.codebook("fsq", bits) | {"sampling/fid": value}
+        for bits, value in zip((8, 12, 16), distances, strict=True)
+    ]
+    assert fig3_claims.saturates(found).verdict == verdict
+
+
 def test_figure_10_judges_few_levels_and_dense_layers():
     random.seed(1)
     found = []
@@ -256,6 +273,10 @@ def test_a_single_run_takes_the_deviation_of_repeated_ones():
     assert claims.compare(one, three, 0.1) == -1 and claims.compare(three, one, 0.1) == 1
     assert claims.compare(one, three, 1.0) == 0
     assert three.text() == "2 ± 0.1"
+    groups = [[{"x": 1.0}, {"x": 1.0 + apart}] for apart in (0.1, 0.3, 0.2)]
+    largest = entries.spread([1.0, 1.3]).deviation
+    assert claims.largest_deviation([*groups, [{"x": 9.0}], []], "x") == pytest.approx(largest)
+    assert claims.largest_deviation([[{"x": 9.0}]], "x") is None
 
 
 def trade_off(better=1.0):
