@@ -96,7 +96,7 @@ def why_missing(workdir: str, run: Run) -> str:
 
 def missing(out: str) -> list[dict[str, str]]:
     """The runs that OUT/missing.json names; none where there is no such file."""
-    return _listed(os.path.join(out, "missing.json"))
+    return read(out, "missing.json")
 
 
 def read(out: str, name: str = "results.json") -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ in a row as there are places fail with one error), and results are written as ru
 machine is filled. With --pack=FOLDER, what another machine needs to go on is put there in pieces at
 the end; --unpack=FOLDER takes it from there at the start.
 Where small runs share a GPU, NVIDIA's MPS, if started before, lets them work at the same time and
-not in turns: 330 steps a second of eleven tokenizers on an H200, where seven without it made 196.
+not in turns: eleven tokenizers on each of two H200 made 250 steps a second together on each
+(results/fig3_tradeoff/runs).
 What follows "--" goes to every training run ("-- --config.data.workers=2"), or to those of one
 stage ("-- uvim_lm:--config.fsdp=True").
 """

@@ -225,9 +225,9 @@ def export_command(path: str) -> tuple[str, ...]:
 
 
 def _places(options: Options, stage: str, facts: Mapping) -> int:
-    """Two of a GPU's for 2^16 logits or distances of every token, which fill gigabytes."""
+    """Two of a GPU's for about 2^16 logits or distances of every token, which fill gigabytes."""
     scores = stage == "transformer" or facts["quantizer"] in CODEWORDS
-    return 2 if options.scale == "bench" and scores and facts["size"] >= 2**16 else 1
+    return 2 if options.scale == "bench" and scores and facts["bits"] >= 16 else 1
 
 
 def _hours(options: Options, stage: str, facts: Mapping, pixels: int) -> float:

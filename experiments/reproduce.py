@@ -179,7 +179,8 @@ def readme(out: str) -> str:
             if lacking := absent(item, scale, out):
                 parts.append(lacking)
             parts.append(claims.table(_claims(item), values).text())
-            parts += [note] if (note := note_of(item, scale, out)) else []
+            if note := note_of(item, scale, out):
+                parts.append(note)
         parts += [path.read_text().strip() for path in tables(item, out)]
         parts += [f"![{path.stem}]({item.module}/{path.name})" for path in pictures(item, out)]
     return "\n\n".join(parts) + "\n"
@@ -193,7 +194,8 @@ def page(out: str) -> str:
         for scale, values in results_of(item, out).items():
             parts.append(" ".join([f"{scale}: {setting(values)}.", absent(item, scale, out)]))
             parts.append(claims.table(_claims(item), values))
-            parts += [note] if (note := note_of(item, scale, out)) else []
+            if note := note_of(item, scale, out):
+                parts.append(note)
         parts += [path.read_bytes() for path in pictures(item, out)]
         sections[item.title] = parts or ["Not run."]
     return html.page("fsq_jax: the paper's figures and tables", sections)

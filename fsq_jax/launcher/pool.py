@@ -1,5 +1,6 @@
 """Runs at work side by side: places on GPUs, one process after the other, an end in time."""
 
+import collections
 import contextlib
 import fcntl
 import os
@@ -70,7 +71,7 @@ class Pool:
         self.jobs: list[Job] = []
         self.failed: dict[str, str] = {}
         self._errors: list[str] = []  # of runs that failed, since one was last finished
-        self._in_vain: dict[str, int] = {}  # starts of a run that found no GPU
+        self._in_vain = collections.Counter()  # starts of a run that found no GPU
 
     def begin(self) -> None:
         """Begins what can be begun. Nothing overtakes a run that waits for several places."""
@@ -159,16 +160,15 @@ class Pool:
             self.waiting.append(job.run)
             log(f"{failure}; it goes on from step {step} when the others have begun.")
             return
+        self._errors.append(error)
+        self._in_vain[job.run.name] += NO_GPU in error
+        if NO_GPU in error and self._in_vain[job.run.name] < STARTS:
+            self.waiting.append(job.run)
+            log(f"{failure}: it found no GPU, and is begun again when the others have begun.")
+            return
         says = f": {error}" if error else "."
-        if NO_GPU in error:
-            starts = self._in_vain[job.run.name] = self._in_vain.get(job.run.name, 0) + 1
-            if starts < STARTS:
-                self.waiting.append(job.run)
-                log(f"{failure}: it found no GPU, and is begun again when the others have begun.")
-                return
         self.failed[job.run.name] = f"{failure}; see {os.path.join(path, 'log.txt')}{says}"
         log(self.failed[job.run.name])
-        self._errors.append(error)
 
     def _note(self, job: Job, status: int) -> str:
         """Leaves a line in the run's folder: what was run, for how long, on what share of a GPU.

@@ -129,6 +129,13 @@ def test_a_run_that_finds_no_gpu_is_begun_again_but_not_for_ever(start, tmp_path
         assert finished == ["b"] and starts == pool.STARTS and "no supported" in places.failed["a"]
 
 
+def test_where_no_run_finds_a_gpu_the_rest_is_not_begun(start, tmp_path):
+    code = "open('starts', 'a').write('x'); raise RuntimeError('Unable to initialize backend')"
+    start([run(tmp_path, f"a{i}", code) for i in range(9)])
+    starts = sum(len(path.read_text()) for path in tmp_path.glob("a*/starts"))
+    assert pool.ALIKE <= starts < 9
+
+
 def test_runs_are_dealt_out_and_a_large_one_takes_two_places(start, tmp_path):
     note = "pathlib.Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'] + ' ' "
     note += "+ os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'all')); time.sleep(0.5)"
@@ -273,6 +280,8 @@ def test_every_run_of_an_experiment_has_a_config_that_builds(name, scale):
         assert section.name.startswith(r.facts["quantizer"])
         if "levels" in r.facts:
             assert tuple(section.levels) == r.facts["levels"]
+        if "quantizer" in config and section.get("scaling") == "layer_norm":
+            assert section.momentum == config.ema_decay
 
 
 def config_of(r):

@@ -369,6 +369,9 @@ def test_a_method_has_runs_of_its_own_and_shares_fig3s():
     assert all(0.9 < r.facts["size"] / 2 ** r.facts["bits"] < 1.1 for r in tokenizers)
     two = {(r.facts["stage"], r.facts["quantizer"]) for r in runs.values() if r.places == 2}
     assert two == {("tokenizer", name) for name in maskgit_runs.CODEWORDS}
+    of_fig3 = fig3_tradeoff.runs(Options(workdir="runs/x"))
+    two = {(r.facts["stage"], r.facts["quantizer"]) for r in of_fig3 if r.places == 2}
+    assert two == {("tokenizer", "vq"), ("transformer", "vq"), ("transformer", "fsq")}
 
 
 @pytest.mark.parametrize("name", launcher.EXPERIMENTS)

@@ -135,9 +135,18 @@ PLANTED = {
     "fsq_jax/launcher/pool.py": (
         LAUNCHER,
         {
-            "no second start without a GPU": ("if starts < STARTS", "if starts < 1"),
-            "starts without end": ("if starts < STARTS", "if True"),
-            "any error is begun again": ("if NO_GPU in error", "if True"),
+            "no second start without a GPU": (
+                "NO_GPU in error and self._in_vain[job.run.name] < STARTS",
+                "False",
+            ),
+            "starts without end": (
+                "NO_GPU in error and self._in_vain[job.run.name] < STARTS",
+                "NO_GPU in error",
+            ),
+            "starts without a GPU don't count": (
+                "self._errors.append(error)",
+                "self._errors.append('' if NO_GPU in error else error)",
+            ),
             "the rest is begun in vain": (
                 "if alike and self.waiting",
                 "if False and self.waiting",
