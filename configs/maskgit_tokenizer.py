@@ -22,7 +22,7 @@ Arguments, after the colon, separated by commas:
 
 Reached with scale=bench and the shorter settings of experiments/maskgit_runs.py (Fashion-MNIST,
 3,000 steps of 128, three seeds, experiments/results/fig3_tradeoff): FSQ [8,5,5,5] 25.86 ± 0.09 dB
-with 985 of 1,000 codes in use, VQ 23.87 ± 0.05 dB with 671 of 1,024. Neither scale=bench as it is
+with 986 of 1,000 codes in use, VQ 23.87 ± 0.05 dB with 671 of 1,024. Neither scale=bench as it is
 nor scale=paper was run.
 """
 

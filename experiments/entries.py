@@ -14,6 +14,7 @@ from experiments import carry
 from fsq_jax.launcher import plan, pool
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports.spread import Spread as Spread
+from fsq_jax.reports.spread import pooled as pooled
 from fsq_jax.reports.spread import spread as spread
 from fsq_jax.runtime import bounded
 from fsq_jax.runtime.files import write_json

@@ -163,6 +163,7 @@ def figure(found: Sequence[Entry]) -> Figure:
             label=quantizer.upper(),
         )
     axes[0].set(xlabel="recall", ylabel="precision")
+    axes[0].locator_params(axis="x", nbins=5)
     axes[1].set(xlabel="guidance α")
     axes[1].set_ylabel(tables.title(metric), fontsize=8)
     for axis in axes:

@@ -26,6 +26,8 @@ from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
 
 STAGE_2 = (10, 14)
+SAMPLED = ("compression/bits_per_token", "sampling/fd_efficientnet")
+SAMPLED += ("sampling/precision_efficientnet", "sampling/recall_efficientnet")
 SIZES = {"paper": BITS, "bench": BITS, "smoke": (8,)}
 # Two equal stages of a residual quantizer that make about 2^bits codes.
 STAGES = {8: (4, 4), 10: (8, 4), 12: (8, 8), 14: (5, 5, 5), 16: (8, 8, 4)}
@@ -33,6 +35,8 @@ SWEPT = 10  # bits, where other weights are tried
 # Beside results.json: entries of tokenizers whose weights were averaged over 1,000 of 3,000 steps,
 # before `maskgit_runs.TOKENIZER` said 100.
 LONG_AVERAGE = "long_average.json"
+# Entries of tokenizers that were trained several times with one seed, one for each training.
+TRAINED_AGAIN = "trained_again.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Method:
     scalar: bool = False
 
 
+COLOURS = colormaps["tab20"].colors
 TOKENS = 128 * 8 * 8  # of a step at scale=bench
 METHODS = {
     "fsq": Method("fsq", scalar=True),
@@ -143,7 +148,6 @@ def figure(found: Sequence[Entry]) -> Figure:
         "bits per token": "compression/bits_per_token",
     }
     drawn, axes = html.panels(len(panels), 2, (5.8, 4.0))
-    colours = colormaps["tab20"].colors
     for axis, (title, metric) in zip(axes, panels.items(), strict=True):
         for number, (name, method) in enumerate(METHODS.items()):
             if means := spreads(found, name, metric):
@@ -155,7 +159,7 @@ def figure(found: Sequence[Entry]) -> Figure:
                     capsize=2,
                     linewidth=1.3,
                     markersize=3.5,
-                    color=colours[number],
+                    color=COLOURS[number],
                     label=name.replace("_", " "),
                 )
         guides(axis, metric)
@@ -168,8 +172,37 @@ def figure(found: Sequence[Entry]) -> Figure:
     return drawn
 
 
+def samples_figure(found: Sequence[Entry]) -> Figure:
+    """What is sampled over what is reconstructed, by distance: one panel per size of stage II."""
+    names = [distance(found, kind) for kind in ("reconstruction", "sampling")]
+    drawn, axes = html.panels(len(STAGE_2), 2, (5.8, 4.4))
+    for axis, bits in zip(axes, STAGE_2, strict=True):
+        for number, (name, method) in enumerate(METHODS.items()):
+            x, y = (spreads(found, name, metric).get(bits) for metric in names)
+            if x and y:
+                axis.errorbar(
+                    x.mean,
+                    y.mean,
+                    xerr=x.deviation or 0.0,
+                    yerr=y.deviation or 0.0,
+                    fmt="o" if method.scalar else "s",
+                    capsize=2,
+                    markersize=5,
+                    color=COLOURS[number],
+                    label=name.replace("_", " "),
+                )
+        axis.set(title=f"$2^{{{bits}}}$ codes")
+        axis.set_xlabel(tables.title(names[0]), fontsize=7)
+        axis.set_ylabel(tables.title(names[1]), fontsize=7)
+        if not axis.has_data():
+            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+    if axes[0].has_data():
+        axes[0].legend(frameon=False, fontsize=7, ncols=2)
+    return drawn
+
+
 def write(found: Sequence[Entry], out: str, options: Options) -> None:
-    """Writes the figure, tables of tokenizers and of transformers, and the claims to `out`."""
+    """Writes the figures, tables of tokenizers and of transformers, and the claims to `out`."""
     stages = {stage: entries.select(found, stage=stage) for stage in ("tokenizer", "transformer")}
     keys = [(method, bits) for bits in SIZES[options.scale] for method in METHODS]
     tokenizers = {key: group(stages["tokenizer"], *key) for key in keys}
@@ -179,8 +212,6 @@ def write(found: Sequence[Entry], out: str, options: Options) -> None:
         for key, made in tokenizers.items()
         if key[0] != "fsq"
     }
-    longer = entries.read(out, LONG_AVERAGE)
-    averages = {key: (tokenizers[key], others) for key in keys if (others := group(longer, *key))}
     swept = {}
     for entry in (e for e in found if "swept" in e):
         values = ", ".join(f"{name}={value}" for name, value in entry["swept"].items())
@@ -193,10 +224,37 @@ def write(found: Sequence[Entry], out: str, options: Options) -> None:
         "table_swept": tables.by_group(swept, SHOWN),
         "claims": claims.table(CLAIMS, found),
     }
-    if averages:
-        head = "100 steps minus 1,000, same seed"
-        written["table_averages"] = tables.paired(head, labelled(averages), metrics)
-    tables.write(out, written, {"figure": figure(found)})
+    longer = entries.read(out, LONG_AVERAGE)
+    before = {stage: entries.select(longer, stage=stage) for stage in stages}
+    others = {
+        "table_averages": averages(tokenizers, before["tokenizer"], metrics),
+        "table_averages_transformers": averages(transformers, before["transformer"], SAMPLED),
+        "table_again": again(tokenizers, entries.read(out, TRAINED_AGAIN), metrics),
+    }
+    written |= {name: table for name, table in others.items() if table.rows}
+    figures = {"figure": figure(found), "figure_samples": samples_figure(found)}
+    tables.write(out, written, figures)
+
+
+Groups = Mapping[tuple[str, int], Sequence[Entry]]  # by method and bits
+
+
+def averages(groups: Groups, longer: Sequence[Entry], metrics: Sequence[str]) -> html.Table:
+    """What an average of the weights over fewer steps does to metrics, by method and size."""
+    pairs = {k: (made, other) for k, made in groups.items() if (other := group(longer, *k))}
+    return tables.paired("100 steps minus 1,000, same seed", labelled(pairs), metrics)
+
+
+def again(groups: Groups, trainings: Sequence[Entry], metrics: Sequence[str]) -> html.Table:
+    """How much metrics deviate over trainings of one seed, and over the same tokenizers' seeds."""
+    repeated = {key: made for key in groups if (made := group(trainings, *key))}
+    if not repeated:
+        return html.Table((), ())
+    rows = {
+        "trainings of one seed": repeated.values(),
+        "seeds": [groups[key] for key in repeated],
+    }
+    return tables.deviations(f"deviation, {len(repeated)} tokenizers", rows, metrics)
 
 
 def labelled(groups: Mapping[tuple[str, int], Any]) -> dict[str, Any]:

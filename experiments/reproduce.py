@@ -96,13 +96,6 @@ def absent(item: Item, scale: str, out: str) -> str:
     return f"Missing: {named}." if lacking else ""
 
 
-def note_of(item: Item, scale: str, out: str) -> str:
-    """What stands in note.md beside an item's results: what its reader must know of the runs, and
-    tables don't say. "" for none."""
-    path = pathlib.Path(folder(item, scale, out), "note.md")
-    return path.read_text().strip() if path.exists() else ""
-
-
 def results_of(item: Item, out: str) -> dict[str, list]:
     """{scale: entries} of what was run of an item."""
     found = {scale: entries.read(folder(item, scale, out)) for scale in ("bench", "paper")}
@@ -179,8 +172,6 @@ def readme(out: str) -> str:
             if lacking := absent(item, scale, out):
                 parts.append(lacking)
             parts.append(claims.table(_claims(item), values).text())
-            if note := note_of(item, scale, out):
-                parts.append(note)
         parts += [path.read_text().strip() for path in tables(item, out)]
         parts += [f"![{path.stem}]({item.module}/{path.name})" for path in pictures(item, out)]
     return "\n\n".join(parts) + "\n"
@@ -194,8 +185,6 @@ def page(out: str) -> str:
         for scale, values in results_of(item, out).items():
             parts.append(" ".join([f"{scale}: {setting(values)}.", absent(item, scale, out)]))
             parts.append(claims.table(_claims(item), values))
-            if note := note_of(item, scale, out):
-                parts.append(note)
         parts += [path.read_bytes() for path in pictures(item, out)]
         sections[item.title] = parts or ["Not run."]
     return html.page("fsq_jax: the paper's figures and tables", sections)

@@ -1,7 +1,7 @@
 """Tables of entries, mean and deviation over seeds, and how findings are written."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -39,6 +39,18 @@ def paired(
         spreads = (entries.spread(entries.differences(ours, theirs, m)) for m in metrics)
         rows.append((name, *map(claims.text, spreads)))
     return html.Table((head, *map(title, metrics)), rows)
+
+
+def deviations(
+    head: str, rows: Mapping[str, Iterable[Sequence[Entry]]], metrics: Sequence[str]
+) -> html.Table:
+    """How much metrics deviate within groups of runs: one row per kind of group."""
+    made = []
+    for name, groups in rows.items():
+        kept = [list(group) for group in groups]
+        pooled = (entries.pooled([entries.values(group, m) for group in kept]) for m in metrics)
+        made.append((name, *(claims.NOT_RUN if p is None else f"{p:.3g}" for p in pooled)))
+    return html.Table((head, *map(title, metrics)), made)
 
 
 def seeds(group: Sequence[Entry]) -> list[str]:

@@ -1,5 +1,6 @@
 """Mean and deviation of a few runs that differ in their seed alone."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,3 +26,13 @@ def spread(numbers: Sequence[float]) -> Spread | None:
         return None
     deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
     return Spread(statistics.fmean(numbers), deviation, len(numbers))
+
+
+def pooled(groups: Sequence[Sequence[float]]) -> float | None:
+    """The sample deviation within groups, sqrt(sum (n - 1) variance / sum (n - 1)); None where no
+    group has two numbers."""
+    several = [group for group in groups if len(group) > 1]
+    if not several:
+        return None
+    squares = sum((len(group) - 1) * statistics.variance(group) for group in several)
+    return math.sqrt(squares / sum(len(group) - 1 for group in several))

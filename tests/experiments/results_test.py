@@ -357,6 +357,49 @@ def test_tokenizers_are_compared_with_those_of_the_longer_average(tmp_path):
     assert cells[0].strip() == "lfq 2^12" and float(cells[1].split(" ± ")[0]) == -3
 
 
+def test_transformers_on_tokenizers_of_either_average_are_compared(tmp_path):
+    found = trade_off()
+    stage_2 = [
+        e | {"stage": "transformer", "compression/bits_per_token": 5.0 + e["seed"]} for e in found
+    ]
+    longer = [
+        e | {"compression/bits_per_token": 4.5 + e["seed"]}
+        for e in stage_2
+        if (e["method"], e["bits"]) in (("lfq", 10), ("lfq", 12))
+    ]
+    (tmp_path / quantizers.LONG_AVERAGE).write_text(json.dumps(longer))
+    quantizers.write([*found, *stage_2], str(tmp_path), OPTIONS)
+    *_, row = (tmp_path / "table_averages_transformers.md").read_text().strip().splitlines()
+    cells = row.strip("| ").split("|")
+    assert cells[0].strip() == "lfq 2^10" and cells[1].split() == ["0.5", "±", "0"]
+    assert not (tmp_path / "table_averages.md").exists()
+    assert not (tmp_path / "table_again.md").exists()
+
+
+def test_deviations_of_one_seed_stand_beside_those_of_seeds(tmp_path):
+    metric = "reconstruction/fd_efficientnet"
+    found = [e | {metric: 10.0 * e["seed"]} for e in trade_off()]
+    first, second = (
+        next(e for e in found if (e["method"], e["bits"], e["seed"]) == (method, 8, 0))
+        for method in ("lfq", "bsq")
+    )
+    # Variances of 1 with one degree of freedom and of 4 with two: sqrt((1 + 2 * 4) / 3).
+    offsets = [(first, -0.5 * 2**0.5), (first, 0.5 * 2**0.5)]
+    offsets += [(second, offset) for offset in (-2.0, 0.0, 2.0)]
+    trained = [e | {metric: 3.0 + offset} for e, offset in offsets]
+    (tmp_path / quantizers.TRAINED_AGAIN).write_text(json.dumps(trained))
+    quantizers.write(found, str(tmp_path), OPTIONS)
+    head, _, once, seeds = (tmp_path / "table_again.md").read_text().strip().splitlines()
+    assert "2 tokenizers" in head
+    assert float(once.split("|")[2]) == pytest.approx(3**0.5, abs=0.01)
+    assert float(seeds.split("|")[2]) == 10.0
+
+
+def test_pooled_deviations_leave_out_what_was_run_once():
+    assert entries.pooled([[1.0, 3.0], [7.0]]) == pytest.approx(2**0.5)
+    assert entries.pooled([[7.0], []]) is None
+
+
 def test_a_method_has_runs_of_its_own_and_shares_fig3s():
     runs = {r.name: r for r in quantizers.runs(Options(workdir="runs/x"))}
     shared = {r.name for r in fig3_tradeoff.runs(Options(workdir="runs/x"))}

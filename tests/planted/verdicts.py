@@ -28,7 +28,41 @@ PLANTED = {
     ),
     "fsq_jax/reports/spread.py": (
         RESULTS,
-        {"deviation of a population": ("statistics.stdev(numbers)", "statistics.pstdev(numbers)")},
+        {
+            "deviation of a population": (
+                "statistics.stdev(numbers)",
+                "statistics.pstdev(numbers)",
+            ),
+            "groups of all sizes count alike": (
+                "squares = sum((len(group) - 1) * statistics.variance(group) for group in several)",
+                "squares = sum(statistics.variance(group) for group in several)",
+            ),
+            "deviations are averaged by numbers": (
+                "squares / sum(len(group) - 1 for group in several)",
+                "squares / sum(len(group) for group in several)",
+            ),
+            "what was run once counts": (
+                "several = [group for group in groups if len(group) > 1]",
+                "several = [(*group, group[0]) if len(group) == 1 else group for group in groups]",
+            ),
+        },
+    ),
+    "experiments/quantizers.py": (
+        RESULTS,
+        {
+            "longer minus shorter": (
+                "pairs = {k: (made, other) for k, made in groups.items()",
+                "pairs = {k: (other, made) for k, made in groups.items()",
+            ),
+            "transformers among the tokenizers": (
+                'averages(tokenizers, before["tokenizer"], metrics)',
+                "averages(tokenizers, longer, metrics)",
+            ),
+            "seeds of all tokenizers": (
+                '"seeds": [groups[key] for key in repeated]',
+                '"seeds": groups.values()',
+            ),
+        },
     ),
     "experiments/entries.py": (
         RESULTS,
