@@ -1,7 +1,7 @@
 """Tables of entries, mean and deviation over seeds, and how findings are written."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -42,13 +42,12 @@ def paired(
 
 
 def deviations(
-    head: str, rows: Mapping[str, Iterable[Sequence[Entry]]], metrics: Sequence[str]
+    head: str, rows: Mapping[str, Collection[Sequence[Entry]]], metrics: Sequence[str]
 ) -> html.Table:
     """How much metrics deviate within groups of runs: one row per kind of group."""
     made = []
     for name, groups in rows.items():
-        kept = [list(group) for group in groups]
-        pooled = (entries.pooled([entries.values(group, m) for group in kept]) for m in metrics)
+        pooled = (entries.pooled([entries.values(group, m) for group in groups]) for m in metrics)
         made.append((name, *(claims.NOT_RUN if p is None else f"{p:.3g}" for p in pooled)))
     return html.Table((head, *map(title, metrics)), made)
 

@@ -378,7 +378,11 @@ def test_transformers_on_tokenizers_of_either_average_are_compared(tmp_path):
 
 def test_deviations_of_one_seed_stand_beside_those_of_seeds(tmp_path):
     metric = "reconstruction/fd_efficientnet"
-    found = [e | {metric: 10.0 * e["seed"]} for e in trade_off()]
+    small = {("lfq", 8), ("bsq", 8)}
+    found = [
+        e | {metric: (10.0 if (e["method"], e["bits"]) in small else 50.0) * e["seed"]}
+        for e in trade_off()
+    ]
     first, second = (
         next(e for e in found if (e["method"], e["bits"], e["seed"]) == (method, 8, 0))
         for method in ("lfq", "bsq")
