@@ -11,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
+from fsq_jax.runtime.user_error import UserError
+
 _TURN = "FSQ_JAX_BENCHMARK_TURN"  # folder in which a measurement says that it is ready, and waits
 
 
@@ -122,6 +124,26 @@ def run(
 ) -> dict:
     """`Started.result` of a measurement in one process, which waits for nobody."""
     return Started(module, arguments, [environment]).result(timeout)
+
+
+def variants(arguments: Sequence[str], one: bool) -> list[str]:
+    """What a program is to measure: in each argument a config and what changes it.
+
+    Raises:
+      UserError: where there is none; where `one` is asked for and there are several; and where a
+        change stands alone, outside the quotes of its variant.
+    """
+    if not arguments:
+        raise UserError("Name what to measure: a config and what changes it, in quotes.")
+    for text in arguments:
+        if "=" in text.partition(":")[0].partition(" ")[0]:
+            raise UserError(
+                f"{text!r} changes a variant and is none; put it into the variant's quotes, as in "
+                f"'{arguments[0]} {text}'."
+            )
+    if one and len(arguments) > 1:
+        raise UserError(f"--one measures one variant, and there are {len(arguments)}.")
+    return list(arguments)
 
 
 def record(result: Mapping, out: str) -> None:

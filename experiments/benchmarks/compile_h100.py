@@ -15,12 +15,12 @@ import json
 import time
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments.benchmarks import apart, collectives, operations, train_step
 from fsq_jax import stages
 from fsq_jax.runs import costs
-from fsq_jax.runtime import absent_gpus
+from fsq_jax.runtime import absent_gpus, cli
 
 _GPUS = flags.DEFINE_list("gpus", ["1", "2"], "Numbers of GPUs.")
 
@@ -45,10 +45,11 @@ def measure(variant: str, gpus: int) -> dict:
 
 def main(argv) -> None:
     options = flags.FLAGS
+    variants = apart.variants(argv[1:], options.one)
     if options.one:
-        print(json.dumps(measure(argv[1], int(_GPUS.value[0])) | {"jax": jax.__version__}))
+        print(json.dumps(measure(variants[0], int(_GPUS.value[0])) | {"jax": jax.__version__}))
         return
-    for variant in argv[1:]:
+    for variant in variants:
         for gpus in _GPUS.value:
             result = {"variant": variant, "gpus": int(gpus)}
             arguments = ["--one", f"--gpus={gpus}", variant]
@@ -58,4 +59,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, takes_arguments=True)

@@ -16,13 +16,13 @@ import statistics
 import time
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments.benchmarks import apart, kernels, train_step
 from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import stages
 from fsq_jax.runs import startup
-from fsq_jax.runtime import sharding
+from fsq_jax.runtime import cli, sharding
 from fsq_jax.runtime.compiler import compiler_options
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "64"], "Sizes of a batch.")
@@ -72,11 +72,12 @@ def measure(variant: str, size: int) -> dict:
 
 def main(argv) -> None:
     options = flags.FLAGS
+    variants = apart.variants(argv[1:], options.one)
     if options.one:
         device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-        print(json.dumps(measure(argv[1], int(_BATCHES.value[0])) | device))
+        print(json.dumps(measure(variants[0], int(_BATCHES.value[0])) | device))
         return
-    for variant in argv[1:]:
+    for variant in variants:
         for size in _BATCHES.value:
             arguments = ["--one", f"--batches={size}", f"--repeats={_REPEATS.value}", variant]
             arguments += ["--kernels"] if options.kernels else []
@@ -86,4 +87,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, takes_arguments=True)

@@ -15,7 +15,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from experiments.benchmarks import apart, train_step
 from experiments.benchmarks.random_arrays import random_like
@@ -26,7 +26,7 @@ from fsq_jax.evaluators.run_scorer import RunScorer
 from fsq_jax.features.inception import to_uint8
 from fsq_jax.runs import startup
 from fsq_jax.runs.predictor import compiled, of_state
-from fsq_jax.runtime import sharding
+from fsq_jax.runtime import cli, sharding
 from fsq_jax.stages.blank import blank_batch
 
 REFERENCE = 10_000  # images that precision and recall take
@@ -109,13 +109,14 @@ def measure(variant: str, images: int, features: str) -> dict:
 
 def main(argv) -> None:
     options = flags.FLAGS
+    variants = apart.variants(argv[1:], options.one)
     if options.one:
         sharding.initialize_distributed()
-        result = measure(argv[1], options.images, options.features)
+        result = measure(variants[0], options.images, options.features)
         device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
         print(json.dumps(result | device))
         return
-    for variant in argv[1:]:
+    for variant in variants:
         arguments = ["--one", f"--images={options.images}", f"--features={options.features}"]
         result = {"variant": variant}
         result |= apart.run("sample_and_score", [*arguments, variant], options.timeout)
@@ -125,4 +126,4 @@ def main(argv) -> None:
 if __name__ == "__main__":
     flags.DEFINE_integer("images", 50_000, "How many are sampled.", lower_bound=8)
     flags.DEFINE_string("features", "inception-random", "The network, as in evals.generation.")
-    app.run(main)
+    cli.run(main, takes_arguments=True)

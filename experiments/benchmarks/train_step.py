@@ -24,7 +24,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import apart, collectives, kernels
@@ -32,7 +32,7 @@ from experiments.benchmarks.random_arrays import random_like
 from fsq_jax import describe, stages
 from fsq_jax.runs import costs, inputs, startup
 from fsq_jax.runs.config import override_config, parse_overrides
-from fsq_jax.runtime import batch_random_init, sharding
+from fsq_jax.runtime import batch_random_init, cli, sharding
 
 _OUT = flags.DEFINE_string("out", "", "File that takes one JSON line per variant.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of steps that are timed.")
@@ -209,14 +209,15 @@ def _seconds(function, *arguments, repeats: int = 20) -> float:
 
 
 def main(argv) -> None:
+    variants = apart.variants(argv[1:], _ONE.value)
     if _ONE.value:
         sharding.initialize_distributed()
-        result = measure_ceilings() if argv[1] == "ceilings" else measure(argv[1])
+        result = measure_ceilings() if variants[0] == "ceilings" else measure(variants[0])
         device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
         print(json.dumps(result | device))
         return
     jax.config.update("jax_platforms", "cpu")  # the device is for the processes of the variants
-    for variant in argv[1:]:
+    for variant in variants:
         options = ["--one", f"--blocks={_BLOCKS.value}", f"--steps={_STEPS.value}", variant]
         options += ["--kernels", f"--traced={_TRACED.value}"] if _KERNELS.value else []
         result = {"variant": variant}
@@ -231,4 +232,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, takes_arguments=True)

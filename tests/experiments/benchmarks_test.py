@@ -1,10 +1,12 @@
 """The benchmark times the very step that is trained, of any variant that its line can name."""
 
 import json
+import re
 
 import pytest
 
-from experiments.benchmarks import train_step
+from experiments.benchmarks import apart, train_step
+from fsq_jax.runtime.user_error import UserError
 from tests import programs, tiny
 
 TRANSFORMER = (
@@ -84,3 +86,14 @@ def test_decoding_is_timed_for_each_batch(tmp_path):
             and line["batch_ms"] > 0
             and line["tokens_per_second"] > line["images_per_second"] > 0
         )
+
+
+def test_changes_outside_of_a_variants_quotes_are_refused_and_not_left_out():
+    assert apart.variants(["a.py:x=1 y=2", "ceilings"], one=False) == ["a.py:x=1 y=2", "ceilings"]
+    for arguments, one, says in (
+        ([], False, "Name what to measure"),
+        (["a.py:x=1", "batch_size=32"], True, "as in 'a.py:x=1 batch_size=32'"),
+        (["a.py:x=1", "b.py"], True, "--one measures one variant, and there are 2"),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)):
+            apart.variants(arguments, one)
