@@ -21,7 +21,7 @@ Arguments, after the colon, separated by commas:
                             Without it scale=paper measures fid_own_reference
 
 Reached with scale=bench and the shorter settings of experiments/maskgit_runs.py (Fashion-MNIST,
-3,000 steps of 128, three seeds, experiments/results/fig3_tradeoff): FSQ [8,5,5,5] 25.86 ± 0.09 dB
+3,000 steps of 128, three seeds, experiments/results/fig3_tradeoff): FSQ [8,5,5,5] 25.86 ± 0.08 dB
 with 986 of 1,000 codes in use, VQ 23.87 ± 0.05 dB with 671 of 1,024. Neither scale=bench as it is
 nor scale=paper was run.
 """
