@@ -46,5 +46,5 @@ def figure(
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8, ncols=2)
     if not panels:
-        axes[0].text(0.5, 0.5, "not run", ha="center", transform=axes[0].transAxes)
+        html.not_run(axes[0])
     return drawn

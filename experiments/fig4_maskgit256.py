@@ -170,7 +170,7 @@ def figure(found: Sequence[Entry]) -> Figure:
         if axis.has_data():
             axis.legend(frameon=False)
         else:
-            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+            html.not_run(axis)
     return drawn
 
 

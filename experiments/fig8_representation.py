@@ -89,7 +89,7 @@ def picture(out: str, found: Sequence[Entry], name: str) -> Figure:
         if os.path.exists(path):
             axis.imshow(np.asarray(Image.open(path)), interpolation="nearest")
         else:
-            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+            html.not_run(axis)
         axis.set_title(quantizer.upper())
         html.bare(axis)
     return drawn

@@ -36,7 +36,7 @@ def curves_figure(
                 axis.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
                 drawn += [value for _, value in points]
         if not drawn:
-            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+            html.not_run(axis)
         elif min(drawn) > 0 and max(drawn) > 10 * min(drawn):
             axis.set_yscale("log")
         axis.set(title=metric, xlabel="step")

@@ -24,16 +24,15 @@ from experiments.options import Options
 from experiments.quantizers_claims import BITS, CLAIMS, group, spreads
 from fsq_jax.launcher.plan import Run
 from fsq_jax.reports import html
+from fsq_jax.reports.spread import rank_correlation
 
 STAGE_2 = (10, 14)
-SAMPLED = ("compression/bits_per_token", "sampling/fd_efficientnet")
-SAMPLED += ("sampling/precision_efficientnet", "sampling/recall_efficientnet")
 SIZES = {"paper": BITS, "bench": BITS, "smoke": (8,)}
 # Two equal stages of a residual quantizer that make about 2^bits codes.
 STAGES = {8: (4, 4), 10: (8, 4), 12: (8, 8), 14: (5, 5, 5), 16: (8, 8, 4)}
 SWEPT = 10  # bits, where other weights are tried
 # Beside results.json: entries of tokenizers whose weights were averaged over 1,000 of 3,000 steps,
-# before `maskgit_runs.TOKENIZER` said 100.
+# before `maskgit_runs.TOKENIZER` said 100, and of transformers on them.
 LONG_AVERAGE = "long_average.json"
 # Entries of tokenizers that were trained several times with one seed, one for each training.
 TRAINED_AGAIN = "trained_again.json"
@@ -56,7 +55,6 @@ class Method:
     scalar: bool = False
 
 
-COLOURS = colormaps["tab20"].colors
 TOKENS = 128 * 8 * 8  # of a step at scale=bench
 METHODS = {
     "fsq": Method("fsq", scalar=True),
@@ -139,6 +137,12 @@ def runs(options: Options) -> list[Run]:
     return made
 
 
+def look(method: str) -> dict[str, Any]:
+    """What a method has in common in all figures, as arguments of errorbar."""
+    colour = colormaps["tab20"].colors[list(METHODS).index(method)]
+    return {"color": colour, "label": method.replace("_", " "), "capsize": 2}
+
+
 def figure(found: Sequence[Entry]) -> Figure:
     """Usage, PSNR, distance and bits per token over the size of the codebook, a line per method."""
     panels = {
@@ -149,53 +153,55 @@ def figure(found: Sequence[Entry]) -> Figure:
     }
     drawn, axes = html.panels(len(panels), 2, (5.8, 4.0))
     for axis, (title, metric) in zip(axes, panels.items(), strict=True):
-        for number, (name, method) in enumerate(METHODS.items()):
+        for name, method in METHODS.items():
             if means := spreads(found, name, metric):
                 axis.errorbar(
                     list(means),
                     [mean.mean for mean in means.values()],
                     yerr=[mean.deviation or 0.0 for mean in means.values()],
                     fmt="o-" if method.scalar else "s--",
-                    capsize=2,
                     linewidth=1.3,
                     markersize=3.5,
-                    color=COLOURS[number],
-                    label=name.replace("_", " "),
+                    **look(name),
                 )
         guides(axis, metric)
         axis.set(title=title, xlabel="codebook size", xlim=(BITS[0] - 0.5, BITS[-1] + 0.5))
         axis.set_ylabel(tables.title(metric), fontsize=7)
         axis.set_xticks(BITS, [f"$2^{{{bits}}}$" for bits in BITS])
         if not axis.has_data():
-            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+            html.not_run(axis)
     axes[0].legend(frameon=False, fontsize=7, ncols=2)
     return drawn
 
 
 def samples_figure(found: Sequence[Entry]) -> Figure:
-    """What is sampled over what is reconstructed, by distance: one panel per size of stage II."""
+    """What is sampled over what is reconstructed, by distance: one panel per size of stage II, with
+    the rank correlation of the methods' means."""
     names = [distance(found, kind) for kind in ("reconstruction", "sampling")]
     drawn, axes = html.panels(len(STAGE_2), 2, (5.8, 4.4))
     for axis, bits in zip(axes, STAGE_2, strict=True):
-        for number, (name, method) in enumerate(METHODS.items()):
+        means = []
+        for name, method in METHODS.items():
             x, y = (spreads(found, name, metric).get(bits) for metric in names)
             if x and y:
+                means.append((x.mean, y.mean))
                 axis.errorbar(
                     x.mean,
                     y.mean,
                     xerr=x.deviation or 0.0,
                     yerr=y.deviation or 0.0,
                     fmt="o" if method.scalar else "s",
-                    capsize=2,
                     markersize=5,
-                    color=COLOURS[number],
-                    label=name.replace("_", " "),
+                    **look(name),
                 )
-        axis.set(title=f"$2^{{{bits}}}$ codes")
+        title = f"$2^{{{bits}}}$ codes"
+        if len(means) > 1:
+            title += f", rank correlation {rank_correlation(*zip(*means, strict=True)):.2f}"
+        axis.set(title=title)
         axis.set_xlabel(tables.title(names[0]), fontsize=7)
         axis.set_ylabel(tables.title(names[1]), fontsize=7)
         if not axis.has_data():
-            axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+            html.not_run(axis)
     if axes[0].has_data():
         axes[0].legend(frameon=False, fontsize=7, ncols=2)
     return drawn
@@ -226,9 +232,10 @@ def write(found: Sequence[Entry], out: str, options: Options) -> None:
     }
     longer = entries.read(out, LONG_AVERAGE)
     before = {stage: entries.select(longer, stage=stage) for stage in stages}
+    sampled = [m for m in SHOWN if any(m in e for e in before["transformer"])]
     others = {
         "table_averages": averages(tokenizers, before["tokenizer"], metrics),
-        "table_averages_transformers": averages(transformers, before["transformer"], SAMPLED),
+        "table_averages_transformers": averages(transformers, before["transformer"], sampled),
         "table_again": again(tokenizers, entries.read(out, TRAINED_AGAIN), metrics),
     }
     written |= {name: table for name, table in others.items() if table.rows}
@@ -248,12 +255,11 @@ def averages(groups: Groups, longer: Sequence[Entry], metrics: Sequence[str]) ->
 def again(groups: Groups, trainings: Sequence[Entry], metrics: Sequence[str]) -> html.Table:
     """How much metrics deviate over trainings of one seed, and over the same tokenizers' seeds."""
     repeated = {key: made for key in groups if (made := group(trainings, *key))}
-    if not repeated:
-        return html.Table((), ())
-    rows = {
+    kinds = {
         "trainings of one seed": repeated.values(),
         "seeds": [groups[key] for key in repeated],
     }
+    rows = kinds if repeated else {}
     return tables.deviations(f"deviation, {len(repeated)} tokenizers", rows, metrics)
 
 

@@ -77,6 +77,11 @@ def panels(count: int, columns: int, size: tuple[float, float]):
     return figure, axes[:count]
 
 
+def not_run(axis) -> None:
+    """Says on an axis without data that what belongs there was not run."""
+    axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+
+
 def bare(axis) -> None:
     """Takes ticks and frame from an axis that shows a picture."""
     axis.set(xticks=[], yticks=[])

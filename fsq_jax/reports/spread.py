@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -36,3 +38,9 @@ def pooled(groups: Sequence[Sequence[float]]) -> float | None:
         return None
     squares = sum((len(group) - 1) * statistics.variance(group) for group in several)
     return math.sqrt(squares / sum(len(group) - 1 for group in several))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's, in [-1, 1], of numbers none of which is there twice."""
+    x, y = (np.argsort(np.argsort(numbers)) for numbers in (first, second))
+    return float(np.corrcoef(x, y)[0, 1])

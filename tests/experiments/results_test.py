@@ -27,6 +27,7 @@ from experiments import (
 from experiments.claims import CONFIRMED, NOT_RUN, OPEN, REFUTED
 from experiments.options import Options
 from fsq_jax.launcher import plan
+from fsq_jax.reports.spread import rank_correlation
 from fsq_jax.runtime.image_grid import image_grid
 from fsq_jax.runtime.user_error import UserError
 from fsq_jax.runtime.workdir import save_config, save_results
@@ -302,6 +303,15 @@ def trade_off(better=1.0):
     return found
 
 
+def transformers_on(tokenizers, metric, value):
+    """Entries of transformers, one for each tokenizer's, with one metric."""
+    facts = ({k: v for k, v in e.items() if "/" not in k} for e in tokenizers)
+    return [
+        f | {"stage": "transformer", metric: value(e)}
+        for f, e in zip(facts, tokenizers, strict=True)
+    ]
+
+
 def test_quantizers_are_judged_by_their_own_papers_claims():
     found = trade_off()
     by_text = {c.paper: c.judge(found).verdict for c in quantizers.CLAIMS}
@@ -359,9 +369,7 @@ def test_tokenizers_are_compared_with_those_of_the_longer_average(tmp_path):
 
 def test_transformers_on_tokenizers_of_either_average_are_compared(tmp_path):
     found = trade_off()
-    stage_2 = [
-        e | {"stage": "transformer", "compression/bits_per_token": 5.0 + e["seed"]} for e in found
-    ]
+    stage_2 = transformers_on(found, "compression/bits_per_token", lambda e: 5.0 + e["seed"])
     longer = [
         e | {"compression/bits_per_token": 4.5 + e["seed"]}
         for e in stage_2
@@ -397,6 +405,25 @@ def test_deviations_of_one_seed_stand_beside_those_of_seeds(tmp_path):
     assert "2 tokenizers" in head
     assert float(once.split("|")[2]) == pytest.approx(3**0.5, abs=0.01)
     assert float(seeds.split("|")[2]) == 10.0
+
+
+def test_rank_correlation_is_of_the_order_alone():
+    assert rank_correlation([1, 2, 3], [10, 11, 99]) == pytest.approx(1)
+    assert rank_correlation([3, 1, 2], [-3, 7, 0]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
+
+
+def test_samples_are_drawn_over_reconstructions_with_the_correlation_of_their_orders():
+    found = trade_off()
+    stage_2 = transformers_on(
+        [e for e in found if e["bits"] == 10],
+        "sampling/fd_efficientnet",
+        lambda e: -e["reconstruction/fd_efficientnet"],
+    )
+    first, second = quantizers.samples_figure([*found, *stage_2]).axes
+    assert "rank correlation -1.00" in first.get_title()
+    assert len(first.containers) == len(quantizers.METHODS)
+    assert second.get_title() == "$2^{14}$ codes" and not second.has_data()
 
 
 def test_pooled_deviations_leave_out_what_was_run_once():
